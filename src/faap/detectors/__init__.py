@@ -1,0 +1,41 @@
+"""Frozen detectors: loading them, their outputs, their loss."""
+
+from pathlib import Path
+
+import torch
+
+from faap.detectors.base import Detections, DetectorOutput, FrozenDetector
+from faap.detectors.hugging_face import load_hugging_face
+from faap.errors import FaapError
+
+__all__ = ["Detections", "DetectorOutput", "FrozenDetector", "load_detector"]
+
+
+def load_detector(name: str | Path, device: str | torch.device | None = None) -> FrozenDetector:
+    """Load a detector, frozen and ready.
+
+    Args:
+        name: "promenade" for the detector of the embedded benchmark, or a directory with config.json,
+            model.safetensors and preprocessor_config.json of a DETR or Conditional DETR.
+        device: where to put it; the CPU by default.
+
+    Returns:
+        The detector.
+
+    Raises:
+        FaapError: `name` is neither, or the directory's content is not a supported detector.
+    """
+    if name == "promenade":
+        from faap.promenade import detector_dir
+
+        detector = load_hugging_face(detector_dir("biased"), name="promenade")
+    else:
+        directory = Path(name)
+        if not directory.is_dir():
+            found = "is not a directory" if directory.exists() else "does not exist"
+            raise FaapError(
+                f"detector {directory} {found}; give 'promenade' or a directory with config.json, model.safetensors "
+                "and preprocessor_config.json of a DETR or Conditional DETR"
+            )
+        detector = load_hugging_face(directory)
+    return detector if device is None else detector.to(device)

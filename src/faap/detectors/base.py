@@ -1,0 +1,217 @@
+"""What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from faap.data.images import Preprocessing
+from faap.detectors.set_loss import Activation, Match, Target, match_layers, set_loss
+from faap.errors import FaapError
+
+
+@dataclass
+class DetectorOutput:
+    """What a detector says about a batch of B images with Q queries.
+
+    Attributes:
+        logits: (B, Q, C') class logits; for softmax detectors the last column is no-object.
+        boxes: (B, Q, 4) boxes, cxcywh relative to the image without its padding, in [0, 1].
+        features: (B, Q, D) states of the last decoder layer after the decoder's final layer norm.
+        aux: (logits, boxes) of the earlier decoder layers, first to last.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    features: Tensor
+    aux: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class Detections:
+    """The detections in one image: every query once, with its best real class.
+
+    Attributes:
+        scores: (Q,) probabilities in [0, 1].
+        labels: (Q,) class indices of the detector.
+        boxes: (Q, 4) xywh in pixels of the original image, not clipped to it.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+class FrozenDetector(nn.Module):
+    """A detector whose weights, buffers and mode never change; gradients pass through it to the pixels.
+
+    A subclass wraps one kind of model and implements `forward(pixel_values, pixel_mask=None) -> DetectorOutput`.
+
+    Args:
+        model: the wrapped network; it is put in evaluation mode and its parameters stop requiring gradients.
+        name: what to call the detector in reports.
+        labels: class index -> class name, no-object left out.
+        num_queries: Q, the number of detections in an image.
+        preprocessing: how an image becomes `pixel_values`.
+        activation: "softmax" when the last logit is no-object, "sigmoid" for independent class scores.
+        checkpoint_sha256: hex SHA-256 of the weights file, which is the checkpoint's identity outside this process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        name: str,
+        labels: dict[int, str],
+        num_queries: int,
+        preprocessing: Preprocessing,
+        activation: Activation,
+        checkpoint_sha256: str,
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.name = name
+        self.labels = labels
+        self.num_queries = num_queries
+        self.preprocessing = preprocessing
+        self.activation = activation
+        self.checkpoint_sha256 = checkpoint_sha256
+        self.train(False)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
+        """Detect objects in a batch of normalised images.
+
+        Args:
+            pixel_values: (B, 3, H, W) float, normalised with `preprocessing`, zero in the padding.
+            pixel_mask: (B, H, W) bool, True where the image is; None when nothing is padded.
+
+        Returns:
+            The outputs of all decoder layers.
+        """
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "FrozenDetector":
+        """Stay in evaluation mode, whatever a parent module asks for."""
+        return super().train(False)
+
+    def match_all_layers(self, out: DetectorOutput, targets: Sequence[Target]) -> list[list[Match]]:
+        """Match the queries of every decoder layer to the targets, each layer on its own.
+
+        Args:
+            out: the detector's output for B images.
+            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
+
+        Returns:
+            For each layer, first to last (the last entry belongs to `out.logits`), B pairs (query_index,
+            target_index) of CPU LongTensors of length min(Q, n), sorted by target_index.
+        """
+        return match_layers(*_stack_layers(out), targets, self.activation)
+
+    def match(self, out: DetectorOutput, targets: Sequence[Target]) -> list[Match]:
+        """Match the queries of the last decoder layer to the targets: B pairs as in `match_all_layers`."""
+        return match_layers(out.logits[None], out.boxes[None], targets, self.activation)[0]
+
+    def loss(
+        self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
+    ) -> Tensor:
+        """Compute DETR's set loss over all decoder layers; see `set_loss`.
+
+        Args:
+            out: the detector's output for B images.
+            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
+            matches: the result of `match_all_layers(out, targets)` if it is already known.
+
+        Returns:
+            A scalar.
+        """
+        matches = self.match_all_layers(out, targets) if matches is None else matches
+        return set_loss(*_stack_layers(out), targets, matches, self.activation)
+
+    def matched_scores(
+        self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
+    ) -> list[Tensor]:
+        """Read the probability of each target's label at the query that the last layer's matching gives it.
+
+        Args:
+            out: the detector's output for B images.
+            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
+            matches: the result of `match_all_layers(out, targets)` if it is already known.
+
+        Returns:
+            B differentiable tensors (min(Q, n),), in the order of the targets.
+        """
+        pairs = self.match(out, targets) if matches is None else matches[-1]
+        probabilities = self.class_probabilities(out.logits)
+        return [
+            scores[query.to(scores.device), target["labels"][wanted.to(scores.device)]]
+            for scores, target, (query, wanted) in zip(probabilities, targets, pairs, strict=True)
+        ]
+
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """Turn class logits (..., C') into probabilities (..., C) of the real classes."""
+        return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
+
+    @torch.no_grad()
+    def detections(self, out: DetectorOutput, sizes: Tensor) -> list[Detections]:
+        """Read an output as detections in pixels, every query once with its best real class.
+
+        Args:
+            out: the detector's output for B images.
+            sizes: (B, 2) height and width of the original images in pixels.
+
+        Returns:
+            B detections on the output's device.
+        """
+        scores, labels = self.class_probabilities(out.logits.float()).max(-1)
+        height, width = sizes.to(out.boxes).unbind(-1)
+        boxes = out.boxes.float()
+        boxes = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]], -1)
+        boxes = boxes * torch.stack([width, height, width, height], -1)[:, None]
+        return [Detections(*image) for image in zip(scores, labels, boxes, strict=True)]
+
+    def label_map(self, categories: dict[int, str]) -> dict[int, int]:
+        """Map the data set's categories to the detector's classes by name, whatever the case.
+
+        Args:
+            categories: data set category id -> name.
+
+        Returns:
+            Data set category id -> class index, without the categories that the detector does not know.
+
+        Raises:
+            FaapError: no name is common to both.
+        """
+        known: dict[str, int] = {}
+        for index, label in sorted(self.labels.items()):
+            known.setdefault(label.strip().casefold(), index)
+        names = {category: name.strip().casefold() for category, name in categories.items()}
+        found = {category: known[name] for category, name in names.items() if name in known}
+        if not found:
+            raise FaapError(
+                f"none of the data set's categories ({', '.join(sorted(categories.values()))}) is a class of the "
+                f"detector {self.name} ({', '.join(sorted(set(self.labels.values())))}); rename one side"
+            )
+        return found
+
+    def sha256(self) -> str:
+        """Hash the live tensors (name, dtype, shape, bytes), to show that nothing changed while it was used.
+
+        Preparing a model folds and rounds its weights, so this is not the hash of the checkpoint: that is
+        `checkpoint_sha256`.
+
+        Returns:
+            64 hex digits.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _stack_layers(out: DetectorOutput) -> tuple[Tensor, Tensor]:
+    logits, boxes = zip(*out.aux, (out.logits, out.boxes), strict=True)
+    return torch.stack(logits), torch.stack(boxes)

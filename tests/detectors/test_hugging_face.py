@@ -1,0 +1,181 @@
+"""Loading from disk, and that every decoder layer's output is the one that DETR defines."""
+
+import copy
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from faap.detectors import load_detector
+from faap.detectors.hugging_face import read_preprocessing
+from faap.errors import FaapError
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tiny, save):
+    return save(tiny("detr"), tmp_path_factory.mktemp("detectors") / "tiny-detr")
+
+
+@pytest.fixture
+def broken(directory, tmp_path):
+    """A copy of a detector directory, to be damaged."""
+    return shutil.copytree(directory, tmp_path / "broken")
+
+
+def test_last_layer_is_the_models_own_output(detector, batch):
+    out = detector(*batch)
+    own = detector.model(*batch)
+    torch.testing.assert_close(out.logits, own.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.boxes, own.pred_boxes, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.features, own.last_hidden_state, rtol=0, atol=0)
+
+
+def test_each_earlier_layer_is_what_a_decoder_cut_there_gives(detector, batch):
+    out = detector(*batch)
+    assert len(out.aux) == 2
+    for depth, (logits, boxes) in enumerate(out.aux, start=1):
+        cut = copy.deepcopy(detector.model)
+        cut.model.decoder.layers = cut.model.decoder.layers[:depth]
+        own = cut(*batch)
+        torch.testing.assert_close(logits, own.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(boxes, own.pred_boxes, rtol=1e-5, atol=1e-5)
+        assert (logits - out.logits).abs().max() > 1e-2
+
+
+def test_no_mask_means_no_padding(detector, batch):
+    pixels = batch[0]
+    masked, plain = detector(pixels, torch.ones(2, 48, 64, dtype=torch.bool)), detector(pixels)
+    assert torch.equal(masked.logits, plain.logits)
+    assert torch.equal(masked.boxes, plain.boxes)
+
+
+def test_the_mask_tells_padding_from_image(detector, batch):
+    assert (detector(*batch).logits - detector(batch[0]).logits)[1].abs().max() > 1e-3
+
+
+def test_a_directory_gives_back_its_model(kind, tiny, wrap, save, batch, tmp_path):
+    model = tiny(kind)
+    truth = wrap(copy.deepcopy(model))
+    loaded = load_detector(save(model, tmp_path / "mine"))
+    for value, expected in zip(
+        (loaded(*batch).logits, loaded(*batch).boxes), (truth(*batch).logits, truth(*batch).boxes), strict=True
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert (loaded.name, loaded.num_queries, loaded.activation) == ("mine", 6, truth.activation)
+    assert loaded.labels == truth.labels
+    weights = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    assert loaded.checkpoint_sha256 == hashlib.sha256(weights).hexdigest()
+    assert loaded.sha256() == load_detector(tmp_path / "mine").sha256()
+    assert loaded.activation == ("sigmoid" if kind == "conditional_sigmoid" else "softmax")
+
+
+def test_half_precision_weights_become_float32(tiny, save, batch, tmp_path):
+    detector = load_detector(save(tiny("conditional_softmax").half(), tmp_path / "half"))
+    assert {parameter.dtype for parameter in detector.parameters()} == {torch.float32}
+    assert torch.isfinite(detector(*batch).logits).all()
+
+
+def test_a_config_with_auxiliary_loss_changes_nothing(directory, broken, batch):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "auxiliary_loss": True}))
+    plain, auxiliary = load_detector(directory)(*batch), load_detector(broken)(*batch)
+    assert torch.equal(plain.logits, auxiliary.logits)
+    assert torch.equal(plain.aux[0][0], auxiliary.aux[0][0])
+
+
+def test_loading_says_nothing(directory, capfd):
+    load_detector(directory)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_preprocessing_comes_from_the_directory(directory):
+    preprocessing = load_detector(directory).preprocessing
+    assert (preprocessing.shortest_edge, preprocessing.longest_edge) == (48, 80)
+    assert (preprocessing.mean, preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("content", "edges"),
+    [
+        ({"size": 800, "max_size": 1333}, (800, 1333)),
+        ({"size": {"shortest_edge": 640}}, (640, None)),
+        ({"do_resize": False}, (None, None)),
+    ],
+)
+def test_preprocessing_formats(content, edges, tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    preprocessing = read_preprocessing(tmp_path / "p.json")
+    assert (preprocessing.shortest_edge, preprocessing.longest_edge) == edges
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"size": {"height": 64, "width": 64}}, "size is.*shortest_edge"),
+        ({"size": -3}, "size is -3"),
+        ({}, "size is None"),
+        ({"size": 800, "image_mean": "grey"}, "image_mean"),
+        ({"size": 800, "do_normalize": False}, "do_normalize"),
+        ([], "JSON object"),
+    ],
+)
+def test_preprocessing_errors_name_the_file(content, message, tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    with pytest.raises(FaapError, match=rf"p\.json.*{message}"):
+        read_preprocessing(tmp_path / "p.json")
+
+
+def edit_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(directory, change):
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json.*No such file"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json.*not valid JSON"),
+        (lambda d: edit_config(d, model_type="yolos"), "'yolos'.*conditional_detr, detr"),
+        (lambda d: edit_config(d, d_model="wide"), "cannot be loaded as detr"),
+        (lambda d: (d / "model.safetensors").unlink(), "model.safetensors.*no such file"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"rubbish"), "cannot be loaded as detr"),
+        (lambda d: (d / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (
+            lambda d: edit_weights(d, lambda w: w.pop("class_labels_classifier.weight")),
+            "class_labels_classifier.*missing",
+        ),
+        (lambda d: edit_weights(d, lambda w: w.update(extra=torch.zeros(2))), "extra.*not of this model"),
+        (
+            lambda d: edit_weights(d, lambda w: w.update({"class_labels_classifier.bias": torch.zeros(9)})),
+            "class_labels_classifier.bias.*wrong shape",
+        ),
+        (
+            lambda d: edit_weights(d, lambda w: w.pop(next(key for key in w if key.endswith("running_mean")))),
+            "running_mean.*missing",
+        ),
+    ],
+)
+def test_errors_name_the_file_and_the_trouble(broken, damage, message):
+    damage(broken)
+    with pytest.raises(FaapError, match=message) as caught:
+        load_detector(broken)
+    assert str(broken) in str(caught.value)
+
+
+def test_what_is_not_a_detector_says_what_would_be(tmp_path):
+    with pytest.raises(FaapError, match=r"nowhere does not exist; give 'promenade' or a directory"):
+        load_detector(tmp_path / "nowhere")
+    (tmp_path / "file.txt").write_text("")
+    with pytest.raises(FaapError, match=r"file.txt is not a directory"):
+        load_detector(tmp_path / "file.txt")
