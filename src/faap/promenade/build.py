@@ -1,0 +1,124 @@
+"""Write Promenade to disk in the split-folder layout, once, under the user's cache folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from faap.errors import FaapError
+from faap.promenade.scenes import HEIGHT, SPLITS, WIDTH, compose
+
+SEED = 0
+SCENES: Mapping[str, int] = {"train": 1600, "val": 250, "test": 700}  # for each of the two groups
+FOLDERS = {"female": "women", "male": "men"}
+
+
+def cache_dir() -> Path:
+    """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
+    if own := os.environ.get("FAAP_CACHE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap"
+
+
+def detector_dir(arm: str = "biased") -> Path:
+    """Return the folder of a shipped detector, in `transformers` format.
+
+    Args:
+        arm: "biased" for the detector with the planted bias against women, "control" for its unbiased twin.
+
+    Raises:
+        FaapError: If there is no such detector.
+    """
+    directory = Path(str(resources.files("faap.promenade"))) / "assets" / f"detector_{arm}"
+    if not directory.is_dir():
+        raise FaapError(f"Promenade has no detector {arm!r}; it has 'biased' and 'control'.")
+    return directory
+
+
+def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | None = None) -> Path:
+    """Return the folder of the benchmark, writing it first if it is not there yet.
+
+    The folder is complete or absent: it is written beside its place and moved there in one step. Its name carries a
+    hash of everything that determines the pictures, so a new version never reads an old one's files.
+
+    Args:
+        directory: Parent folder; faap's cache folder by default.
+        scenes: {split: scenes for each group}; `SCENES` by default.
+
+    Returns:
+        `<directory>/promenade-<hash>` with `women_split/` and `men_split/`.
+    """
+    scenes = SCENES if scenes is None else scenes
+    home = cache_dir() if directory is None else directory
+    target = home / f"promenade-{_fingerprint(scenes)}"
+    if target.is_dir():
+        return target
+    home.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".promenade-", dir=home))
+    try:
+        jobs = [(split, group, index) for split in SPLITS for group in FOLDERS for index in range(scenes[split])]
+        _write(temporary, track(jobs, "Building Promenade", transient=True))
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _fingerprint(scenes: Mapping[str, int]) -> str:
+    package = resources.files("faap.promenade")
+    digest = hashlib.sha256(json.dumps([SEED, sorted(scenes.items())]).encode())
+    for name in ("people.py", "scenes.py", "build.py", "assets/people.webp", "assets/people.json"):
+        digest.update((package / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _write(root: Path, jobs: Iterable[tuple[str, str, int]]) -> None:
+    files: dict[Path, dict[str, Any]] = {}
+    for split, group, index in jobs:
+        folder = root / f"{FOLDERS[group]}_split"
+        annotations = files.setdefault(
+            folder / f"gender_{FOLDERS[group]}_{split}.json",
+            {
+                "info": {"description": f"Promenade, {split}, {group}: rendered scenes, CC0-derived people"},
+                "images": [],
+                "annotations": [],
+                "categories": [{"id": 1, "name": "person"}],
+            },
+        )
+        scene = compose(SEED, split, index, group)
+        image_id = 2 * index + 1 + (group == "male")
+        name = f"{index:05d}.jpg"
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene.image).save(folder / split / name, quality=92, subsampling=0)
+        annotations["images"].append(
+            {"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT, "scene": f"{split}-{index}"}
+        )
+        if split == "train":  # training scenes have no twin
+            del annotations["images"][-1]["scene"]
+        for person, (box, identity) in enumerate(zip(scene.boxes, scene.identities, strict=True)):
+            annotations["annotations"].append(
+                {
+                    "id": 10 * image_id + person,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": box.tolist(),
+                    "area": float(box[2] * box[3]),
+                    "iscrowd": 0,
+                    "identity": identity,
+                }
+            )
+    for path, content in files.items():
+        path.write_text(json.dumps(content))
