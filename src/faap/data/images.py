@@ -58,7 +58,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I") or image.mode == "F":
+            if image.mode.startswith("I"):
                 # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
                 wide = np.asarray(image, dtype=np.float64) / 257
                 image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
