@@ -126,7 +126,7 @@ def _image(entry: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     except (OSError, ValueError):
         found = False
     if not found:
-        raise FaapError(f"{where}: file {file!s:.200} does not exist")
+        raise FaapError(f"{where}: file_name {name!r:.80} does not exist in {folder}")
     return {"path": file, "width": width, "height": height, "pair": None if scene is None else str(scene)}
 
 

@@ -155,11 +155,13 @@ def _resize(image: Image.Image, shortest: int | None, longest: int | None) -> Im
     if shortest is None:
         return image
     low, high = min(image.size), max(image.size)
+    exact = float(shortest)
     if longest is not None and high / low * shortest > longest:
-        shortest = max(1, round(longest * low / high))
-    other = max(1, int(shortest * high / low))
-    size = (shortest, other) if image.width <= image.height else (other, shortest)
-    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
+        exact = longest * low / high
+    if low == max(1, round(exact)):
+        return image
+    edges = max(1, round(exact)), max(1, int(exact * high / low))
+    return image.resize(edges if image.width <= image.height else edges[::-1], Image.Resampling.BILINEAR)
 
 
 def _pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:

@@ -1,0 +1,220 @@
+"""Every kind of file becomes the right RGB image, and boxes go where their objects go."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+
+from faap.data import (
+    MEAN,
+    STD,
+    Preprocessing,
+    denormalise,
+    evaluation_transform,
+    normalise,
+    read_image,
+    training_transform,
+)
+from faap.errors import FaapError
+
+KEEP = Preprocessing(shortest_edge=None, longest_edge=None)
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def centre(image):
+    return image.getpixel((image.width // 2, image.height // 2))
+
+
+# The EXIF standard: which side of the picture the stored array's first row and first column are.
+SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+@pytest.mark.parametrize("orientation", SIDES)
+def test_exif_orientation_is_honoured(orientation, tmp_path, rng):
+    upright = rng.integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    first_row, first_column = SIDES[orientation]
+    stored = upright if first_row in ("top", "bottom") else upright.transpose(1, 0, 2)
+    stored = stored[::-1] if first_row in ("bottom", "right") else stored
+    stored = stored[:, ::-1] if first_column in ("bottom", "right") else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(path)), upright)
+
+
+def test_grayscale_becomes_three_equal_channels(tmp_path):
+    assert centre(read_image(saved(Image.new("L", (8, 6), 77), tmp_path / "a.png"))) == (77, 77, 77)
+    assert centre(read_image(saved(Image.new("1", (8, 6), 1), tmp_path / "b.png"))) == (255, 255, 255)
+
+
+def test_cmyk_keeps_its_colour(tmp_path):
+    colour = (200, 60, 30)
+    path = saved(Image.new("RGB", (16, 16), colour).convert("CMYK"), tmp_path / "a.jpg", quality=95)
+    with Image.open(path) as image:
+        assert image.mode == "CMYK"
+    assert centre(read_image(path)) == pytest.approx(colour, abs=4)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (255, 1), (257 * 100, 100), (65535, 255)])
+def test_sixteen_bit_values_are_scaled_not_clipped(value, expected, tmp_path):
+    path = saved(Image.fromarray(np.full((6, 8), value, np.uint16)), tmp_path / "a.png")
+    assert centre(read_image(path)) == (expected,) * 3
+    path = saved(Image.fromarray(np.full((6, 8), value, np.int32)), tmp_path / "a.tif")
+    assert centre(read_image(path)) == (expected,) * 3
+
+
+def test_transparency_lies_on_white(tmp_path):
+    path = saved(Image.new("RGBA", (8, 6), (200, 0, 100, 0)), tmp_path / "clear.png")
+    assert centre(read_image(path)) == (255, 255, 255)
+    path = saved(Image.new("RGBA", (8, 6), (200, 0, 100, 255)), tmp_path / "solid.png")
+    assert centre(read_image(path)) == (200, 0, 100)
+    path = saved(Image.new("RGBA", (8, 6), (200, 0, 100, 51)), tmp_path / "veil.png")
+    assert centre(read_image(path)) == pytest.approx((244, 204, 224), abs=1)
+    path = saved(Image.new("LA", (8, 6), (30, 0)), tmp_path / "grey.png")
+    assert centre(read_image(path)) == (255, 255, 255)
+    palette = Image.new("P", (8, 6), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    assert centre(read_image(saved(palette, tmp_path / "p.png"))) == (9, 8, 7)
+    assert centre(read_image(saved(palette, tmp_path / "q.png", transparency=1))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 0.3, 0.9])
+def test_a_broken_file_is_named(kept, tmp_path, rng):
+    picture = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    for suffix in ("jpg", "png"):
+        path = saved(picture, tmp_path / f"whole.{suffix}")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept if kept > 1 else kept * len(content))])
+        with pytest.raises(FaapError, match=rf"whole\.{suffix}: cannot be read as an image"):
+            read_image(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FaapError, match=r"none\.jpg: cannot be read as an image"):
+        read_image(tmp_path / "none.jpg")
+
+
+def test_normalising_is_undone_exactly_for_every_byte():
+    bytes_ = torch.arange(256, dtype=torch.float32).expand(3, 1, 256)
+    values = normalise(bytes_ / 255)
+    for channel in range(3):
+        assert values[channel, 0, 51].item() == pytest.approx((0.2 - MEAN[channel]) / STD[channel], rel=1e-5)
+    assert torch.equal((denormalise(values) * 255).round(), bytes_)
+
+
+@pytest.mark.parametrize(
+    ("size", "edges", "expected"),
+    [
+        ((640, 480), (800, 1333), (1066, 800)),
+        ((480, 640), (800, 1333), (800, 1066)),
+        ((1000, 300), (800, 1333), (1333, 400)),
+        ((300, 300), (120, None), (120, 120)),
+        ((160, 128), (None, None), (160, 128)),
+    ],
+)
+def test_evaluation_sizes(size, edges, expected):
+    pixels, _ = evaluation_transform(Image.new("RGB", size), np.zeros((0, 4)), Preprocessing(*edges))
+    assert tuple(pixels.shape) == (3, expected[1], expected[0])
+
+
+@pytest.mark.parametrize("size", [(180, 120), (120, 180), (200, 100), (133, 100), (311, 77), (64, 64)])
+def test_evaluation_equals_the_librarys_processor(size, rng):
+    picture = Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).resize(size)
+    boxes = np.array([[10.0, 20, 50, 40]])
+    pixels, targets = evaluation_transform(picture, boxes, Preprocessing(100, 140))
+    processor = DetrImageProcessorPil(size={"shortest_edge": 100, "longest_edge": 140})
+    theirs = processor(images=np.asarray(picture), return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(pixels, theirs, rtol=1e-4, atol=1e-5)
+    width, height = size
+    assert targets.tolist()[0] == pytest.approx([35 / width, 40 / height, 50 / width, 40 / height])
+
+
+def test_kept_size_gives_the_very_pixels(rng):
+    values = rng.integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    pixels, _ = evaluation_transform(Image.fromarray(values), np.zeros((0, 4)), KEEP)
+    back = (denormalise(pixels) * 255).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(back, values)
+
+
+def rectangle(size, box, value=255):
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    x, y, w, h = box
+    picture[y : y + h, x : x + w] = value
+    return Image.fromarray(picture)
+
+
+def bright_extent(pixels):
+    """The bounding box (x0, y0, x1, y1) of what is brighter than half, in pixels."""
+    rows, columns = np.nonzero(denormalise(pixels).mean(0).numpy() > 0.5)
+    return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
+@pytest.mark.parametrize("preprocessing", [Preprocessing(800, 1333), Preprocessing(200, 300), KEEP])
+@pytest.mark.parametrize("seed", range(6))
+def test_boxes_hug_their_objects_through_augmentation(preprocessing, seed):
+    size, box = (320, 240), (70, 60, 90, 120)
+    rng = np.random.default_rng(seed)
+    pixels, boxes, labels = training_transform(
+        rectangle(size, box), np.array([box], dtype=float), np.array([7]), preprocessing, rng
+    )
+    if not len(boxes):
+        assert denormalise(pixels).max() < 0.6
+        return
+    height, width = pixels.shape[1:]
+    cx, cy, w, h = boxes[0].double().numpy() * [width, height, width, height]
+    assert labels.tolist() == [7]
+    assert bright_extent(pixels) == pytest.approx([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], abs=2.5)
+
+
+def test_augmentation_has_every_branch_and_respects_the_edges():
+    picture = rectangle((320, 240), (10, 10, 60, 50))
+    picture.putpixel((0, 0), (255, 255, 255))
+    boxes, labels = np.array([[10.0, 10, 60, 50], [250, 180, 40, 40]]), np.array([1, 2])
+    preprocessing = Preprocessing(200, 280)
+    flipped, dropped, sizes, shapes = 0, 0, set(), set()
+    for seed in range(150):
+        pixels, moved, kept = training_transform(picture, boxes, labels, preprocessing, np.random.default_rng(seed))
+        height, width = pixels.shape[1:]
+        assert max(height, width) <= 280
+        assert min(height, width) <= 200
+        assert len(moved) == len(kept)
+        assert ((moved[:, 2:] > 0) & (moved[:, :2] - moved[:, 2:] / 2 > -1e-6)).all()
+        assert (moved[:, :2] + moved[:, 2:] / 2 < 1 + 1e-6).all()
+        dropped += len(kept) < 2
+        sizes.add(min(height, width))
+        shapes.add(round(width / height, 1))
+        flipped += len(kept) == 2 and bool(moved[0, 0] > moved[1, 0])
+    assert dropped > 5
+    assert flipped > 30
+    # Uncropped images have shortest edges of 480 ... 800 in steps of 32, times 200/800.
+    assert {round(edge / 4) for edge in range(480, 801, 32)} <= sizes
+    assert len(shapes) > 5
+
+
+def test_kept_size_is_flipped_half_of_the_time():
+    picture, box = rectangle((40, 30), (3, 5, 10, 8)), np.array([[3.0, 5, 10, 8]])
+    centres = set()
+    for seed in range(40):
+        pixels, boxes, _ = training_transform(picture, box, np.array([1]), KEEP, np.random.default_rng(seed))
+        assert tuple(pixels.shape) == (3, 30, 40)
+        x0, y0, x1, y1 = bright_extent(pixels)
+        assert (boxes[0] * torch.tensor([40, 30, 40, 30])).tolist() == pytest.approx(
+            [(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], abs=1e-4
+        )
+        centres.add((x0 + x1) / 2)
+    assert centres == {8, 32}
+    assert box.tolist() == [[3, 5, 10, 8]]
