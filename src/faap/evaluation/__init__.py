@@ -1,0 +1,20 @@
+"""Group-wise detection metrics, gaps between groups and their errors, success criteria, image quality."""
+
+from faap.evaluation.bootstrap import gap_with_error, paired_bootstrap
+from faap.evaluation.criteria import success_criteria
+from faap.evaluation.detections import Detections
+from faap.evaluation.metrics import METRICS, coco_metrics, group_metrics
+from faap.evaluation.quality import image_quality
+from faap.evaluation.selection import best_epoch
+
+__all__ = [
+    "METRICS",
+    "Detections",
+    "best_epoch",
+    "coco_metrics",
+    "gap_with_error",
+    "group_metrics",
+    "image_quality",
+    "paired_bootstrap",
+    "success_criteria",
+]

@@ -1,0 +1,233 @@
+"""Every replicate is what pycocotools says about the resampled data set."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from faap.data import Split
+from faap.errors import FaapError
+from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, paired_bootstrap
+from faap.evaluation.matching import iou_matrix, match_image, rank
+
+
+def weighted(records, detections, categories, weights):
+    """AP and AR@100 of one weighting, by the code under test: mean over the categories that are there."""
+    values = [rank(records, detections, category).accumulate(weights[:, None])[:, 0] for category in categories]
+    return np.nanmean(values, axis=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_matching_of_each_image_is_pycocotools(seed, split_of, pycocotools):
+    split, detections, _ = split_of(seed, images=6)
+    evaluated = [e for e in pycocotools(split.records, detections).evalImgs if e and e["aRng"] == [0, 1e10]]
+    assert any(np.any(e["dtIgnore"]) for e in evaluated)
+    for expected in evaluated:
+        position = [r.image_id for r in split.records].index(expected["image_id"])
+        truth, found = split.records[position], detections[position]
+        chosen = np.flatnonzero(found.labels == expected["category_id"])
+        chosen = chosen[np.argsort(-found.scores[chosen])]
+        mine = truth.labels == expected["category_id"]
+        iou = iou_matrix(found.boxes[chosen], truth.boxes[mine], truth.crowd[mine])
+        hits, ignored = match_image(iou, truth.crowd[mine])
+        np.testing.assert_array_equal(ignored, expected["dtIgnore"])
+        np.testing.assert_array_equal(hits, (expected["dtMatches"] > 0) & ~expected["dtIgnore"].astype(bool))
+
+
+@pytest.mark.parametrize("levels", [0, 40])
+@pytest.mark.parametrize("seed", range(10))
+def test_weights_are_copies_of_images(seed, levels, split_of, repeat, pycocotools):
+    split, detections, _ = split_of(seed, levels=levels)
+    rng = np.random.default_rng(seed)
+    copies = np.bincount(rng.integers(24, size=24), minlength=24).astype(np.int32)
+    stats = pycocotools(*repeat(split.records, detections, copies)).stats
+    found = weighted(split.records, detections, split.categories, copies)
+    np.testing.assert_allclose(found, [stats[0], stats[8]], rtol=0, atol=1e-9)
+
+
+def test_equal_scores_within_an_image_are_the_only_exception(record, repeat, pycocotools):
+    records = [record(1, "female", [[10, 10, 40, 40], [100, 20, 40, 40]])]
+    boxes = np.array([[10.0, 10, 40, 40], [60, 90, 40, 40]])
+    tied = [Detections(1, np.array([0.5, 0.5]), np.array([1, 1]), boxes)]
+    untied = [replace(tied[0], scores=np.array([0.6, 0.5]))]
+    twice = np.array([2], dtype=np.int32)
+    for detections, same in ((untied, True), (tied, False)):
+        stats = pycocotools(*repeat(records, detections, twice)).stats
+        assert (abs(weighted(records, detections, [1], twice)[0] - stats[0]) < 1e-9) == same
+
+
+def test_more_than_a_hundred_detections_of_an_image(record, pycocotools):
+    rng = np.random.default_rng(0)
+    truth = record(1, "female", [[10, 10, 40, 40], [100, 20, 40, 40]])
+    boxes = np.concatenate([np.tile([5.0, 90, 20, 20], (120, 1)), truth.boxes])
+    scores = np.concatenate([rng.uniform(0.3, 1.0, 120), [0.99, 0.1]])
+    detections = [Detections(1, scores, np.ones(122, dtype=np.int64), boxes)]
+    stats = pycocotools([truth], detections).stats
+    found = weighted([truth], detections, [1], np.ones(1, dtype=np.int32))
+    np.testing.assert_allclose(found, [stats[0], stats[8]], rtol=0, atol=1e-12)
+    assert found[1] == pytest.approx(0.5)
+
+
+def test_equal_scores_of_images_in_any_order_of_ids(split_of):
+    split, detections, _ = split_of(4, levels=15)
+    ids = np.random.default_rng(0).permutation(100)[: len(detections)].tolist()
+    split = replace(split, records=tuple(replace(r, image_id=i) for r, i in zip(split.records, ids, strict=True)))
+    detections = [replace(d, image_id=i) for d, i in zip(detections, ids, strict=True)]
+    by_group = group_metrics(split, detections)
+    found = gap_with_error(split, detections, samples=0)
+    for group, metrics in by_group.items():
+        assert found["AP"]["groups"][group]["value"] == pytest.approx(metrics["AP"], abs=1e-12)
+        assert found["AR"]["groups"][group]["value"] == pytest.approx(metrics["AR100"], abs=1e-12)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_whole_bootstrap_by_brute_force(paired, split_of, repeat, pycocotools):
+    split, before, after = split_of(5, images=8, paired=paired)
+    samples = 12
+    result = paired_bootstrap(split, before, after, samples=samples, seed=3)
+    resampling = bootstrap.Resampling(split.records, 3)
+
+    def gaps(detections, copies):
+        values = []
+        for group in (split.reference, split.anchor):
+            mine = np.array([r.group == group for r in split.records])
+            stats = pycocotools(*repeat(split.records, detections, copies * mine)).stats
+            values.append([stats[0], stats[8]])
+        return np.subtract(*values)
+
+    ones = np.ones(len(split.records), dtype=int)
+    old, new = gaps(before, ones), gaps(after, ones)
+    changes = np.array(
+        [gaps(after, w) - gaps(before, w) for w in (resampling.weights(b).astype(int) for b in range(samples))]
+    )
+    for column, name in enumerate(("AP", "AR")):
+        found = result[name]
+        assert found["baseline"] == pytest.approx(old[column], abs=1e-9)
+        assert found["perturbed"] == pytest.approx(new[column], abs=1e-9)
+        assert found["change"] == pytest.approx(new[column] - old[column], abs=1e-9)
+        assert found["relative_change"] == pytest.approx(new[column] / old[column] - 1, abs=1e-6)
+        ordered = np.sort(changes[:, column])
+        low, high = (np.interp(q * (samples - 1), np.arange(samples), ordered) for q in (0.025, 0.975))
+        assert found["ci95"] == pytest.approx([low, high], abs=1e-9)
+        sides = [sum(c <= 0 for c in ordered), sum(c >= 0 for c in ordered)]
+        assert found["p_value"] == pytest.approx(min(1, 2 * (min(sides) + 1) / (samples + 1)))
+
+
+def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, repeat, pycocotools):
+    split, detections, _ = split_of(6, images=8, paired=True)
+    found = gap_with_error(split, detections, samples=10, seed=1)
+    resampling = bootstrap.Resampling(split.records, 1)
+    values = {group: [] for group in ("female", "male")}
+    for b in range(10):
+        for group, list_ in values.items():
+            mine = np.array([r.group == group for r in split.records])
+            stats = pycocotools(*repeat(split.records, detections, resampling.weights(b) * mine)).stats
+            list_.append([stats[0], stats[8]])
+    female, male = (np.array(values[group]) for group in ("female", "male"))
+    for column, name in enumerate(("AP", "AR")):
+        assert found[name]["standard_error"] == pytest.approx(np.std((male - female)[:, column], ddof=1), abs=1e-9)
+        for group, replicates in (("female", female), ("male", male)):
+            assert found[name]["groups"][group]["standard_error"] == pytest.approx(
+                np.std(replicates[:, column], ddof=1), abs=1e-9
+            )
+    female_only = [(r, d) for r, d in zip(split.records, detections, strict=True) if r.group == "female"]
+    expected = coco_metrics(*zip(*female_only, strict=True), split.categories)["AP"]
+    assert found["AP"]["groups"]["female"]["value"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_twins_come_and_go_together_and_group_sizes_stay(split_of):
+    split, _, _ = split_of(0, images=9, paired=True)
+    alone = [replace(r, pair=None, image_id=100 + i) for i, r in enumerate(split.records[:4])]
+    records = [*split.records, *alone]
+    resampling = bootstrap.Resampling(records, 0)
+    draws = np.array([resampling.weights(b) for b in range(50)])
+    np.testing.assert_array_equal(draws[:, :9], draws[:, 9:18])
+    assert (draws[:, :9].sum(axis=1) == 9).all()
+    assert (draws[:, 18:].sum(axis=1) == 4).all()
+    assert len({tuple(draw) for draw in draws}) == 50
+    np.testing.assert_array_equal(draws[7], bootstrap.Resampling(records, 0).weights(7))
+    assert not np.array_equal(draws[7], bootstrap.Resampling(records, 1).weights(7))
+    np.testing.assert_allclose(draws.mean(), 1)
+
+
+def test_unpaired_groups_are_drawn_apart(split_of):
+    split, _, _ = split_of(0, images=9)
+    draws = np.array([bootstrap.Resampling(split.records, 0).weights(b) for b in range(20)])
+    assert (draws[:, :9].sum(axis=1) == 9).all()
+    assert not np.array_equal(draws[:, :9], draws[:, 9:])
+
+
+def test_no_change_is_no_change(split_of):
+    split, before, _ = split_of(2)
+    for gap in paired_bootstrap(split, before, before, samples=20).values():
+        assert gap["change"] == 0
+        assert gap["ci95"] == [0, 0]
+        assert gap["p_value"] == 1
+
+
+def test_a_clear_change_is_told_from_noise(split_of):
+    split, before, _ = split_of(2, images=40)
+    lifted = [
+        Detections(r.image_id, np.linspace(1, 0.9, len(r.labels)), r.labels, r.boxes) if r.group == "female" else d
+        for r, d in zip(split.records, before, strict=True)
+    ]
+    gap = paired_bootstrap(split, before, lifted, samples=200)["AP"]
+    assert gap["ci95"][1] < 0
+    assert gap["p_value"] == pytest.approx(2 / 201)
+
+
+def test_standard_error_is_the_spread_over_data_sets(split_of):
+    runs = [split_of(100 + seed, images=40, crowds=False) for seed in range(30)]
+    gaps = [gap_with_error(split, detections, samples=0)["AP"]["value"] for split, detections, _ in runs]
+    errors = [gap_with_error(*run[:2], samples=60)["AP"]["standard_error"] for run in runs[:10]]
+    assert 0.6 < np.mean(errors) / np.std(gaps, ddof=1) < 1.6
+
+
+def test_pieces_of_the_table_do_not_matter(split_of, monkeypatch):
+    split, before, after = split_of(1)
+    whole = paired_bootstrap(split, before, after, samples=30)
+    monkeypatch.setattr(bootstrap, "_TABLE", 300)
+    assert paired_bootstrap(split, before, after, samples=30) == whole
+
+
+def test_replicates_without_ground_truth_are_left_out(record):
+    rng = np.random.default_rng(0)
+    records = [
+        record(i, "female" if i < 3 else "male", [[10, 10, 40, 40]] if i not in (1, 2) else []) for i in range(6)
+    ]
+    before, after = (
+        [Detections(r.image_id, rng.random(1), np.array([1]), np.array([[10.0, 10, 40, side]])) for r in records]
+        for side in (30, 40)
+    )
+    split = Split(name="test", records=tuple(records), categories={1: "person"}, anchor="female", reference="male")
+    copies = np.array([bootstrap.Resampling(records, 0).weights(b)[0] for b in range(60)])
+    assert (copies == 0).any()
+    assert (copies > 0).any()
+    gap = paired_bootstrap(split, before, after, samples=60)["AP"]
+    assert np.isfinite(gap["ci95"]).all()
+    nothing = [
+        replace(r, boxes=np.zeros((0, 4)), labels=r.labels[:0], areas=r.areas[:0], crowd=r.crowd[:0]) for r in records
+    ]
+    split = Split(name="test", records=tuple(nothing), categories={1: "person"}, anchor="female", reference="male")
+    gap = paired_bootstrap(split, before, after, samples=5)["AP"]
+    assert np.isnan(gap["change"])
+    assert gap["ci95"] is None
+    assert gap["p_value"] is None
+
+
+def test_without_samples_there_is_no_interval(split_of):
+    split, before, after = split_of(0)
+    gap = paired_bootstrap(split, before, after, samples=0)["AP"]
+    assert gap["ci95"] is None
+    assert gap["p_value"] is None
+    assert gap_with_error(split, before, samples=0)["AP"]["standard_error"] is None
+
+
+def test_too_little_to_resample_is_refused(split_of):
+    split, before, after = split_of(0, images=1)
+    with pytest.raises(FaapError, match="group 'female' has a single image or scene"):
+        paired_bootstrap(split, before, after, samples=10)
+    assert paired_bootstrap(split, before, after, samples=0)["AP"]["ci95"] is None
+    split, before, after = split_of(0)
+    with pytest.raises(FaapError, match="-1 bootstrap samples"):
+        paired_bootstrap(split, before, after, samples=-1)
