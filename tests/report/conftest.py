@@ -1,0 +1,163 @@
+"""Synthetic run directories and examples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from faap.data import Record
+from faap.evaluation import METRICS, Detections, success_criteria
+from faap.report import Example
+
+
+def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489), reference_ap=(0.4424, 0.4391)):
+    """A metrics.json as `faap.evaluate` makes it, with AP of both groups as given (before, after)."""
+
+    def of(ap):
+        shares = (1.0, 1.6, 1.02, 0.4, 1.1, 1.3, 0.7, 1.25, 1.3)
+        return {name: ap * share for name, share in zip(METRICS, shares, strict=True)}
+
+    before, after = ({anchor: of(anchor_ap[i]), reference: of(reference_ap[i])} for i in (0, 1))
+
+    def gap(name, ci95, p_value):
+        old, new = (m[reference][name] - m[anchor][name] for m in (before, after))
+        return {
+            "baseline": old,
+            "perturbed": new,
+            "change": new - old,
+            "relative_change": (new - old) / old,
+            "ci95": ci95,
+            "p_value": p_value,
+        }
+
+    return {
+        "split": "test",
+        "images": {anchor: 600, reference: 600},
+        "baseline": before,
+        "perturbed": after,
+        "gap": {"AP": gap("AP", [-0.0121, -0.0029], 0.002), "AR": gap("AR100", [-0.0098, 0.0004], 0.072)},
+        "success": success_criteria(before, after, anchor=anchor, reference=reference),
+        "perturbation": {
+            "epsilon": 0.09,
+            "linf_normalised": 0.09,
+            "linf_pixels": 6.0,
+            "psnr_db": 37.42,
+            "ssim": 0.9621,
+        },
+        "detector_sha256": "5f" * 32,
+    }
+
+
+def make_log(epochs, anchor="female", reference="male"):
+    """train_log.jsonl of a run whose gap falls slowly."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for epoch in range(epochs):
+        done = epoch / max(1, epochs - 1)
+
+        def noisy(value, scale=0.02):
+            return float(value * (1 + scale * rng.normal()))
+
+        after = {anchor: noisy(0.34 + 0.006 * done, 0.004), reference: noisy(0.44 - 0.003 * done, 0.003)}
+        rows.append(
+            {
+                "epoch": epoch,
+                "seconds": 61.0,
+                "images": 2000,
+                "train": {
+                    "total": noisy(2.9 - 0.4 * done),
+                    "infonce": noisy(0.68 - 0.05 * done),
+                    "alignment": noisy(0.012 - 0.006 * done, 0.1),
+                    "wasserstein": noisy(0.041 - 0.01 * done, 0.1),
+                    "detection": noisy(4.1 - 0.3 * done),
+                    "sim_f2m": noisy(0.61 + 0.2 * done),
+                    "sim_f2f": noisy(0.66 + 0.16 * done),
+                    "score_gap": noisy(0.03 - 0.01 * done, 0.15),
+                    "delta_linf": 0.1,
+                    "delta_l2": 4.0,
+                    "gradient_norm": 0.6,
+                    "n_f": 4.0,
+                    "n_m": 4.0,
+                },
+                "schedule": {
+                    "epsilon": 0.05 + 0.05 * min(1, epoch / 6),
+                    "beta": 0.5 + 0.1 * done,
+                    "contrastive_weight": min(1, (epoch + 1) / 4),
+                    "learning_rate": 1e-4 * (1 - done) + 1e-6,
+                },
+                "validation": {
+                    "baseline": {anchor: {"AP": 0.3401, "AR100": 0.49}, reference: {"AP": 0.4398, "AR100": 0.52}},
+                    "perturbed": {
+                        g: {"AP": ap, "AR100": ap + 0.15 - 0.07 * (g == reference)} for g, ap in after.items()
+                    },
+                    "gap": {
+                        "AP": after[reference] - after[anchor],
+                        "AR": after[reference] - after[anchor] - 0.07,
+                    },
+                },
+            }
+        )
+    return rows
+
+
+def write_run_directory(folder, data, rows=None, config=None):
+    (folder / "metrics.json").write_text(json.dumps(data), encoding="utf-8")
+    if rows is not None:
+        (folder / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if config is not None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return folder
+
+
+def make_example(group="female", *, width=160, height=128, seed=0, name="000017.jpg", people=2):
+    """A striped image with a few boxes, each found well or badly, and a perturbation of at most 6 levels."""
+    rng = np.random.default_rng(seed)
+    yy, xx = np.mgrid[:height, :width]
+    base = np.stack([90 + 60 * np.sin(xx / 17), 110 + 50 * np.cos(yy / 23), 120 + 30 * np.sin((xx + yy) / 31)], axis=2)
+    boxes = np.array([[20 + 55 * i, 25 + 8 * i, 30, 80 - 10 * i] for i in range(people)], dtype=np.float64)
+    boxes *= np.array([width / 160, height / 128] * 2)
+    for x, y, w, h in boxes.astype(int):
+        base[y : y + h, x : x + w] += (40, 20, 30)
+    pixels = base.clip(0, 255).astype(np.uint8)
+    noise = 6 * np.sin(xx[..., None] / 5 + np.arange(3)) * np.cos(yy[..., None] / 7)
+    perturbed = (pixels + noise.round()).clip(0, 255).astype(np.uint8)
+    record = Record(
+        image_id=seed + 1,
+        path=Path("women_split/test") / name,
+        width=width,
+        height=height,
+        group=group,
+        boxes=boxes,
+        labels=np.ones(people, dtype=np.int64),
+        areas=boxes[:, 2] * boxes[:, 3],
+        crowd=np.zeros(people, dtype=bool),
+        pair=None,
+    )
+
+    def detections(*scores):
+        moved = np.concatenate([boxes + rng.normal(0, 2, boxes.shape), boxes[:1] + np.array([4, 6, -5, -8])])
+        return Detections(record.image_id, np.array(scores[: len(moved)]), np.ones(len(moved), dtype=np.int64), moved)
+
+    return Example(record, pixels, perturbed, detections(0.91, 0.42, 0.56, 0.3), detections(0.94, 0.61, 0.31, 0.2))
+
+
+@pytest.fixture(scope="session")
+def metrics():
+    return make_metrics
+
+
+@pytest.fixture(scope="session")
+def log():
+    return make_log
+
+
+@pytest.fixture(scope="session")
+def example():
+    return make_example
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    return write_run_directory

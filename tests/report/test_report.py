@@ -1,0 +1,231 @@
+"""The page: what it says, that it carries everything with it, and what it does with incomplete runs."""
+
+import base64
+import copy
+import io
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faap.errors import FaapError
+from faap.report import write_report
+from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
+
+CONFIG = {"name": "infonce_4th", "description": "Attract <the> anchor group & wait.", "temperature": 0.1, "epochs": 24}
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Text by element, attributes of every tag, and whether tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def read(path):
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, metrics, log, write_run, example):
+    folder = write_run(tmp_path_factory.mktemp("run"), metrics(), log(5), CONFIG)
+    examples = [example("female" if i % 2 else "male", seed=i, name=f"{i:06}.jpg") for i in range(8)]
+    path = write_report(folder, examples)
+    assert path == folder / "report.html"
+    return read(path)
+
+
+def test_nothing_is_fetched_from_elsewhere(full):
+    for tag, attributes in full.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    assert not full.all("script")
+    assert not full.all("link")
+
+
+def test_the_result_comes_first_in_two_sentences(full):
+    first, second = full.words.index("On the test split the AP gap"), full.words.index("The AP of female images")
+    assert first < second < full.words.index("Success criteria") < full.words.index("Metrics of each group")
+    assert "decreased from 0.0978 to 0.0902 (−0.0076, −7.8 %); the change is distinguishable from noise" in full.words
+    assert "(95 % interval −0.0121 to −0.0029, p = 0.002)" in full.words
+
+
+def test_failed_criteria_are_shown_as_failed(full, metrics):
+    met = [entry["met"] for entry in metrics()["success"].values()]
+    assert full.words.count("✓ met") == sum(met) == 1
+    assert full.words.count("✗ not met") == 4 - sum(met)
+
+
+def test_every_metric_of_both_groups_before_after_and_change(full, metrics):
+    data = metrics()
+    for name, before in data["baseline"]["female"].items():
+        after = data["perturbed"]["female"][name]
+        change = f"{after - before:+.4f}".replace("-", "−")
+        assert f"{name} {before:.4f} {after:.4f} {change}" in full.words
+
+
+def test_configuration_and_hash_are_there(full, metrics):
+    assert metrics()["detector_sha256"] in full.words
+    assert "temperature 0.1" in full.words
+    assert CONFIG["description"] in full.words
+
+
+def test_charts_are_drawings_with_descriptions(full):
+    titles = [image["alt"] for image in full.all("img")]
+    for wanted in ("AP gap", "AR gap", "AP of both groups", "InfoNCE", "Detection weight", "Learning rate"):
+        assert any(title.startswith(wanted) for title in titles)
+    assert len(titles) == 14
+    for image in full.all("img"):
+        drawing = base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
+        if image["alt"].startswith("AP of both groups"):
+            assert ANCHOR_COLOUR.lower() in drawing
+            assert REFERENCE_COLOUR.lower() in drawing
+
+
+def test_six_examples_with_detections_above_the_threshold(full, example):
+    assert len([attributes for attributes in full.all("svg") if "viewbox" in attributes]) == 6 * 3
+    assert "0.91" in full.words
+    assert "0.42" not in full.words
+    found = [rect for rect in full.all("rect") if rect["class"] == "found"]
+    assert len(found) == 6 * 4
+    assert {rect["stroke"] for rect in found} == {ANCHOR_COLOUR, REFERENCE_COLOUR}
+    truth = [rect for rect in full.all("rect") if rect["class"] == "truth"]
+    assert len(truth) == 6 * 2 * 2
+    x, y, w, h = example("male", seed=0).record.boxes[0]
+    assert [float(truth[0][key]) for key in ("x", "y", "width", "height")] == [x, y, w, h]
+
+
+def test_the_perturbation_is_magnified_around_grey_as_it_says(full, example):
+    factor = int(re.search(r"magnified (\d+) times", full.words)[1])
+    images = [image["href"] for image in full.all("image")]
+    original, perturbed, magnified = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))).astype(int) for uri in images[:3]
+    )
+    shown = example("male", seed=0)
+    np.testing.assert_array_equal(original, shown.pixels)
+    np.testing.assert_array_equal(perturbed, shown.perturbed)
+    np.testing.assert_array_equal(magnified, 128 + factor * (perturbed - original))
+    assert factor == 127 // np.abs(perturbed - original).max()
+
+
+def test_scores_do_not_cover_each_other(tmp_path, metrics, write_run, example):
+    crowded = example()
+    crowded.before.scores[:] = 0.9
+    page = read(write_report(write_run(tmp_path, metrics()), [crowded]))
+    places = [(float(text["x"]), float(text["y"])) for text in page.all("text")][:3]
+    width, height = crowded.record.width / 9, crowded.record.width / 18
+    for i, (x, y) in enumerate(places):
+        assert 0 <= x <= crowded.record.width - 0.9 * width
+        assert 0 <= y <= crowded.record.height
+        assert all(abs(x - other) >= width or abs(y - below) >= height for other, below in places[:i])
+
+
+def test_large_photographs_are_embedded_small(tmp_path, metrics, write_run, example):
+    page = read(write_report(write_run(tmp_path, metrics()), [example(width=1600, height=1000)]))
+    for image in page.all("image"):
+        assert (image["width"], image["height"]) == ("1600", "1000")
+        with Image.open(io.BytesIO(base64.b64decode(image["href"].split(",")[1]))) as embedded:
+            assert embedded.size == (640, 400)
+
+
+def test_group_names_come_from_the_data_and_are_escaped(tmp_path, metrics, log, write_run, example):
+    anchor, reference = "<b>old</b>", "young & $x$"
+    config = {"name": "<script>alert(1)</script>"}
+    folder = write_run(tmp_path, metrics(anchor, reference), log(2, anchor, reference), config)
+    path = write_report(folder, [example(anchor, name="<i>.jpg")])
+    text = path.read_text(encoding="utf-8")
+    assert "<b>old" not in text
+    assert "<script>" not in text
+    assert "<i>.jpg" not in text
+    page = read(path)
+    assert f"AP gap ({reference} − {anchor})" in page.words
+    assert "female" not in page.words
+
+
+def test_an_evaluation_without_training_has_no_curves(tmp_path, metrics, write_run):
+    page = read(write_report(write_run(tmp_path, metrics())))
+    assert not page.all("img")
+    assert "Training" not in page.words
+    assert "Examples" not in page.words
+    assert "Success criteria" in page.words
+
+
+def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
+    rows = log(1)
+    rows[0]["train"]["sim_f2f"] = rows[0]["train"]["infonce"] = None
+    rows[0]["validation"]["gap"]["AR"] = None
+    data = metrics()
+    for which in ("baseline", "perturbed"):
+        data[which]["female"]["APs"] = None
+    data["gap"]["AP"].update(ci95=None, p_value=None)
+    data["gap"]["AR"] = dict.fromkeys(data["gap"]["AR"])
+    data["perturbation"]["psnr_db"] = None
+    page = read(write_report(write_run(tmp_path, data, rows)))
+    assert "APs – – –" in page.words
+    assert "no interval was computed, so nothing can be said about noise" in page.words
+    titles = [image["alt"] for image in page.all("img")]
+    assert not any(title.startswith(("InfoNCE", "AR gap")) for title in titles)
+    assert any(title.startswith("Similarity") for title in titles)
+
+
+def test_the_chosen_epoch_is_the_one_of_the_selection_rule(tmp_path, metrics, log, write_run):
+    rows = log(4)
+    for epoch, row in enumerate(rows):
+        row["validation"]["perturbed"]["male"]["AP"] = 0.45
+        row["validation"]["gap"]["AP"] = 0.05 if epoch == 2 else 0.08
+    page = read(write_report(write_run(tmp_path, metrics(), rows, CONFIG)))
+    assert "Of 4 epochs, counted from 0, epoch 2 was chosen" in page.words
+
+
+def test_more_than_two_groups(tmp_path, metrics, write_run):
+    data = metrics()
+    for which in ("baseline", "perturbed"):
+        data[which]["child"] = copy.deepcopy(data[which]["male"])
+    data["images"]["child"] = 40
+    page = read(write_report(write_run(tmp_path, data)))
+    assert "40 child images" in page.words
+    assert page.words.count("before after change") == 4  # the gaps' header and one for each group
+
+
+def test_a_run_without_metrics_is_refused(tmp_path, metrics, write_run):
+    with pytest.raises(FaapError, match=r"metrics\.json does not exist"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(FaapError, match=r"metrics\.json: not JSON"):
+        write_report(tmp_path)
+    write_run(tmp_path, metrics())
+    (tmp_path / "train_log.jsonl").write_text(json.dumps({"epoch": 0}) + '\n{"epo')
+    with pytest.raises(FaapError, match=r"train_log\.jsonl: not JSON"):
+        write_report(tmp_path)

@@ -1,0 +1,87 @@
+"""What is said about a change, in words and in the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from faap.report import summary
+from faap.report.words import gap_sentence, group_sentence, number
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (-0.00761, {"sign": True}, "−0.0076"),
+        (0.00761, {"sign": True}, "+0.0076"),
+        (-0.00001, {"sign": True}, "0.0000"),
+        (0.0024, {"digits": 3}, "0.002"),
+        (None, {}, "–"),
+        (float("nan"), {}, "–"),
+        (float("inf"), {}, "–"),
+    ],
+)
+def test_numbers(value, options, text):
+    assert number(value, **options) == text
+
+
+def said(metrics, anchor_ap, reference_ap, ci95=(-0.01, 0.01)):
+    data = metrics(anchor_ap=anchor_ap, reference_ap=reference_ap)
+    data["gap"]["AP"]["ci95"] = list(ci95)
+    return gap_sentence(data, "female", "male") + " " + group_sentence(data, "female", "male")
+
+
+@pytest.mark.parametrize(
+    ("anchor_ap", "reference_ap", "words"),
+    [
+        (
+            (0.40, 0.42),
+            (0.50, 0.50),
+            ["decreased from 0.1000 to 0.0800", "mostly because female images are found better"],
+        ),
+        ((0.40, 0.401), (0.50, 0.48), ["decreased", "mostly because male images are found less well"]),
+        ((0.40, 0.39), (0.50, 0.47), ["decreased", "both groups are found less well than before"]),
+        ((0.40, 0.40), (0.50, 0.53), ["increased from 0.1000 to 0.1300", "stayed at 0.4000", "rose from 0.5000"]),
+        ((0.40, 0.53), (0.50, 0.50), ["decreased", "and now points the other way"]),
+        ((0.40, 0.75), (0.50, 0.50), ["increased", "and now points the other way"]),
+        ((0.50, 0.50), (0.40, 0.35), ["increased in size from −0.1000 to −0.1500"]),
+        ((0.40, 0.40), (0.50, 0.50), ["stayed at 0.1000"]),
+    ],
+)
+def test_what_happened_to_the_gap_and_the_groups(anchor_ap, reference_ap, words, metrics):
+    text = said(metrics, anchor_ap, reference_ap)
+    for phrase in words:
+        assert phrase in text
+    if "increased" in words[0]:
+        assert "smaller" not in text
+
+
+@pytest.mark.parametrize(
+    ("ci95", "told"), [((-0.02, -0.001), True), ((0.001, 0.02), True), ((-0.02, 0.001), False), ((0.0, 0.0), False)]
+)
+def test_noise_is_told_by_the_interval(ci95, told, metrics):
+    text = said(metrics, (0.40, 0.41), (0.50, 0.50), ci95)
+    assert ("is distinguishable from noise" in text) == told
+    assert ("is not distinguishable from noise" in text) != told
+
+
+def test_terminal_summary(metrics):
+    data = metrics("[b]old[/b]", "young")
+    data["perturbed"]["young"]["AP50"] = None
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary(data))
+    text = console.file.getvalue()
+    assert "AP gap (young − [b]old[/b])" in text
+    assert "−0.0121 to −0.0029" in text
+    assert text.count("✓ met") == 1
+    assert text.count("✗ not met") == 3
+    for group in ("[b]old[/b]", "young"):
+        for name in ("AP", "AP50", "AR100"):
+            assert f"{group} {name} " in text
+    assert "600 [b]old[/b], 600 young images" in text
+
+
+def test_terminal_summary_fits_eighty_columns(metrics):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary(metrics()))
+    assert "−0.0121 to −0.0029   0.002" in console.file.getvalue()
