@@ -305,7 +305,7 @@ def run_stage(stage: Stage, data: Data, work: Path, log: Callable[[str], None]) 
         pixels, labelled, people, female = data(stage, step)
         warm = min(1.0, (step + 1) / 300)
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * warm * 0.5 * (1 + np.cos(np.pi * step / steps))
+            group["lr"] = float(stage.learning_rate * warm * 0.5 * (1 + np.cos(np.pi * step / steps)))
         logits, boxes, states, tokens = model(pixels)
         targets = labelled * QUERY_GROUPS
         matches = match_layers(logits, boxes, targets, "softmax")
