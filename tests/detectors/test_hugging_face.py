@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -70,6 +72,14 @@ def test_a_directory_gives_back_its_model(kind, tiny, wrap, save, batch, tmp_pat
     assert loaded.checkpoint_sha256 == hashlib.sha256(weights).hexdigest()
     assert loaded.sha256() == load_detector(tmp_path / "mine").sha256()
     assert loaded.activation == ("sigmoid" if kind == "conditional_sigmoid" else "softmax")
+
+
+def test_promenade_names_the_shipped_detector(directory, monkeypatch):
+    module = types.ModuleType("faap.promenade")
+    module.detector_dir = {"biased": directory}.__getitem__
+    monkeypatch.setitem(sys.modules, "faap.promenade", module)
+    detector = load_detector("promenade", device="cpu")
+    assert (detector.name, detector.sha256()) == ("promenade", load_detector(directory).sha256())
 
 
 def test_half_precision_weights_become_float32(tiny, save, batch, tmp_path):

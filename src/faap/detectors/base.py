@@ -151,7 +151,8 @@ class FrozenDetector(nn.Module):
         ]
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
-        """Turn class logits (..., C') into probabilities (..., C) of the real classes."""
+        """Turn class logits (..., C') into float32 probabilities (..., C) of the real classes."""
+        logits = logits.float()
         return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
 
     @torch.no_grad()
@@ -165,7 +166,7 @@ class FrozenDetector(nn.Module):
         Returns:
             B detections on the output's device.
         """
-        scores, labels = self.class_probabilities(out.logits.float()).max(-1)
+        scores, labels = self.class_probabilities(out.logits).max(-1)
         height, width = sizes.to(out.boxes).unbind(-1)
         boxes = out.boxes.float()
         boxes = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]], -1)

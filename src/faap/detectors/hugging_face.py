@@ -62,8 +62,8 @@ class HuggingFaceDetector(FrozenDetector):
         model: Any = self.model
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         inner = model.model(pixel_values, pixel_mask=pixel_mask, output_hidden_states=True)
-        # The first entry is the decoder's input; the last one alone comes normalised.
-        *earlier, last = inner.decoder_hidden_states[1:]
+        # Of the decoder's input and its layers' states, the library normalises the last one only.
+        earlier, last = inner.decoder_hidden_states[1:-1], inner.last_hidden_state
         states = torch.stack([*(model.model.decoder.layernorm(state) for state in earlier), last])
         logits = model.class_labels_classifier(states)  # (L, B, Q, C')
         boxes = model.bbox_predictor(states)  # (L, B, Q, 4)

@@ -6,13 +6,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# Parent modules in which the second child is applied directly to the first one's output.
-CONVOLUTION_AND_NORM = (("convolution", "normalization"),)
-
 
 @torch.no_grad()
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold batch norm into the convolutions, lay weights out channels last, use fused attention.
+    """Fold batch norm into the convolutions, rectify in place, lay weights out channels last, use fused attention.
 
     The model must be for inference only: batch statistics are taken as constants. Outputs and input gradients stay
     the same up to float32 rounding.
@@ -24,12 +21,15 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         The same model.
     """
     for module in model.modules():
-        for convolution_name, norm_name in CONVOLUTION_AND_NORM:
-            convolution, norm = getattr(module, convolution_name, None), getattr(module, norm_name, None)
-            # The DETR families bring frozen batch norms of their own, alike but of no common class.
-            if isinstance(convolution, nn.Conv2d) and "BatchNorm" in type(norm).__name__:
-                _fold(convolution, norm)
-                setattr(module, norm_name, nn.Identity())
+        convolution, norm = getattr(module, "convolution", None), getattr(module, "normalization", None)
+        # The DETR families bring frozen batch norms of their own, alike but of no common class.
+        if isinstance(convolution, nn.Conv2d) and "BatchNorm" in type(norm).__name__:
+            _fold(convolution, norm)
+            module.normalization = nn.Identity()
+            activation = getattr(module, "activation", None)
+            if isinstance(activation, nn.ReLU):
+                # Nothing else reads the convolution's output.
+                activation.inplace = True
     library_model: Any = model
     library_model.to(memory_format=torch.channels_last)
     # The empty key leaves the backbone alone, which has no attention.
