@@ -2,7 +2,8 @@
 
 from faap.evaluation.bootstrap import gap_with_error, paired_bootstrap
 from faap.evaluation.criteria import success_criteria
-from faap.evaluation.detections import Detections
+from faap.evaluation.detections import Detections, detect
+from faap.evaluation.evaluate import evaluate
 from faap.evaluation.metrics import METRICS, coco_metrics, group_metrics
 from faap.evaluation.quality import image_quality
 from faap.evaluation.selection import best_epoch
@@ -12,6 +13,8 @@ __all__ = [
     "Detections",
     "best_epoch",
     "coco_metrics",
+    "detect",
+    "evaluate",
     "gap_with_error",
     "group_metrics",
     "image_quality",

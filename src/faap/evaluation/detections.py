@@ -1,9 +1,17 @@
-"""Detections of a split."""
+"""Running a frozen detector over a split, with or without a generator in front."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from faap.data import FaapImages, Split, collate, denormalise
+from faap.detectors import FrozenDetector
+from faap.evaluation.quality import image_quality
+from faap.perturbation import Generator, quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +29,111 @@ class Detections:
     scores: npt.NDArray[np.float64]
     labels: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
+
+
+def detect(
+    detector: FrozenDetector,
+    split: Split,
+    generator: Generator | None = None,
+    *,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+) -> list[Detections]:
+    """Run a detector over a split as a deployment would: perturbed pixels are rounded to 8 bits.
+
+    Args:
+        detector: the frozen detector.
+        split: the images; those of one batch are padded to a common size.
+        generator: put in front of the detector, in evaluation mode; None for the baseline.
+        batch_size: images at a time.
+        device: where detector and generator are; by default the detector's.
+
+    Returns:
+        One entry a record, in the split's order; detections of classes the data set lacks are left out.
+
+    Raises:
+        FaapError: if an image cannot be read, or detector and data set share no category.
+    """
+    return detect_and_compare(detector, split, generator, batch_size=batch_size, device=device)[0]
+
+
+def detect_and_compare(
+    detector: FrozenDetector,
+    split: Split,
+    generator: Generator | None,
+    *,
+    batch_size: int,
+    device: str | torch.device | None,
+) -> tuple[list[Detections], dict[str, float]]:
+    """`detect`, and how far the perturbed images are from the original ones.
+
+    Returns:
+        The detections; linf_normalised (largest change before rounding, normalised units), linf_pixels (largest change
+        of a pixel, of 255), and the means over images of psnr_db (over changed images) and ssim. nan where there is
+        nothing to measure, as without a generator.
+    """
+    if generator is None:
+        return _run(detector, split, None, batch_size, device)
+    mode = generator.training
+    generator.eval()
+    try:
+        return _run(detector, split, generator, batch_size, device)
+    finally:
+        generator.train(mode)
+
+
+@torch.no_grad()
+def _run(
+    detector: FrozenDetector,
+    split: Split,
+    generator: Generator | None,
+    batch_size: int,
+    device: str | torch.device | None,
+) -> tuple[list[Detections], dict[str, float]]:
+    device = next(detector.parameters()).device if device is None else device
+    label_map = detector.label_map(split.categories)
+    category_of = {label: category for category, label in label_map.items()}
+    preprocessing = detector.preprocessing
+    images = FaapImages(split, preprocessing, label_map)
+    found: list[Detections] = []
+    qualities: list[dict[str, float]] = []
+    normalised: list[float] = []
+    for start in range(0, len(images), batch_size):
+        batch = collate([images[i] for i in range(start, min(start + batch_size, len(images)))]).to(device)
+        pixels = batch.pixel_values
+        if generator is not None:
+            perturbed = generator.perturb(pixels, batch.pixel_mask)
+            normalised.append(float((perturbed - pixels).abs().max()))
+            # padding is no part of the deployed image, and its zeros are no multiples of 1/255
+            pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
+            before, after = (
+                denormalise(values, preprocessing.mean, preprocessing.std).mul(255).round().div(255)
+                for values in (batch.pixel_values, pixels)
+            )
+            qualities += [
+                image_quality(old[:, :height, :width], new[:, :height, :width])
+                for old, new, (height, width) in zip(before, after, batch.valid.tolist(), strict=True)
+            ]
+        output = detector.detections(detector(pixels, batch.pixel_mask), batch.sizes)
+        for image_id, image in zip(batch.image_ids.tolist(), output, strict=True):
+            labels = image.labels.cpu().numpy()
+            known = np.isin(labels, list(category_of))
+            found.append(
+                Detections(
+                    image_id=image_id,
+                    scores=image.scores.double().cpu().numpy()[known],
+                    labels=np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64),
+                    boxes=image.boxes.double().cpu().numpy()[known],
+                )
+            )
+    return found, {
+        "linf_normalised": max(normalised, default=math.nan),
+        "linf_pixels": max((quality["linf"] for quality in qualities), default=math.nan),
+        "psnr_db": _mean([quality["psnr"] for quality in qualities]),
+        "ssim": _mean([quality["ssim"] for quality in qualities]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
