@@ -56,6 +56,15 @@ def test_equal_scores_within_an_image_are_the_only_exception(record, repeat, pyc
         assert (abs(weighted(records, detections, [1], twice)[0] - stats[0]) < 1e-9) == same
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_of_two_equal_overlaps_the_later_ground_truth_is_taken(order, record, pycocotools):
+    left, middle, right = [10.0, 10, 40, 40], [15.0, 10, 40, 40], [20.0, 10, 40, 40]
+    truth = record(1, "female", np.array([left, right])[order])
+    detections = [Detections(1, np.array([0.9, 0.8]), np.array([1, 1]), np.array([middle, left]))]
+    stats = pycocotools([truth], detections).stats
+    np.testing.assert_allclose(weighted([truth], detections, [1], np.ones(1, dtype=np.int32)), [stats[0], stats[8]])
+
+
 def test_more_than_a_hundred_detections_of_an_image(record, pycocotools):
     rng = np.random.default_rng(0)
     truth = record(1, "female", [[10, 10, 40, 40], [100, 20, 40, 40]])

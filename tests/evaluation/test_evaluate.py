@@ -29,6 +29,7 @@ class Quarters(FrozenDetector):
             name="quarters",
             labels={0: "dog", 1: "person"},
             num_queries=4,
+            feature_dim=8,
             preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
             activation="softmax",
             checkpoint_sha256="",
