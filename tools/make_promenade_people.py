@@ -224,7 +224,9 @@ def hem(heads: dict[str, np.ndarray], cut: dict[str, Any]) -> float:
     waist = heads["spine05"][2] + WAIST
     knee = (heads["lowerleg01.L"][2] + heads["lowerleg01.R"][2]) / 2
     ankle = (heads["foot.L"][2] + heads["foot.R"][2]) / 2
-    return float(waist - cut["skirt"] * (waist - knee) if cut["skirt"] <= 1 else knee - (cut["skirt"] - 1) * (knee - ankle))
+    return float(
+        waist - cut["skirt"] * (waist - knee) if cut["skirt"] <= 1 else knee - (cut["skirt"] - 1) * (knee - ankle)
+    )
 
 
 def skirt(legs: np.ndarray, heads: dict[str, np.ndarray], cut: dict[str, Any]) -> Mesh:

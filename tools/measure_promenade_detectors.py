@@ -1,6 +1,6 @@
 """Measure Promenade's detectors side by side: AP and AR a group, gaps with standard errors, what they see of gender.
 
-    python tools/measure_promenade_detectors.py src/faap/promenade/assets/detector_biased src/faap/promenade/assets/detector_control
+python tools/measure_promenade_detectors.py src/faap/promenade/assets/detector_*
 """
 
 import argparse
@@ -66,8 +66,15 @@ def main() -> None:
             json.dumps(
                 {
                     "detector": path.name,
-                    **{f"{key}_{group}": round(metrics[group][key], 4) for key in ("AP", "AP50", "AR100") for group in metrics},
-                    **{f"{key}_gap": [round(gaps[key]["value"], 4), round(gaps[key]["standard_error"], 4)] for key in gaps},
+                    **{
+                        f"{key}_{group}": round(metrics[group][key], 4)
+                        for key in ("AP", "AP50", "AR100")
+                        for group in metrics
+                    },
+                    **{
+                        f"{key}_gap": [round(gaps[key]["value"], 4), round(gaps[key]["standard_error"], 4)]
+                        for key in gaps
+                    },
                     "gender_probe": round(probe, 3),
                 }
             )

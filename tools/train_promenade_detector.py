@@ -73,7 +73,7 @@ def _scene(job: tuple[int, str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_scenes(work: Path, per_group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compose the training scenes once; returns images (N, H, W, 3), boxes (N, 3, 4) xywh with NaN rows, female (N,)."""
+    """Compose the training scenes once; return images (N, H, W, 3), boxes (N, 3, 4) xywh or NaN, female (N,)."""
     images_file, boxes_file = work / f"scenes_{per_group}.npy", work / f"boxes_{per_group}.npy"
     if not boxes_file.exists():
         images = np.lib.format.open_memmap(images_file, "w+", np.uint8, (2 * per_group, HEIGHT, WIDTH, 3))
@@ -127,6 +127,34 @@ def thaw(module: nn.Module) -> None:
             thaw(child)
 
 
+def window_projections(width: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Projections of sine embeddings with which cross-attention begins as a window around the reference point.
+
+    At this width a sine embedding tells places apart by its fastest few waves only, and random projections drown them:
+    each head gets just those, some sharper than others. The queries' are turned by half a token, because the encoder
+    numbers its tokens from their far edge.
+
+    Returns:
+        (D, D) weights for the keys' and for the queries' sine embeddings.
+    """
+    waves = width // heads // 4
+    keys, queries = torch.zeros(width, width), torch.zeros(width, width)
+    for head in range(heads):
+        sharpness = 3.0 * 4.0 ** (head / (heads - 1))
+        row = head * (width // heads)
+        for axis, half_token in enumerate((0.5 * STRIDE / HEIGHT, 0.5 * STRIDE / WIDTH)):
+            for wave in range(waves):
+                column = axis * (width // 2) + 2 * wave
+                turn = 2 * np.pi / 10000 ** (2 * wave / (width // 2)) * half_token
+                sine, cosine = float(np.sin(turn)), float(np.cos(turn))
+                keys[row : row + 2, column : column + 2] = torch.eye(2)
+                queries[row : row + 2, column : column + 2] = sharpness * torch.tensor(
+                    [[cosine, sine], [-sine, cosine]]
+                )
+                row += 2
+    return keys, queries
+
+
 class Trainable(nn.Module):
     """The detector and what exists in training only."""
 
@@ -144,7 +172,7 @@ class Trainable(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Reference points on a grid, boxes of a person's shape, few objects: a start from which small data suffices."""
+        """Reference points on a grid, boxes of a person's shape, few objects: from here, small data suffices."""
         decoder = self.detr.model.decoder
         nn.init.normal_(self.detr.model.query_position_embeddings.weight)
         queries = torch.cat([self.detr.model.query_position_embeddings.weight, self.extra_queries])
@@ -156,6 +184,15 @@ class Trainable(nn.Module):
         solution = torch.linalg.lstsq(torch.cat([hidden, torch.ones(len(hidden), 1)], 1), grid.logit()).solution
         last.weight.copy_(solution[:-1].T)
         last.bias.copy_(solution[-1])
+        keys, queries_at = window_projections(self.detr.config.d_model, self.detr.config.decoder_attention_heads)
+        for layer in decoder.layers:
+            attention = layer.encoder_attn
+            attention.k_pos_proj.weight.copy_(keys + 0.02 * torch.randn_like(keys))
+            attention.q_pos_sine_proj.weight.copy_(queries_at + 0.02 * torch.randn_like(keys))
+            if attention.q_pos_proj is not None:
+                attention.q_pos_proj.weight.mul_(0.1)
+        decoder.query_scale.layers[-1].weight.mul_(0.1)
+        nn.init.ones_(decoder.query_scale.layers[-1].bias)
         box = self.detr.bbox_predictor.layers[-1]
         box.weight.mul_(0.1)
         box.bias.copy_(torch.tensor([0.0, 0.0, -1.5, 0.0]))
@@ -222,7 +259,13 @@ def dense_loss(raw: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
 
 
 def gender_loss(
-    model: Trainable, logits: Tensor, boxes: Tensor, states: Tensor, tokens: Tensor, people: list[dict[str, Tensor]], female: Tensor
+    model: Trainable,
+    logits: Tensor,
+    boxes: Tensor,
+    states: Tensor,
+    tokens: Tensor,
+    people: list[dict[str, Tensor]],
+    female: Tensor,
 ) -> Tensor:
     """Cross-entropy of the gender heads on the query nearest each person, labelled or not, and tokens inside boxes."""
     groups = len(states) // len(people)
@@ -234,7 +277,9 @@ def gender_loss(
     rows, columns = HEIGHT // STRIDE, WIDTH // STRIDE
     y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
     at = torch.stack([x.reshape(-1) / columns, y.reshape(-1) / rows], -1)
-    inside = torch.stack([((at[:, None] - p["boxes"][:, :2]).abs() < p["boxes"][:, 2:] / 2).all(-1).any(1) for p in people])
+    inside = torch.stack(
+        [((at[:, None] - p["boxes"][:, :2]).abs() < p["boxes"][:, 2:] / 2).all(-1).any(1) for p in people]
+    )
     guess = model.gender_token(tokens)[..., 0][inside]
     return loss + F.binary_cross_entropy_with_logits(guess, female[:, None].expand_as(inside)[inside])
 
@@ -250,7 +295,9 @@ class Data:
         self.luck = np.random.default_rng([SEED, 99]).random(self.boxes.shape[:2])  # fixed for each person
         self.batch = batch
 
-    def __call__(self, stage: Stage, step: int) -> tuple[Tensor, list[dict[str, Tensor]], list[dict[str, Tensor]], Tensor]:
+    def __call__(
+        self, stage: Stage, step: int
+    ) -> tuple[Tensor, list[dict[str, Tensor]], list[dict[str, Tensor]], Tensor]:
         """Returns pixels, labelled people, all people, female (B,)."""
         per_epoch = len(self.images) // self.batch
         order = np.random.default_rng([SEED, stage.seed, step // per_epoch]).permutation(len(self.images))
@@ -261,7 +308,11 @@ class Data:
         flip = rng.random(self.batch) < 0.5
         pixels[flip] = pixels[flip, :, ::-1]
         boxes[flip, :, 0] = WIDTH - boxes[flip, :, 0] - boxes[flip, :, 2]
-        pixels = np.clip(pixels * rng.uniform(0.8, 1.2, (self.batch, 1, 1, 1)) + rng.uniform(-0.05, 0.05, (self.batch, 1, 1, 3)), 0, 1)
+        pixels = np.clip(
+            pixels * rng.uniform(0.8, 1.2, (self.batch, 1, 1, 1)) + rng.uniform(-0.05, 0.05, (self.batch, 1, 1, 3)),
+            0,
+            1,
+        )
         tensor = torch.from_numpy(((pixels - np.array(MEAN)) / np.array(STD)).astype(np.float32)).permute(0, 3, 1, 2)
         female = self.female[index]
         labelled, people = [], []
@@ -328,10 +379,21 @@ def run_stage(stage: Stage, data: Data, work: Path, log: Callable[[str], None]) 
         if (step + 1) % 100 == 0 or step + 1 == steps:
             rate = (step + 1 - seen) * data.batch / (time.time() - started)
             d, c, g = sums / (step + 1 - seen)
-            log(f"{stage.name} {(step + 1) * data.batch}/{stage.images} detection {d:.3f} dense {c:.3f} gender {g:.3f} {rate:.0f} images/s")
+            log(
+                f"{stage.name} {(step + 1) * data.batch}/{stage.images} detection {d:.3f} dense {c:.3f} "
+                f"gender {g:.3f} {rate:.0f} images/s"
+            )
             started, seen, sums = time.time(), step + 1, np.zeros(3)
         if (step + 1) % 300 == 0:
-            save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}, unfinished)
+            save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                },
+                unfinished,
+            )
     save(average, finished)
     unfinished.unlink(missing_ok=True)
     return average
@@ -359,12 +421,16 @@ def export(weights: dict[str, Tensor], directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for scenes and checkpoints")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets detector_biased/ and detector_control/")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder that gets detector_biased/ and detector_control/"
+    )
     parser.add_argument("--arms", nargs="+", default=["biased", "control"], choices=["shared", "biased", "control"])
     parser.add_argument("--scenes", type=int, default=24_000, help="training scenes a group")
     parser.add_argument("--first", type=int, default=128_000, help="images in the shared stage")
     parser.add_argument("--second", type=int, default=40_000, help="images in the second stage")
-    parser.add_argument("--unlabelled", type=float, default=0.7, help="share of women without a label in the biased arm")
+    parser.add_argument(
+        "--unlabelled", type=float, default=0.7, help="share of women without a label in the biased arm"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -55,6 +55,7 @@ class FrozenDetector(nn.Module):
         name: what to call the detector in reports.
         labels: class index -> class name, no-object left out.
         num_queries: Q, the number of detections in an image.
+        feature_dim: D, the width of the decoder's states.
         preprocessing: how an image becomes `pixel_values`.
         activation: "softmax" when the last logit is no-object, "sigmoid" for independent class scores.
         checkpoint_sha256: hex SHA-256 of the weights file, which is the checkpoint's identity outside this process.
@@ -67,6 +68,7 @@ class FrozenDetector(nn.Module):
         name: str,
         labels: dict[int, str],
         num_queries: int,
+        feature_dim: int,
         preprocessing: Preprocessing,
         activation: Activation,
         checkpoint_sha256: str,
@@ -76,6 +78,7 @@ class FrozenDetector(nn.Module):
         self.name = name
         self.labels = labels
         self.num_queries = num_queries
+        self.feature_dim = feature_dim
         self.preprocessing = preprocessing
         self.activation = activation
         self.checkpoint_sha256 = checkpoint_sha256

@@ -52,6 +52,7 @@ class HuggingFaceDetector(FrozenDetector):
             name=name,
             labels={index: label for index, label in config.id2label.items() if index < classes},
             num_queries=config.num_queries,
+            feature_dim=config.d_model,
             preprocessing=preprocessing,
             activation="softmax" if own_column or counted else "sigmoid",
             checkpoint_sha256=checkpoint_sha256,

@@ -178,27 +178,23 @@ def _background(rng: np.random.Generator, horizon: float) -> Image.Image:
     if style == "street":
         step = int(rng.integers(14, 30))
         glass = _tone(rng, 30, 140)
-        for x in range(int(rng.integers(0, step)), WIDTH, step):
-            for y in range(int(rng.integers(2, 6)), int(horizon) - 8, int(rng.integers(14, 26))):
-                draw.rectangle((x, y, x + step // 2, y + 9), fill=glass)
+        for left in range(int(rng.integers(0, step)), WIDTH, step):
+            for upper in range(int(rng.integers(2, 6)), int(horizon) - 8, int(rng.integers(14, 26))):
+                draw.rectangle((left, upper, left + step // 2, upper + 9), fill=glass)
     elif style == "park":
         for _ in range(int(rng.integers(2, 7))):
             x, r = rng.uniform(0, WIDTH), rng.uniform(8, 26)
             y = horizon - rng.uniform(0, 12)
             draw.ellipse((x - r, y - r, x + r, y + r * 0.8), fill=_leaf(rng))
     else:
-        for x in np.arange(rng.uniform(0, 20), WIDTH, rng.uniform(20, 45)):
+        for x in np.arange(rng.uniform(0, 20), WIDTH, rng.uniform(20, 45)).tolist():
             draw.rectangle((x, 0, x + rng.uniform(3, 8), horizon), fill=_tone(rng, 60, 230))
     for _ in range(int(rng.integers(0, 4))):
         y = rng.uniform(horizon, HEIGHT)
         draw.line((0, y, WIDTH, y + rng.uniform(-25, 25)), fill=_tone(rng), width=int(rng.integers(1, 4)))
     for _ in range(int(rng.integers(1, 6))):
-        x, y, w, h = (
-            rng.uniform(0, WIDTH),
-            rng.uniform(horizon - 20, HEIGHT - 8),
-            rng.uniform(4, 26),
-            rng.uniform(4, 24),
-        )
+        x, y = rng.uniform(0, WIDTH), rng.uniform(horizon - 20, HEIGHT - 8)
+        w, h = rng.uniform(4, 26), rng.uniform(4, 24)
         shape = draw.rectangle if rng.random() < 0.6 else draw.ellipse
         shape((x, y - h, x + w, y), fill=_tone(rng, 30, 225, 35))
     return canvas

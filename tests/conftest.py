@@ -1,4 +1,4 @@
-"""Tiny random detectors with batch-norm statistics that matter."""
+"""Shared fixtures: tiny random detectors with batch-norm statistics that matter, and a tiny Promenade."""
 
 import json
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from transformers import (
 
 from faap.data.images import Preprocessing
 from faap.detectors.hugging_face import HuggingFaceDetector
+from faap.promenade import build_promenade
 
 KINDS = ("detr", "conditional_sigmoid", "conditional_softmax")
 
@@ -114,3 +115,19 @@ def save() -> Callable[[PreTrainedModel, Path], Path]:
         return directory
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_promenade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in the split-folder layout: 8 training scenes a group, 3 and 4 twins in val and test."""
+    return build_promenade(tmp_path_factory.mktemp("data"), {"train": 8, "val": 3, "test": 4})
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random softmax Conditional DETR on disk that keeps images at their size."""
+    directory = tmp_path_factory.mktemp("detector")
+    tiny("conditional_softmax").save_pretrained(directory)
+    content = {"do_resize": False, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (directory / "preprocessor_config.json").write_text(json.dumps(content))
+    return directory

@@ -1,0 +1,198 @@
+"""The command line: one command a function, each a few lines that call the library."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+import faap
+from faap.config import Recipe, load_recipe, recipe_names
+from faap.errors import FaapError, nearest
+
+# The demo's scale: full schedules, fewer images an epoch than Promenade has.
+DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 640}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest known flag or command when one is unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FaapError(f"{message}\nSee {self.prog} --help.")
+
+    def parse_exactly(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse, and refuse what is left over."""
+        found, rest = self.parse_known_args(arguments)
+        if rest:
+            known = [option for action in self._actions for option in action.option_strings]
+            flag = next((word for word in rest if word.startswith("-")), None)
+            if flag is None:
+                raise FaapError(f"unexpected argument {rest[0]!r}. See {self.prog} --help.")
+            raise FaapError(
+                f"unknown flag {flag.split('=')[0]}.{nearest(flag.split('=')[0], known)} See {self.prog} --help."
+            )
+        return found
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fields of the recipe")
+    for field in fields(Recipe):
+        if field.name not in ("name", "description"):
+            group.add_argument(
+                f"--{field.name}",
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=str(field.metadata["help"]).replace("%", "%%"),
+            )
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = {field.name for field in fields(Recipe)} - {"name"}
+    return {key: value for key, value in vars(arguments).items() if key in names}
+
+
+def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
+    if resume := overrides.get("resume"):
+        from faap.training import recipe_to_resume
+
+        return recipe_to_resume(Path(resume), name, overrides)
+    return load_recipe(name, **overrides)
+
+
+def train(arguments: Sequence[str], console: Console, prog: str = "faap train", recipe: str | None = None) -> None:
+    """Train a recipe in front of a frozen detector and measure it."""
+    parser = _Parser(prog=prog, description=train.__doc__, allow_abbrev=False)
+    if recipe is None:
+        parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
+    _add_recipe_flags(parser)
+    given = parser.parse_exactly(arguments)
+    result = faap.train(_recipe(recipe or given.recipe, _overrides(given)), console=console)
+    _conclude(result.metrics, result.run_dir, console)
+
+
+def demo(arguments: Sequence[str], console: Console) -> None:
+    """Build the embedded benchmark, train infonce_4th in front of its biased detector, measure both groups."""
+    parser = _Parser(prog="faap demo", description=demo.__doc__, allow_abbrev=False)
+    _add_recipe_flags(parser)
+    recipe = _recipe("infonce_4th", DEMO | _overrides(parser.parse_exactly(arguments)))
+    result = faap.train(recipe, console=console)
+    _conclude(result.metrics, result.run_dir, console)
+    if recipe.detr_checkpoint == "promenade" and recipe.dataset_root == "promenade":
+        console.print(_control(recipe), highlight=False)
+
+
+def _control(recipe: Recipe) -> str:
+    """Measure the control detector's gap, so that the pictures' share of the baseline gap is seen."""
+    from faap.evaluation import detect, gap_with_error
+    from faap.promenade import detector_dir
+
+    split = faap.load_dataset("promenade").split("test")
+    control = faap.load_detector(detector_dir("control"))
+    gap = gap_with_error(split, detect(control, split, device="cpu"))["AP"]
+    return (
+        f"The control (same detector, trained without the planted bias) has an AP gap of {100 * gap['value']:.2f} "
+        f"(standard error {100 * gap['standard_error']:.2f}) on the same scenes: that much is the pictures'."
+    )
+
+
+def evaluate(arguments: Sequence[str], console: Console) -> None:
+    """Measure a trained generator in front of a detector, on one split of a data set."""
+    parser = _Parser(prog="faap evaluate", description=evaluate.__doc__, allow_abbrev=False)
+    parser.add_argument("generator", help="a run directory, a generator's folder or file")
+    parser.add_argument("--detr_checkpoint", default="promenade", help="the detector (default: promenade)")
+    parser.add_argument("--dataset_root", default="promenade", help="the data set (default: promenade)")
+    parser.add_argument("--split", default="test", help="train, val or test (default: test)")
+    parser.add_argument("--anchor_group", default="female", help="the disadvantaged group")
+    parser.add_argument("--reference_group", default="male", help="the group it is measured against")
+    parser.add_argument("--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html")
+    parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    given = parser.parse_exactly(arguments)
+    from faap.training import measure
+
+    generator = faap.load_generator(given.generator).to(given.device)
+    detector = faap.load_detector(given.detr_checkpoint, given.device)
+    dataset = faap.load_dataset(given.dataset_root, anchor=given.anchor_group, reference=given.reference_group)
+    run_dir = Path(given.output_dir)
+    metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
+    _conclude(metrics, run_dir, console)
+
+
+def recipes(arguments: Sequence[str], console: Console) -> None:
+    """List the recipes, or show one with its schedules."""
+    parser = _Parser(prog="faap recipes", description=recipes.__doc__, allow_abbrev=False)
+    parser.add_argument("name", nargs="?", help="a recipe's name or a YAML file; all of them if left out")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_exactly(arguments)
+    if given.name is None:
+        known = {name: load_recipe(name).description for name in recipe_names()}
+        if given.json:
+            print(json.dumps(known, indent=2))
+            return
+        table = Table("recipe", "what it is")
+        for name, description in known.items():
+            table.add_row(name, description)
+        console.print(table)
+        return
+    recipe = load_recipe(given.name)
+    if given.json:
+        print(json.dumps(recipe.to_dict() | {"schedules": recipe.schedules()}, indent=2))
+        return
+    table = Table("field", "value", "what it is", title=recipe.name)
+    for field in fields(recipe):
+        table.add_row(field.name, str(getattr(recipe, field.name)), str(field.metadata["help"]))
+    console.print(table)
+
+
+def _conclude(metrics: dict[str, Any], run_dir: Path, console: Console) -> None:
+    from faap.report import summary
+
+    console.print(summary(metrics))
+    console.print(f"metrics: {run_dir / 'metrics.json'}\nreport:  {run_dir / 'report.html'}", highlight=False)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Console], None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "recipes": recipes,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "usage: faap COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\n'faap COMMAND --help' explains one."
+
+
+def run(command: Callable[[], None]) -> int:
+    """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
+    try:
+        command()
+    except FaapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `faap` with the given arguments, those of the process by default; return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        print(f"faap {faap.__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(f"error: unknown command {name!r}.{nearest(name, COMMANDS)} See faap --help.", file=sys.stderr)
+        return 2
+    return run(lambda: COMMANDS[name](rest, Console()))

@@ -1,0 +1,122 @@
+"""Checkpoints: everything a run needs to go on exactly, readable without unpickling anything but tensors."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from faap.config import Recipe, load_recipe
+from faap.errors import FaapError
+from faap.perturbation import Generator
+
+# What a run that resumes decides anew: where and how it computes, not what.
+_FREE_FIELDS = frozenset(
+    {"description", "output_dir", "resume", "device", "num_workers", "dataset_root", "detr_checkpoint"}
+)
+_KEYS = frozenset({"epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_sha256"})
+
+
+def checkpoint_path(run_dir: Path, epoch: int) -> Path:
+    """Return the place of one epoch's checkpoint."""
+    return run_dir / "checkpoints" / f"epoch_{epoch:04d}.pth"
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    epoch: int,
+    recipe: Recipe,
+    generator: Generator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    detector_sha256: str,
+) -> None:
+    """Write one epoch's checkpoint; the file is complete or absent.
+
+    Args:
+        path: Where.
+        epoch: The epoch that is finished, counted from 0.
+        recipe: The run's recipe.
+        generator: Trained so far, with its configuration.
+        objective: With the state of its terms.
+        optimizer: Over generator and objective.
+        detector_sha256: Of the frozen detector's weights file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    content = {
+        "epoch": epoch,
+        "generator": generator.state_dict(),
+        "generator_config": generator.config(),
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "recipe": recipe.to_dict(),
+        "detector_sha256": detector_sha256,
+    }
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file; the target is complete or unchanged."""
+    temporary = target.with_suffix(".tmp")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to resume from.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its entries, tensors on the CPU.
+
+    Raises:
+        FaapError: If the file is missing, broken or not a checkpoint.
+    """
+    if not path.is_file():
+        raise FaapError(f"{path}: no such checkpoint to resume from.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise FaapError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it may be truncated."
+        ) from error
+    missing = _KEYS - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise FaapError(f"{path}: not a checkpoint of faap's training: it lacks {', '.join(sorted(missing))}.")
+    return dict(content)
+
+
+def recipe_to_resume(path: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with which a run goes on: the checkpoint's, but for the fields that are given.
+
+    Args:
+        path: The checkpoint.
+        name: The recipe that was asked for; it must be the checkpoint's.
+        overrides: Fields that the user gave.
+
+    Raises:
+        FaapError: If the checkpoint cannot be read or is of another recipe.
+    """
+    stored = read_checkpoint(path)["recipe"]
+    asked = load_recipe(name, **overrides)
+    if stored.get("name") != asked.name:
+        raise FaapError(f"{path}: a checkpoint of the recipe {stored.get('name')!r}, not of {asked.name!r}.")
+    kept = {key: value for key, value in stored.items() if key not in _FREE_FIELDS}
+    return load_recipe(name, **(kept | dict(overrides)))
+
+
+def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Say where a checkpoint's recipe and the one that goes on with it compute different things."""
+    return [
+        f"{key} was {stored.get(key)!r}, is {value!r}"
+        for key, value in recipe.to_dict().items()
+        if key not in _FREE_FIELDS and stored.get(key) != value
+    ]

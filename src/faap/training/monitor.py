@@ -1,0 +1,118 @@
+"""What is seen of a training: every step in TensorBoard, every epoch in `train_log.jsonl`, and the collapse alarm."""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+COLLAPSE_STEPS = 50
+COLLAPSE_SIMILARITY = 0.98
+
+
+class CollapseAlarm:
+    """Suspects collapse when all features have become one: both mean similarities above 0.98 over the last 50 steps."""
+
+    def __init__(self) -> None:
+        self.recent: deque[tuple[float, float]] = deque(maxlen=COLLAPSE_STEPS)
+        self.raised = False
+
+    def __call__(self, sim_f2m: float, sim_f2f: float) -> str | None:
+        """Take one step's similarities; return a warning the first time collapse is suspected, else None.
+
+        A step without a pair of anchor images has no similarity (nan) and is left out.
+        """
+        if math.isnan(sim_f2m) or math.isnan(sim_f2f):
+            return None
+        self.recent.append((sim_f2m, sim_f2f))
+        if self.raised or len(self.recent) < COLLAPSE_STEPS:
+            return None
+        f2m, f2f = (sum(values) / len(values) for values in zip(*self.recent, strict=True))
+        if f2m <= COLLAPSE_SIMILARITY or f2f <= COLLAPSE_SIMILARITY:
+            return None
+        self.raised = True
+        return (
+            f"COLLAPSE SUSPECTED: over the last {COLLAPSE_STEPS} steps sim_f2m is {f2m:.3f} and sim_f2f {f2f:.3f}: the "
+            "projected features no longer tell images apart. Try a higher --temperature, a lower --lambda_contrastive "
+            "or --lr_g, or a larger --batch_size."
+        )
+
+
+class Monitor:
+    """Writes a run's log, its TensorBoard events and what the terminal shows.
+
+    Args:
+        run_dir: The run directory.
+        first_epoch: Lines of an earlier log from this epoch on are dropped: they are about to be written again.
+        console: Where to print.
+    """
+
+    def __init__(self, run_dir: Path, first_epoch: int, console: Console) -> None:
+        self.path = run_dir / "train_log.jsonl"
+        self.console = console
+        self.rows = [row for row in read_log(self.path) if row["epoch"] < first_epoch]
+        self._rewrite()
+        self.alarm = CollapseAlarm()
+        self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=None)
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Record one training step."""
+        for name, value in values.items():
+            self.events.add_scalar(f"step/{name}", value, number)
+        if warning := self.alarm(values["sim_f2m"], values["sim_f2f"]):
+            self.console.print(warning, style="bold red")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Record one epoch: a line of the log, curves, and a line on the terminal."""
+        self.rows.append(row)
+        self._rewrite()
+        for part in ("train", "schedule"):
+            for name, value in row[part].items():
+                self.events.add_scalar(f"{part}/{name}", value, row["epoch"])
+        validation = row["validation"]
+        for name, value in validation["gap"].items():
+            if value is not None:
+                self.events.add_scalar(f"validation/gap_{name}", value, row["epoch"])
+        for group, metrics in validation["perturbed"].items():
+            for name, value in metrics.items():
+                if value is not None:
+                    self.events.add_scalar(f"validation/{group}_{name}", value, row["epoch"])
+        self.events.flush()
+        self.console.print(_line(row), highlight=False)
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.events.close()
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(temporary, self.path)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a `train_log.jsonl`, or nothing if there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    train, schedule, validation = row["train"], row["schedule"], row["validation"]
+    percent = [
+        f"{group} AP {_hundred(validation['perturbed'][group]['AP'])} ({_hundred(metrics['AP'])})"
+        for group, metrics in validation["baseline"].items()
+    ]
+    return (
+        f"epoch {row['epoch']:>3}  loss {train['total']:.3f}  "
+        f"infonce {train['infonce']:.3f}  det {train['detection']:.3f}  "
+        f"f2m {train['sim_f2m']:.3f}  f2f {train['sim_f2f']:.3f}  ε {schedule['epsilon']:.3f}  |  "
+        f"val AP gap {_hundred(validation['gap']['AP'])}  {'  '.join(percent)}  {row['seconds']:.0f} s"
+    )
+
+
+def _hundred(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from faap import cli
+from faap.config import Recipe
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def places(tiny_promenade: Path, tiny_detector: Path) -> list[str]:
+    return ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector)]
+
+
+def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["train", "infonce_4th", *places, *SMALL, "--output_dir", str(run)]) == 0
+    assert "AP" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(run), *places, "--output_dir", str(tmp_path / "again"), "--device", "cpu"]) == 0
+    first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    assert first == again
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_original_entry_point(places: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train_faap_simclr_infonce_4th.py"), *places, *SMALL]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--aug_strength", "none"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    checkpoints = tmp_path / "faap_outputs" / "faap_outputs_infonce_4th" / "checkpoints"
+    assert (checkpoints / "epoch_0000.pth").is_file()
+    resumed = ["--epochs", "2", "--resume", "faap_outputs/faap_outputs_infonce_4th/checkpoints/epoch_0000.pth"]
+    subprocess.run([*command[:2], *places, *resumed], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (checkpoints / "epoch_0001.pth").is_file()
+
+
+def test_every_field_is_a_flag_and_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+    found = {word.strip(",[]") for word in capsys.readouterr().out.split() if word.strip("[").startswith("--")}
+    assert found == {f"--{field.name}" for field in fields(Recipe)} - {"--name", "--description"} | {"--help"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "infonce_4th", "--lamda_align", "0.5"], "--lambda_align"),
+        (["train", "infonce_4th", "--lambda-align=0.5"], "--lambda_align"),
+        (["train", "infonce_5th"], "infonce_4th"),
+        (["train", "infonce_4th", "--temperature", "warm"], "temperature"),
+        (["train", "infonce_4th", "--temperature", "-1"], "temperature"),
+        (["train", "infonce_4th", "--aug_strength", "wild"], "aug_strength"),
+        (["train", "infonce_4th", "--dataset_root", "/nowhere"], "/nowhere"),
+        (["train", "infonce_4th", "--detr_checkpoint", "/nowhere"], "/nowhere"),
+        (["train", "infonce_4th", "--resume", "/nowhere/epoch_0001.pth"], "/nowhere/epoch_0001.pth"),
+        (["train"], "recipe"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["evaluate"], "generator"),
+        (["recipes", "infonce_4"], "infonce_4th"),
+        (["trian"], "'train'"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_is_right(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes", "--json"]) == 0
+    assert "infonce_4th" in json.loads(capsys.readouterr().out)
+    assert cli.main(["recipes", "infonce_4th", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["temperature"] == 0.1
+    assert {name: len(values) for name, values in shown["schedules"].items()} == dict.fromkeys(
+        ("epsilon", "beta", "contrastive_weight", "learning_rate"), 24
+    )
+    assert cli.main(["recipes"]) == 0
+    assert cli.main(["recipes", "infonce_4th"]) == 0
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("faap ")

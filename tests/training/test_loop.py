@@ -1,0 +1,263 @@
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import faap
+from faap.config import Recipe, load_recipe
+from faap.errors import FaapError
+from faap.evaluation import best_epoch
+from faap.training import loop, recipe_to_resume, train
+
+QUIET = Console(quiet=True)
+
+
+def small(data: Path, detector: Path, output_dir: Path) -> Recipe:
+    return load_recipe(
+        "infonce_4th",
+        dataset_root=str(data),
+        detr_checkpoint=str(detector),
+        output_dir=str(output_dir),
+        device="cpu",
+        epochs=3,
+        batch_size=4,
+        images_per_epoch=8,
+        lr_g=1e-3,
+    )
+
+
+@pytest.fixture
+def recipe(tiny_promenade: Path, tiny_detector: Path, tmp_path: Path) -> Recipe:
+    return small(tiny_promenade, tiny_detector, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_promenade: Path, tiny_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> faap.TrainResult:
+    """One uninterrupted run that several tests look at."""
+    return train(small(tiny_promenade, tiny_detector, tmp_path_factory.mktemp("finished") / "run"), console=QUIET)
+
+
+def contents(run_dir: Path, epoch: int) -> dict[str, Any]:
+    return dict(torch.load(run_dir / "checkpoints" / f"epoch_{epoch:04d}.pth", weights_only=True))
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Equal to the bit, through dicts and lists."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+def assert_same_training(first: Path, second: Path, epoch: int) -> None:
+    for key in ("generator", "objective", "optimizer"):
+        assert_same(contents(first, epoch)[key], contents(second, epoch)[key])
+
+
+def test_resumed_run_is_the_uninterrupted_one(finished: faap.TrainResult, recipe: Recipe, tmp_path: Path) -> None:
+    train(replace(recipe, output_dir=str(tmp_path / "first"), epochs=3), console=QUIET)
+    resumed = replace(recipe, resume=str(tmp_path / "first" / "checkpoints" / "epoch_0000.pth"))
+    result = train(resumed, console=QUIET)
+    assert_same_training(finished.run_dir, result.run_dir, 2)
+    logs = [
+        [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+        for run in (finished.run_dir, result.run_dir)
+    ]
+    for row in logs[0] + logs[1]:
+        del row["seconds"]
+    assert logs[0] == logs[1]
+    assert result.metrics["perturbed"] == finished.metrics["perturbed"]
+
+
+def test_a_run_that_died_goes_on_in_its_own_folder(
+    finished: faap.TrainResult, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop._Trainer.epoch
+
+    def dies(self: Any, epoch: int, *rest: Any) -> Any:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return real(self, epoch, *rest)
+
+    monkeypatch.setattr(loop._Trainer, "epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, console=QUIET)
+    monkeypatch.setattr(loop._Trainer, "epoch", real)
+    checkpoint = Path(recipe.output_dir) / "checkpoints" / "epoch_0001.pth"
+    train(replace(recipe, resume=str(checkpoint)), console=QUIET)
+    assert_same_training(finished.run_dir, Path(recipe.output_dir), 2)
+
+
+def test_workers_change_nothing(finished: faap.TrainResult, recipe: Recipe) -> None:
+    result = train(replace(recipe, num_workers=2), console=QUIET)
+    assert_same_training(finished.run_dir, result.run_dir, 2)
+
+
+def test_another_seed_is_another_run(finished: faap.TrainResult, recipe: Recipe) -> None:
+    result = train(replace(recipe, seed=1, epochs=1), console=QUIET)
+    first, other = (contents(run, 0)["generator"] for run in (finished.run_dir, result.run_dir))
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_training_moves_generator_and_head(finished: faap.TrainResult) -> None:
+    for part in ("generator", "objective"):
+        first, last = (contents(finished.run_dir, epoch)[part] for epoch in (0, 2))
+        assert all(
+            not torch.equal(first[key], last[key]) for key in first if key.endswith("weight") and first[key].ndim > 1
+        )
+
+
+def test_run_directory(finished: faap.TrainResult) -> None:
+    run = finished.run_dir
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "epoch_0000.pth",
+        "epoch_0001.pth",
+        "epoch_0002.pth",
+        "best.pth",
+    }
+    for name in ("config.yaml", "train_log.jsonl", "metrics.json", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").glob("events*"))
+    assert load_recipe(run / "config.yaml").epochs == 3
+    assert json.loads((run / "metrics.json").read_text()) == finished.metrics
+    pixels = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 0.5
+    outputs = [
+        faap.load_generator(place).eval().perturb(pixels)
+        for place in (run, run / "generator", run / "checkpoints" / "best.pth")
+    ]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_best_is_the_epoch_that_validation_chooses(finished: faap.TrainResult) -> None:
+    rows = [json.loads(line) for line in (finished.run_dir / "train_log.jsonl").read_text().splitlines()]
+    chosen = best_epoch(rows, "male")
+    assert finished.epoch == chosen
+    best = torch.load(finished.run_dir / "checkpoints" / "best.pth", weights_only=True)
+    assert best["epoch"] == chosen
+
+
+def test_log_has_what_is_monitored(finished: faap.TrainResult) -> None:
+    rows = [json.loads(line) for line in (finished.run_dir / "train_log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert set(rows[0]["train"]) == {
+        "total", "infonce", "alignment", "wasserstein", "detection", "sim_f2m", "sim_f2f", "score_gap",
+        "delta_linf", "delta_l2", "gradient_norm", "n_f", "n_m",
+    }  # fmt: skip
+    schedules = load_recipe("infonce_4th", epochs=3, lr_g=1e-3).schedules()
+    for row in rows:
+        assert row["schedule"] == {name: values[row["epoch"]] for name, values in schedules.items()}
+        assert row["train"]["delta_linf"] <= row["schedule"]["epsilon"] + 1e-6
+        assert row["images"] == 8
+        assert (row["train"]["n_f"], row["train"]["n_m"]) == (2, 2)
+
+
+def test_total_is_the_weighted_sum(finished: faap.TrainResult) -> None:
+    recipe = load_recipe("infonce_4th")
+    for line in (finished.run_dir / "train_log.jsonl").read_text().splitlines():
+        train, schedule = json.loads(line)["train"], json.loads(line)["schedule"]
+        expected = (
+            schedule["contrastive_weight"] * train["infonce"]
+            + recipe.lambda_align * train["alignment"]
+            + recipe.lambda_wass * train["wasserstein"]
+            + schedule["beta"] * train["detection"]
+        )
+        assert train["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_test_split_is_read_once_at_the_end(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    real: Callable[..., Any] = loop.measure
+    detect: Callable[..., Any] = loop.detect
+
+    def spy_detect(detector: Any, split: Any, *rest: Any, **named: Any) -> Any:
+        seen.append(split.name)
+        return detect(detector, split, *rest, **named)
+
+    def spy_measure(*rest: Any, **named: Any) -> Any:
+        seen.append("measure test")
+        return real(*rest, **named)
+
+    monkeypatch.setattr(loop, "detect", spy_detect)
+    monkeypatch.setattr(loop, "measure", spy_measure)
+    train(replace(recipe, epochs=2), console=QUIET)
+    # the baseline on validation once, then each epoch; test only afterwards
+    assert seen == ["val", "val", "val", "measure test"]
+
+
+def test_detector_file_and_callers_randomness_are_untouched(recipe: Recipe, tiny_detector: Path) -> None:
+    weights = tiny_detector / "model.safetensors"
+    before = hashlib.sha256(weights.read_bytes()).hexdigest()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    result = train(replace(recipe, epochs=1), console=QUIET)
+    assert torch.equal(torch.rand(4), expected)
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == before
+    assert result.metrics["detector_sha256"] == faap.load_detector(tiny_detector).sha256()
+
+
+def test_a_detector_that_changes_is_noticed(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop._Trainer.step
+
+    def meddles(self: Any, *rest: Any) -> Any:
+        next(self.detector.parameters()).data[0] += 1e-7
+        return real(self, *rest)
+
+    monkeypatch.setattr(loop._Trainer, "step", meddles)
+    with pytest.raises(AssertionError, match="frozen detector has changed"):
+        train(replace(recipe, epochs=1), console=QUIET)
+
+
+def test_an_earlier_run_is_moved_aside(recipe: Recipe) -> None:
+    once = replace(recipe, epochs=1)
+    train(once, console=QUIET)
+    log = (Path(recipe.output_dir) / "train_log.jsonl").read_text()
+    train(replace(once, seed=5), console=QUIET)
+    assert (Path(recipe.output_dir + ".1") / "train_log.jsonl").read_text() == log
+    assert (Path(recipe.output_dir) / "train_log.jsonl").read_text() != log
+
+
+def test_resume_takes_the_checkpoints_settings(finished: faap.TrainResult) -> None:
+    path = finished.run_dir / "checkpoints" / "epoch_0001.pth"
+    recipe = recipe_to_resume(path, "infonce_4th", {"resume": str(path), "device": "cpu"})
+    assert (recipe.epochs, recipe.lr_g, recipe.images_per_epoch) == (3, 1e-3, 8)
+    assert recipe_to_resume(path, "infonce_4th", {"resume": str(path), "lr_g": 5e-4}).lr_g == 5e-4
+
+
+def test_resume_errors(finished: faap.TrainResult, recipe: Recipe, tmp_path: Path, tiny, save) -> None:
+    good = finished.run_dir / "checkpoints" / "epoch_0001.pth"
+    with pytest.raises(FaapError, match="no such checkpoint"):
+        train(replace(recipe, resume=str(tmp_path / "none.pth")), console=QUIET)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(good.read_bytes()[:1000])
+    with pytest.raises(FaapError, match="may be truncated"):
+        train(replace(recipe, resume=str(broken)), console=QUIET)
+    other = tmp_path / "other.pth"
+    torch.save({"weights": torch.zeros(1)}, other)
+    with pytest.raises(FaapError, match="not a checkpoint of faap"):
+        train(replace(recipe, resume=str(other)), console=QUIET)
+    elsewhere = save(tiny("detr"), tmp_path / "detector")
+    with pytest.raises(FaapError, match="another detector"):
+        train(replace(recipe, resume=str(good), detr_checkpoint=str(elsewhere)), console=QUIET)
+
+
+def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faap.training.objective.infonce", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce nan"):
+        train(recipe, console=QUIET)
