@@ -1,0 +1,23 @@
+"""The terms of the loss: tensors in, a scalar out. They know nothing of files, images or detectors."""
+
+from faap.objectives.adversarial import adversarial_confusion
+from faap.objectives.alignment import mean_alignment, variance_alignment
+from faap.objectives.contrastive import cross_group_similarity, infonce, similarity_statistics
+from faap.objectives.heads import ProjectionHead
+from faap.objectives.momentum import momentum_infonce
+from faap.objectives.scores import image_scores
+from faap.objectives.transport import one_sided_wasserstein, score_distribution
+
+__all__ = [
+    "ProjectionHead",
+    "adversarial_confusion",
+    "cross_group_similarity",
+    "image_scores",
+    "infonce",
+    "mean_alignment",
+    "momentum_infonce",
+    "one_sided_wasserstein",
+    "score_distribution",
+    "similarity_statistics",
+    "variance_alignment",
+]

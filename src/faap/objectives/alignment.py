@@ -1,0 +1,44 @@
+"""Alignment of the two groups' feature statistics."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from faap.objectives.numerics import connected_zero, widen
+
+
+def mean_alignment(anchor: Tensor, reference: Tensor, *, detach_reference: bool) -> Tensor:
+    """Bring the groups' mean features together.
+
+    Args:
+        anchor: (n, D) features of the anchor group's images, averaged over queries.
+        reference: (m, D) those of the reference group.
+        detach_reference: let no gradient reach the reference group.
+
+    Returns:
+        A scalar ≥ 0, the mean squared difference over D; 0 if a group is absent.
+
+    Source: spec/recipes.md, "Terms", Mean alignment.
+    """
+    if detach_reference:
+        reference = reference.detach()
+    if len(anchor) < 1 or len(reference) < 1:
+        return connected_zero(anchor, reference)
+    return F.mse_loss(widen(anchor).mean(0), widen(reference).mean(0))
+
+
+def variance_alignment(anchor: Tensor, reference: Tensor) -> Tensor:
+    """Bring the groups' feature variances together.
+
+    Args:
+        anchor: (n, D) features of the anchor group's images, averaged over queries.
+        reference: (m, D) those of the reference group.
+
+    Returns:
+        A scalar ≥ 0, the mean squared difference over D of the unbiased variances over images; 0 if a group has fewer
+        than two images.
+
+    Source: spec/recipes.md, "Terms", Variance alignment.
+    """
+    if len(anchor) < 2 or len(reference) < 2:
+        return connected_zero(anchor, reference)
+    return F.mse_loss(widen(anchor).var(0), widen(reference).var(0))

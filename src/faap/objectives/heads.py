@@ -1,0 +1,57 @@
+"""The projection head in front of the contrastive terms; it is trained with the generator and then thrown away."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from faap.errors import FaapError, nearest
+from faap.objectives.numerics import widen
+
+VARIANTS = ("plain", "layernorm", "stabilized")
+
+
+class ProjectionHead(nn.Module):
+    """Projects an image's features onto the unit sphere.
+
+    Args:
+        feature_dim: D, the width of the detector's decoder states.
+        projection_dim: d, the width of the projection.
+        variant: "plain" is Linear(D, D), ReLU, Linear(D, d); "layernorm" puts a LayerNorm(D) first; "stabilized" has a
+            dropout before the last layer as well.
+        dropout: its probability in [0, 1), for "stabilized" only.
+
+    Raises:
+        FaapError: if the variant is unknown.
+
+    Source: spec/recipes.md, "Heads".
+    """
+
+    def __init__(
+        self, feature_dim: int, projection_dim: int = 128, variant: str = "stabilized", dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise FaapError(
+                f"head is {variant!r}; it must be one of {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}"
+            )
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if variant != "plain":
+            layers["norm"] = nn.LayerNorm(feature_dim)
+        layers["hidden"] = nn.Linear(feature_dim, feature_dim)
+        layers["relu"] = nn.ReLU()
+        if variant == "stabilized":
+            layers["dropout"] = nn.Dropout(dropout)
+        layers["out"] = nn.Linear(feature_dim, projection_dim)
+        self.layers = nn.Sequential(layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project.
+
+        Args:
+            features: (B, D) decoder states averaged over queries.
+
+        Returns:
+            (B, d) unit vectors, in float32 or better.
+        """
+        return F.normalize(widen(self.layers(features)), dim=1)
