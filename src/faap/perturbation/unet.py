@@ -1,0 +1,65 @@
+"""The original generator: a U-Net at full resolution, as expensive as the detector behind it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Down(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(channels, out, 3, stride=stride, padding=1),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, padding=1),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class _Up(nn.Module):
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, 3, padding=1)
+        self.bn = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+        return F.relu(self.bn(self.conv(x))) + skip
+
+
+class UNet(nn.Module):
+    """Three stages down, a bottleneck, two stages up whose skips are added; names as in the original checkpoints.
+
+    Batch norm makes an image's output depend on its batch while training, and zeros in the padding are seen as image.
+
+    Args:
+        widths: channels at full, half and quarter resolution.
+    """
+
+    WIDTHS = (32, 64, 128)
+
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        full, half, quarter = widths
+        self.down1 = _Down(3, full, 1)
+        self.down2 = _Down(full, half, 2)
+        self.down3 = _Down(half, quarter, 2)
+        self.bottleneck = _Down(quarter, quarter, 1)
+        self.up2 = _Up(quarter, half)
+        self.up1 = _Up(half, full)
+        self.out_conv = nn.Conv2d(full, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Return the raw perturbation (B, 3, H, W) of images (B, 3, H, W); the mask is not looked at."""
+        full = self.down1(x)
+        half = self.down2(full)
+        deep = self.bottleneck(self.down3(half))
+        out: Tensor = self.out_conv(self.up1(self.up2(deep, half), full))
+        return out

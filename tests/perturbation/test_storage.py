@@ -1,0 +1,185 @@
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from faap.errors import FaapError
+from faap.perturbation import Generator, load_generator, save_generator
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return 0.5 * torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(one: Generator, other: Generator, x: Tensor) -> None:
+    assert one.config() == other.config()
+    assert torch.equal(one.eval().perturb(x), other.perturb(x))
+    assert not other.training
+
+
+@pytest.mark.parametrize("arch", ["light", "unet"])
+def test_every_way_to_name_a_saved_generator(arch: str, tmp_path: Path, x: Tensor) -> None:
+    generator = Generator(arch, epsilon=0.10)
+    generator.epsilon = 0.09
+    save_generator(generator, tmp_path / "run" / "generator")
+    for path in ("run", "run/generator", "run/generator/model.safetensors"):
+        assert_same(generator, load_generator(tmp_path / path), x)
+    assert_same(generator, load_generator(str(tmp_path / "run")), x)
+    assert {path.name for path in (tmp_path / "run" / "generator").iterdir()} == {"config.json", "model.safetensors"}
+    assert load_generator(tmp_path / "run", epsilon=0.03).epsilon == 0.03
+
+
+def test_the_hubs_own_loading_works(tmp_path: Path, x: Tensor) -> None:
+    generator = Generator(epsilon=0.10, widths=(8, 16, 24))
+    generator.epsilon = 0.07
+    save_generator(generator, tmp_path)
+    assert_same(generator, Generator.from_pretrained(tmp_path), x)
+    generator.save_pretrained(tmp_path / "hub")
+    assert_same(generator, load_generator(tmp_path / "hub"), x)
+
+
+def test_a_checkpoint_of_the_training(tmp_path: Path, x: Tensor) -> None:
+    generator = Generator(epsilon=0.06)
+    path = tmp_path / "epoch_0003.pth"
+    torch.save({"epoch": 3, "generator": generator.state_dict(), "generator_config": generator.config()}, path)
+    assert_same(generator, load_generator(path), x)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_checkpoint_of_the_original(biased: bool, tmp_path: Path, x: Tensor) -> None:
+    generator = Generator("unet", epsilon=0.09)
+    state = generator.state_dict()
+    if not biased:
+        for name in [name for name in state if name.endswith(("net.0.bias", "net.3.bias", "conv.bias"))]:
+            if name != "out_conv.bias":
+                state[name].zero_()
+                del state[name]
+    path = tmp_path / "epoch_0023.pth"
+    torch.save({"epoch": 23, "generator": state, "args": argparse.Namespace(epsilon=0.09)}, path)
+    assert_same(generator, load_generator(path, epsilon=0.09), x)
+
+
+def test_saving_again_replaces_only_its_own_files(tmp_path: Path, x: Tensor) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    save_generator(Generator(), tmp_path)
+    second = Generator(epsilon=0.02)
+    save_generator(second, tmp_path)
+    assert_same(second, load_generator(tmp_path), x)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_save_leaves_the_old_generator(
+    tmp_path: Path, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Generator()
+    save_generator(first, tmp_path)
+
+    def fail(state: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("faap.perturbation.generator.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_generator(Generator(epsilon=0.01), tmp_path)
+    assert_same(first, load_generator(tmp_path), x)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def break_config(folder: Path, text: str | None) -> Path:
+    save_generator(Generator(widths=(8, 8, 8)), folder)
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    return folder
+
+
+def break_weights(folder: Path) -> Path:
+    save_generator(Generator(widths=(8, 8, 8)), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return folder
+
+
+def other_weights(folder: Path) -> Path:
+    save_generator(Generator(widths=(8, 8, 8)), folder)
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+def saved(folder: Path, content: object) -> Path:
+    torch.save(content, folder / "epoch_0000.pth")
+    return folder / "epoch_0000.pth"
+
+
+def written(folder: Path, content: bytes) -> Path:
+    (folder / "epoch_0000.pth").write_bytes(content)
+    return folder / "epoch_0000.pth"
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("run while loading",)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "absent", "does not exist"),
+        (lambda folder: folder / "absent.pth", "does not exist"),
+        (lambda folder: folder, "has neither generator/ nor model.safetensors"),
+        (lambda folder: break_config(folder, None), "config.json: is missing"),
+        (lambda folder: break_config(folder, "{"), "config.json: is not valid JSON"),
+        (lambda folder: break_config(folder, "[1]"), "do not make a generator"),
+        (lambda folder: break_config(folder, '{"arch": "ligth"}'), "Did you mean 'light'"),
+        (lambda folder: break_config(folder, '{"width": 3}'), "do not make a generator"),
+        (lambda folder: break_config(folder, '{"widths": [8, 16]}'), "do not make a generator"),
+        (lambda folder: break_config(folder, '{"widths": "abc"}'), "do not make a generator"),
+        (break_weights, "is not a complete safetensors file"),
+        (other_weights, "do not make a generator"),
+        (lambda folder: saved(folder, {"model": {}}), "has no entry 'generator'"),
+        (lambda folder: saved(folder, torch.zeros(2)), "has no entry 'generator'"),
+        (lambda folder: saved(folder, {"generator": {"a": torch.zeros(1)}}), "not the original U-Net"),
+        (lambda folder: saved(folder, {"generator": {}, "extra": Harmful()}), "nothing else is ever unpickled"),
+        (lambda folder: written(folder, b"no checkpoint"), "epoch_0000.pth"),
+        (lambda folder: written(folder, b""), "cannot be read as a checkpoint"),
+        (lambda folder: written(folder, pickle.dumps(Harmful(), protocol=2)), "nothing else is ever unpickled"),
+    ],
+)
+def test_what_is_no_generator_is_refused_by_name(make, said: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    path = make(tmp_path)
+    with pytest.raises(FaapError) as caught:
+        load_generator(path)
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "run while loading" not in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def absent(name: str, **_: object) -> Generator:
+        asked.append(name)
+        raise OSError("no such model")
+
+    monkeypatch.setattr(Generator, "from_pretrained", absent)
+    with pytest.raises(FaapError, match=r"org/model: .*no such model"):
+        load_generator("org/model")
+    assert asked == ["org/model"]
+    with pytest.raises(FaapError, match="does not exist"):
+        load_generator("nowhere")
+    assert asked == ["org/model"]
+
+
+def test_the_configuration_is_plain_json(tmp_path: Path) -> None:
+    save_generator(Generator(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "arch": "light",
+        "epsilon": 0.1,
+        "widths": [24, 48, 96],
+    }
