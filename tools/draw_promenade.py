@@ -1,6 +1,6 @@
 """Draw what Promenade looks like: its people as twins, and its scenes as twins with their boxes.
 
-    python tools/draw_promenade.py --out docs/images
+python tools/draw_promenade.py --out docs/images
 """
 
 import argparse
@@ -34,7 +34,9 @@ def scene_sheet(pairs_across: int = 3, rows: int = 3, scale: int = 2) -> Image.I
     """Test scenes, the women's version left of the men's, with the annotated boxes."""
     margin = 8
     wide = 2 * WIDTH * scale + margin
-    sheet = Image.new("RGB", (pairs_across * (wide + margin) - margin, rows * (HEIGHT * scale + margin) - margin), "white")
+    sheet = Image.new(
+        "RGB", (pairs_across * (wide + margin) - margin, rows * (HEIGHT * scale + margin) - margin), "white"
+    )
     for pair in range(pairs_across * rows):
         for twin, group in enumerate(("female", "male")):
             scene = compose(0, "test", pair, group)

@@ -1,10 +1,10 @@
 """Train Promenade's two detectors: one with a planted bias against women, and its unbiased control.
 
-Both are a small Conditional DETR (softmax with a no-object class) and share a first stage on full labels. In the second
-stage, which has the same images in the same order for both, the biased arm's annotator has left out each woman with a
-fixed probability; men are always labelled. Everything else is equal. Three aids exist in training only: more groups of
-queries (Group DETR), a dense head on the encoder's tokens (as in FCOS), and a gender head on decoder states and tokens
-in both arms, so that a detector this small sees what people see at a glance.
+Both are a small Conditional DETR (softmax with a no-object class) and share a first stage on full labels and scenes
+without statues. In the second stage, which has statues and the same images in the same order for both, the biased arm's
+annotator has left out each woman with a fixed probability; men are always labelled. Everything else is equal. Three
+aids exist in training only: more groups of queries (Group DETR), a dense head on the encoder's tokens (as in FCOS), and
+a gender head on decoder states and tokens, in both arms, so that a detector this small sees what people see at once.
 
     python tools/train_promenade_detector.py --work promenade_training --out src/faap/promenade/assets
 
@@ -42,10 +42,12 @@ QUERY_GROUPS = 4
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: `images` in all, `unlabelled` the share of women the annotator left out."""
+    """One stage: `images` in all, of `scenes` a group; `unlabelled` is the share of women the annotator left out."""
 
     name: str
     images: int
+    scenes: int
+    statues: bool
     learning_rate: float
     no_object_weight: float
     unlabelled: float
@@ -54,9 +56,17 @@ class Stage:
 
 
 def stages(args: argparse.Namespace) -> dict[str, Stage]:
-    second = {"images": args.second, "learning_rate": 6e-4, "no_object_weight": 0.5, "seed": 2, "start": "shared"}
+    second = {
+        "images": args.second,
+        "scenes": args.scenes // 2,
+        "statues": True,
+        "learning_rate": 6e-4,
+        "no_object_weight": 0.5,
+        "seed": 2,
+        "start": "shared",
+    }
     return {
-        "shared": Stage("shared", args.first, 8e-4, 0.2, 0.0, 1),
+        "shared": Stage("shared", args.first, args.scenes, False, 8e-4, 0.2, 0.0, 1),
         "biased": Stage("biased", unlabelled=args.unlabelled, **second),
         "control": Stage("control", unlabelled=0.0, **second),
     }
@@ -65,20 +75,22 @@ def stages(args: argparse.Namespace) -> dict[str, Stage]:
 # ---------------------------------------------------------------------------------------------------------- scenes
 
 
-def _scene(job: tuple[int, str]) -> tuple[np.ndarray, np.ndarray]:
-    scene = compose(SEED, "train", *job)
+def _scene(job: tuple[int, str, bool]) -> tuple[np.ndarray, np.ndarray]:
+    index, group, statues = job
+    scene = compose(SEED, "train", index, group, statues=statues)
     boxes = np.full((MOST, 4), np.nan, np.float32)
     boxes[: len(scene.boxes)] = scene.boxes
     return scene.image, boxes
 
 
-def load_scenes(work: Path, per_group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load_scenes(work: Path, per_group: int, statues: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compose the training scenes once; return images (N, H, W, 3), boxes (N, 3, 4) xywh or NaN, female (N,)."""
-    images_file, boxes_file = work / f"scenes_{per_group}.npy", work / f"boxes_{per_group}.npy"
+    kind = f"{'statues' if statues else 'plain'}_{per_group}.npy"
+    images_file, boxes_file = work / f"scenes_{kind}", work / f"boxes_{kind}"
     if not boxes_file.exists():
         images = np.lib.format.open_memmap(images_file, "w+", np.uint8, (2 * per_group, HEIGHT, WIDTH, 3))
         boxes = np.empty((2 * per_group, MOST, 4), np.float32)
-        jobs = [(index, group) for index in range(per_group) for group in GROUPS]
+        jobs = [(index, group, statues) for index in range(per_group) for group in GROUPS]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             for i, (image, found) in enumerate(pool.imap(_scene, jobs, chunksize=64)):
                 images[i], boxes[i] = image, found
@@ -290,8 +302,8 @@ def gender_loss(
 class Data:
     """Batches as a pure function of (stage seed, step)."""
 
-    def __init__(self, work: Path, per_group: int, batch: int) -> None:
-        self.images, self.boxes, self.female = load_scenes(work, per_group)
+    def __init__(self, work: Path, stage: Stage, batch: int) -> None:
+        self.images, self.boxes, self.female = load_scenes(work, stage.scenes, stage.statues)
         self.luck = np.random.default_rng([SEED, 99]).random(self.boxes.shape[:2])  # fixed for each person
         self.batch = batch
 
@@ -330,11 +342,12 @@ def as_target(boxes: np.ndarray) -> dict[str, Tensor]:
     return {"labels": torch.zeros(len(cxcywh), dtype=torch.long), "boxes": cxcywh}
 
 
-def run_stage(stage: Stage, data: Data, work: Path, log: Callable[[str], None]) -> dict[str, Tensor]:
+def run_stage(stage: Stage, work: Path, batch: int, log: Callable[[str], None]) -> dict[str, Tensor]:
     """Train one stage, continuing where it stopped; returns the averaged weights of all of `Trainable`."""
     finished, unfinished = work / f"{stage.name}.pt", work / f"{stage.name}.partial.pt"
     if finished.exists():
         return dict(torch.load(finished, weights_only=True))
+    data = Data(work, stage, batch)
     torch.manual_seed(stage.seed)
     model = Trainable()
     if stage.start:
@@ -424,27 +437,29 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder that gets detector_biased/ and detector_control/"
     )
-    parser.add_argument("--arms", nargs="+", default=["biased", "control"], choices=["shared", "biased", "control"])
-    parser.add_argument("--scenes", type=int, default=24_000, help="training scenes a group")
-    parser.add_argument("--first", type=int, default=128_000, help="images in the shared stage")
+    parser.add_argument("--arms", nargs="+", default=["biased", "control"], choices=["biased", "control"])
+    parser.add_argument(
+        "--scenes", type=int, default=24_000, help="scenes a group in the first stage; the second has half"
+    )
+    parser.add_argument("--first", type=int, default=96_000, help="images in the shared stage")
     parser.add_argument("--second", type=int, default=40_000, help="images in the second stage")
     parser.add_argument(
-        "--unlabelled", type=float, default=0.7, help="share of women without a label in the biased arm"
+        "--unlabelled", type=float, default=0.8, help="share of women without a label in the biased arm"
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    data = Data(args.work, args.scenes, args.batch)
     table = stages(args)
 
     def log(line: str) -> None:
         print(time.strftime("%H:%M:%S"), line, flush=True)
 
-    run_stage(table["shared"], data, args.work, log)
-    for arm in args.arms:
-        export(run_stage(table[arm], data, args.work, log), args.out / f"detector_{arm}")
+    for name in dict.fromkeys(["shared", *args.arms]):
+        weights = run_stage(table[name], args.work, args.batch, log)
+        if name != "shared":
+            export(weights, args.out / f"detector_{name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The claims of docs/promenade.md, measured on the whole test split."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -54,7 +54,9 @@ class _Person:
     colours: np.ndarray
 
 
-def compose(seed: int, split: str, index: int, group: str, people: People | None = None) -> Scene:
+def compose(
+    seed: int, split: str, index: int, group: str, people: People | None = None, *, statues: bool = True
+) -> Scene:
     """Compose one scene.
 
     Args:
@@ -63,6 +65,7 @@ def compose(seed: int, split: str, index: int, group: str, people: People | None
         index: Number of the scene. In "val" and "test" the same index gives twins for the two groups.
         group: "female" or "male".
         people: The atlas; the shipped one by default.
+        statues: Whether there may be statues; the rest of the scene is the same without them.
 
     Raises:
         ValueError: If the split or the group is unknown.
@@ -76,6 +79,8 @@ def compose(seed: int, split: str, index: int, group: str, people: People | None
     canvas = _background(rng, horizon)
     cast = _cast(rng, people.splits[split], people.views)
     _decoys(rng, canvas, horizon)
+    if statues:
+        _statues(np.random.default_rng([seed, SPLITS.index(split), index, twin, 1]), canvas, people, split)
     layers = []
     for person in cast:
         _contact_shadow(canvas, person)
@@ -228,6 +233,25 @@ def _decoys(rng: np.random.Generator, canvas: Image.Image, horizon: float) -> No
                 ((x - w * 0.6, y + 4), (x + w * 0.6, y + 4), (x + w, y + height * 0.6), (x - w, y + height * 0.6)),
                 fill=head,
             )
+
+
+def _statues(rng: np.random.Generator, canvas: Image.Image, people: People, split: str) -> None:
+    """In every other scene one or two statues or shop-window figures: people's shapes in nearly one colour, unlabelled.
+
+    They are what a detector takes for people when it is wrong, and they are the same in both twins.
+    """
+    for _ in range(int(rng.choice([0, 1, 2], p=[0.5, 0.3, 0.2]))):
+        height = float(np.exp(rng.uniform(np.log(SHORTEST), np.log(TALLEST))))
+        centre = float(rng.uniform(0, WIDTH))
+        feet = min(HEIGHT - 1.0, max(height + 2.0, rng.uniform(0.6, 1.0) * HEIGHT))
+        tone = np.array(_tone(rng, 50, 215, 18), float)
+        colours = np.clip(tone * rng.uniform(0.85, 1.15, (5, 1)), 0, 255)
+        identity = int(rng.choice(np.asarray(people.splits[split])))
+        view, mirrored = int(rng.integers(people.views)), bool(rng.random() < 0.5)
+        statue = _Person(identity, view, mirrored, height, centre, feet, colours)
+        _contact_shadow(canvas, statue)
+        layer = _layer(people, statue, GROUPS[int(rng.integers(2))])
+        canvas.paste(layer, (0, 0), layer)
 
 
 def _contact_shadow(canvas: Image.Image, person: _Person) -> None:
