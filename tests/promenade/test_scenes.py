@@ -63,7 +63,7 @@ def test_boxes_hug_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
         pictures = []
         for tone in (0.0, 255.0):
             monkeypatch.setattr(scenes, "colour", lambda sprite, _, tone=tone: real(sprite, np.full((5, 3), tone)))
-            scene = compose(1, "val", index, "female")
+            scene = compose(1, "val", index, "female", statues=False)  # statues are painted by the same function
             pictures.append(scene.image.astype(int))
         if len(scene.boxes) > 1:
             continue
@@ -88,3 +88,13 @@ def test_boxes_lie_inside_the_image_and_are_not_tiny() -> None:
 def test_unknown_split_or_group(split: str, group: str) -> None:
     with pytest.raises(ValueError, match="must be one of"):
         compose(0, split, 0, group)
+
+
+def test_without_statues_the_scene_is_otherwise_the_same() -> None:
+    different = 0
+    for index in range(30):
+        with_statues, without = (compose(0, "test", index, "male", statues=flag) for flag in (True, False))
+        assert np.array_equal(with_statues.boxes, without.boxes)
+        assert with_statues.identities == without.identities
+        different += not np.array_equal(with_statues.image, without.image)
+    assert 5 < different < 25
