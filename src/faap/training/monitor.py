@@ -83,7 +83,7 @@ class Monitor:
                 if value is not None:
                     self.events.add_scalar(f"validation/{group}_{name}", value, row["epoch"])
         self.events.flush()
-        self.console.print(_line(row), highlight=False)
+        self.console.print(_line(row), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Close the event file."""
