@@ -16,7 +16,7 @@ from faap.config import Recipe, load_recipe, recipe_names
 from faap.errors import FaapError, nearest
 
 # The demo's scale: full schedules, fewer images an epoch than Promenade has.
-DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 640}
+DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 960}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,8 +95,8 @@ def _control(recipe: Recipe) -> str:
     control = faap.load_detector(detector_dir("control"))
     gap = gap_with_error(split, detect(control, split, device="cpu"))["AP"]
     return (
-        f"The control (same detector, trained without the planted bias) has an AP gap of {100 * gap['value']:.2f} "
-        f"(standard error {100 * gap['standard_error']:.2f}) on the same scenes: that much is the pictures'."
+        f"The control (same detector, trained without the planted bias) has an AP gap of {gap['value']:.4f} "
+        f"(standard error {gap['standard_error']:.4f}) on the same scenes: that much is the pictures'."
     )
 
 

@@ -261,3 +261,11 @@ def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatc
     monkeypatch.setattr("faap.training.objective.infonce", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce nan"):
         train(recipe, console=QUIET)
+
+
+def test_batches_without_a_pair_of_women_leave_a_hole_in_the_log(recipe: Recipe) -> None:
+    result = train(replace(recipe, epochs=1, batch_size=2, images_per_epoch=4), console=QUIET)
+    row = json.loads((result.run_dir / "train_log.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert row["train"]["sim_f2f"] is None
+    assert row["train"]["infonce"] == 0
+    assert row["train"]["total"] > 0

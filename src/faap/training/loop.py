@@ -182,7 +182,7 @@ class _Trainer:
         self.batches.set_epoch(epoch)
         self.generator.train()
         self.objective.train()
-        totals: dict[str, float] = {}
+        steps: list[dict[str, float]] = []
         images = 0
         with _seeded(self.recipe.seed, epoch), _progress(console) as progress:
             bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
@@ -190,12 +190,11 @@ class _Trainer:
                 values = self.step(batch.to(self.accelerator.device), epoch, schedule)
                 monitor.step(epoch * len(self.batches) + number, values)
                 images += len(batch.groups)
-                for name, value in values.items():
-                    totals[name] = totals.get(name, 0.0) + value
+                steps.append(values)
                 progress.advance(bar)
         self.generator.eval()
         self.objective.eval()
-        means = {name: total / len(self.batches) for name, total in totals.items()}
+        means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
         return {"epoch": epoch, "images": images, "train": means, "schedule": schedule}
 
     def step(self, batch: Batch, epoch: int, schedule: dict[str, float]) -> dict[str, float]:
@@ -219,6 +218,12 @@ class _Trainer:
             raise FaapError(f"the loss or its gradient is not finite in epoch {epoch} ({numbers}); try a lower --lr_g.")
         self.optimizer.step()
         return values
+
+
+def _mean(values: list[float]) -> float | None:
+    """Average over the steps that have a value: a similarity needs a pair of images."""
+    known = [value for value in values if np.isfinite(value)]
+    return sum(known) / len(known) if known else None
 
 
 def _to_floats(values: dict[str, Tensor]) -> dict[str, float]:
@@ -293,7 +298,7 @@ def _opening(
 ) -> str:
     parameters = sum(p.numel() for p in trainer.generator.parameters())
     counts = ", ".join(f"{count} {group}" for group, count in training.counts().items())
-    aps = ", ".join(f"{group} {100 * values['AP']:.2f}" for group, values in baseline.items())
+    aps = ", ".join(f"{group} {values['AP']:.4f}" for group, values in baseline.items())
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
         f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {trainer.detector.name} "

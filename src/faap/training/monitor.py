@@ -58,7 +58,7 @@ class Monitor:
         self.rows = [row for row in read_log(self.path) if row["epoch"] < first_epoch]
         self._rewrite()
         self.alarm = CollapseAlarm()
-        self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=None)
+        self.events = SummaryWriter(str(run_dir / "tensorboard"))
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
@@ -72,18 +72,17 @@ class Monitor:
         self.rows.append(row)
         self._rewrite()
         for part in ("train", "schedule"):
-            for name, value in row[part].items():
-                self.events.add_scalar(f"{part}/{name}", value, row["epoch"])
-        validation = row["validation"]
-        for name, value in validation["gap"].items():
-            if value is not None:
-                self.events.add_scalar(f"validation/gap_{name}", value, row["epoch"])
-        for group, metrics in validation["perturbed"].items():
-            for name, value in metrics.items():
-                if value is not None:
-                    self.events.add_scalar(f"validation/{group}_{name}", value, row["epoch"])
+            self._curves(part, row[part], row["epoch"])
+        self._curves("validation/gap", row["validation"]["gap"], row["epoch"])
+        for group, metrics in row["validation"]["perturbed"].items():
+            self._curves(f"validation/{group}", metrics, row["epoch"])
         self.events.flush()
         self.console.print(_line(row), highlight=False, soft_wrap=True)
+
+    def _curves(self, place: str, values: Mapping[str, float | None], epoch: int) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self.events.add_scalar(f"{place}/{name}", value, epoch)
 
     def close(self) -> None:
         """Close the event file."""
@@ -101,18 +100,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    train, schedule, validation = row["train"], row["schedule"], row["validation"]
-    percent = [
-        f"{group} AP {_hundred(validation['perturbed'][group]['AP'])} ({_hundred(metrics['AP'])})"
+    train, validation = row["train"], row["validation"]
+    shown = {"loss": "total", "infonce": "infonce", "det": "detection", "f2m": "sim_f2m", "f2f": "sim_f2f"}
+    numbers = [f"{name} {_number(train[key])}" for name, key in shown.items()]
+    groups = [
+        f"{group} {_number(validation['perturbed'][group]['AP'])} (baseline {_number(metrics['AP'])})"
         for group, metrics in validation["baseline"].items()
     ]
-    return (
-        f"epoch {row['epoch']:>3}  loss {train['total']:.3f}  "
-        f"infonce {train['infonce']:.3f}  det {train['detection']:.3f}  "
-        f"f2m {train['sim_f2m']:.3f}  f2f {train['sim_f2f']:.3f}  ε {schedule['epsilon']:.3f}  |  "
-        f"val AP gap {_hundred(validation['gap']['AP'])}  {'  '.join(percent)}  {row['seconds']:.0f} s"
+    return "  ".join(
+        [
+            f"epoch {row['epoch']:>2}",
+            f"ε {_number(row['schedule']['epsilon'])}",
+            *numbers,
+            f"| validation AP: gap {_number(validation['gap']['AP'])}",
+            *groups,
+            f"{row['seconds']:.0f} s",
+        ]
     )
 
 
-def _hundred(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.2f}"
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.4f}"
