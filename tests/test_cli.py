@@ -9,6 +9,7 @@ import pytest
 
 from faap import cli
 from faap.config import Recipe
+from faap.perturbation import Generator, save_generator
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
@@ -27,6 +28,31 @@ def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.C
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
     assert first == again
     assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_demo_measures_the_control_beside_the_biased_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("faap.promenade.build.SCENES", {"train": 4, "val": 2, "test": 4})
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", *SMALL]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The control" in shown
+    assert "success criteria" in shown
+    assert (tmp_path / "faap_outputs" / "demo" / "metrics.json").is_file()
+
+
+def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp_path: Path) -> None:
+    generator = tmp_path / "generator"
+    save_generator(Generator(), generator)
+    out = tmp_path / "out"
+    flags = ["--split", "val", "--anchor_group", "male", "--reference_group", "female", "--absolute"]
+    assert cli.main(["evaluate", str(generator), *places, *flags, "--output_dir", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["split"] == "val"
+    assert list(metrics["baseline"]) == ["male", "female"]
+    assert metrics["success"]["anchor_ap"]["target"] == 0.410
 
 
 def test_original_entry_point(places: list[str], tmp_path: Path) -> None:
@@ -62,6 +88,9 @@ def test_every_field_is_a_flag_and_no_other(capsys: pytest.CaptureFixture[str]) 
         (["train"], "recipe"),
         (["evaluate", "/nowhere"], "/nowhere"),
         (["evaluate"], "generator"),
+        (["train", "infonce_4th", "--device", "gpu"], "'gpu'"),
+        (["train", "infonce_4th", "--device", "cuda:99"], "CUDA devices"),
+        (["train", "infonce_4th", "--train_edges", "480,large"], "train_edges"),
         (["recipes", "infonce_4"], "infonce_4th"),
         (["trian"], "'train'"),
     ],

@@ -58,7 +58,7 @@ def main() -> None:
     split = dataset.split(args.split)
     for path in args.detectors:
         detector = load_detector(path)
-        found = detect(detector, split, device="cpu")
+        found = detect(detector, split)
         metrics = group_metrics(split, found)
         gaps = gap_with_error(split, found)
         probe = linear_probe(matched_states(detector, dataset.split("val")), matched_states(detector, split))

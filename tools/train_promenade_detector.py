@@ -444,7 +444,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=96_000, help="images in the shared stage")
     parser.add_argument("--second", type=int, default=40_000, help="images in the second stage")
     parser.add_argument(
-        "--unlabelled", type=float, default=0.8, help="share of women without a label in the biased arm"
+        "--unlabelled", type=float, default=0.95, help="share of women without a label in the biased arm"
     )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)

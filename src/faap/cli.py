@@ -13,6 +13,7 @@ from rich.table import Table
 
 import faap
 from faap.config import Recipe, load_recipe, recipe_names
+from faap.devices import resolve_device
 from faap.errors import FaapError, nearest
 
 # The demo's scale: full schedules, fewer images an epoch than Promenade has.
@@ -79,21 +80,22 @@ def demo(arguments: Sequence[str], console: Console) -> None:
     """Build the embedded benchmark, train infonce_4th in front of its biased detector, measure both groups."""
     parser = _Parser(prog="faap demo", description=demo.__doc__, allow_abbrev=False)
     _add_recipe_flags(parser)
-    recipe = _recipe("infonce_4th", DEMO | _overrides(parser.parse_exactly(arguments)))
+    given = _overrides(parser.parse_exactly(arguments))
+    recipe = _recipe("infonce_4th", given if "resume" in given else DEMO | given)
     result = faap.train(recipe, console=console)
     _conclude(result.metrics, result.run_dir, console)
     if recipe.detr_checkpoint == "promenade" and recipe.dataset_root == "promenade":
-        console.print(_control(recipe), highlight=False)
+        console.print(_control(recipe.device), highlight=False)
 
 
-def _control(recipe: Recipe) -> str:
+def _control(device: str) -> str:
     """Measure the control detector's gap, so that the pictures' share of the baseline gap is seen."""
     from faap.evaluation import detect, gap_with_error
     from faap.promenade import detector_dir
 
     split = faap.load_dataset("promenade").split("test")
-    control = faap.load_detector(detector_dir("control"))
-    gap = gap_with_error(split, detect(control, split, device="cpu"))["AP"]
+    control = faap.load_detector(detector_dir("control"), resolve_device(device))
+    gap = gap_with_error(split, detect(control, split))["AP"]
     return (
         f"The control (same detector, trained without the planted bias) has an AP gap of {gap['value']:.4f} "
         f"(standard error {gap['standard_error']:.4f}) on the same scenes: that much is the pictures'."
@@ -111,14 +113,16 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     parser.add_argument("--reference_group", default="male", help="the group it is measured against")
     parser.add_argument("--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html")
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_exactly(arguments)
     from faap.training import measure
 
-    generator = faap.load_generator(given.generator).to(given.device)
-    detector = faap.load_detector(given.detr_checkpoint, given.device)
+    device = resolve_device(given.device)
+    generator = faap.load_generator(given.generator).to(device)
+    detector = faap.load_detector(given.detr_checkpoint, device)
     dataset = faap.load_dataset(given.dataset_root, anchor=given.anchor_group, reference=given.reference_group)
     run_dir = Path(given.output_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
     _conclude(metrics, run_dir, console)
 
@@ -173,7 +177,7 @@ def run(command: Callable[[], None]) -> int:
     """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
     try:
         command()
-    except FaapError as error:
+    except (FaapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import yaml
 
 from faap import schedules
 from faap.errors import FaapError, nearest
+from faap.files import replacing
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -66,6 +67,12 @@ class Recipe:
     epochs: int = _setting(24, "epochs to train", low=1)
     images_per_epoch: int = _setting(0, "images an epoch; 0: twice the larger group's", low=0)
 
+    train_edges: str = _setting(
+        "480,512,544,576,608,640,672,704,736,768,800",
+        "shortest edges drawn in training, in pixels for a detector whose own is 800, scaled for others; "
+        "unused where a detector takes images as they are",
+    )
+
     lr_g: float = _setting(1e-4, "highest learning rate, of generator and head", above=0)
     lr_min: float = _setting(1e-6, "learning rate toward which the cosine falls", low=0)
     lr_schedule: str = _setting("cosine", "of the learning rate", choices=("cosine", "constant"))
@@ -103,6 +110,18 @@ class Recipe:
             raise FaapError(f"lr_min is {self.lr_min}; it must not exceed lr_g, which is {self.lr_g}.")
         if self.anchor_group == self.reference_group:
             raise FaapError(f"anchor_group and reference_group are both {self.anchor_group!r}; they must differ.")
+        _ = self.training_edges  # refuses what is not numbers
+
+    @property
+    def training_edges(self) -> tuple[int, ...]:
+        """Return `train_edges` as numbers."""
+        words = self.train_edges.split(",")
+        edges = tuple(int(word) for word in words if word.strip().isdecimal() and int(word) > 0)
+        if len(edges) < len(words):
+            raise FaapError(
+                f"train_edges is {self.train_edges!r}; it must be whole numbers of pixels, as in 480,640,800."
+            )
+        return edges
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
@@ -110,10 +129,8 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def schedules(self) -> dict[str, list[float]]:
         """Return a value for each epoch of `epsilon`, `beta`, `contrastive_weight` and `learning_rate`."""

@@ -239,3 +239,11 @@ def test_mangled_annotations_never_give_anything_but_a_faap_error(dataset_root, 
         assert (record.boxes[:, 2:] > 0).all()
         assert (record.boxes[:, :2] >= 0).all()
         assert (record.boxes[:, :2] + record.boxes[:, 2:] <= np.array([record.width, record.height]) + 1e-9).all()
+
+
+def test_a_group_without_any_annotation_is_refused(tiny_promenade, tmp_path) -> None:
+    root = shutil.copytree(tiny_promenade, tmp_path / "data")
+    path = root / "women_split" / "gender_women_train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    with pytest.raises(FaapError, match=r"gender_women_train\.json: has no annotation"):
+        load_dataset(root).split("train")

@@ -213,7 +213,7 @@ def test_absolute_criteria_on_request(dataset):
 
 def test_too_little_data_is_found_out_before_the_detector_runs(tmp_path):
     detector, tiny = Quarters(), write_data(tmp_path, 1)
-    with pytest.raises(FaapError, match="a bootstrap needs two or more"):
+    with pytest.raises(FaapError, match="errors are told from two or more"):
         evaluate(detector, Shift(0.05), tiny)
     assert detector.seen == []
     assert evaluate(detector, Shift(0.05), tiny, bootstrap=0)["gap"]["AP"]["p_value"] is None

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import faap
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
+from faap.promenade import build_promenade
 from faap.training import loop, recipe_to_resume, train
 
 QUIET = Console(quiet=True)
@@ -240,7 +243,7 @@ def test_resume_takes_the_checkpoints_settings(finished: faap.TrainResult) -> No
     assert recipe_to_resume(path, "infonce_4th", {"resume": str(path), "lr_g": 5e-4}).lr_g == 5e-4
 
 
-def test_resume_errors(finished: faap.TrainResult, recipe: Recipe, tmp_path: Path, tiny, save) -> None:
+def test_resume_errors(finished: faap.TrainResult, recipe: Recipe, tmp_path: Path, tiny_detector: Path) -> None:
     good = finished.run_dir / "checkpoints" / "epoch_0001.pth"
     with pytest.raises(FaapError, match="no such checkpoint"):
         train(replace(recipe, resume=str(tmp_path / "none.pth")), console=QUIET)
@@ -252,9 +255,98 @@ def test_resume_errors(finished: faap.TrainResult, recipe: Recipe, tmp_path: Pat
     torch.save({"weights": torch.zeros(1)}, other)
     with pytest.raises(FaapError, match="not a checkpoint of faap"):
         train(replace(recipe, resume=str(other)), console=QUIET)
-    elsewhere = save(tiny("detr"), tmp_path / "detector")
+    elsewhere = shutil.copytree(tiny_detector, tmp_path / "detector")
+    weights = load_file(elsewhere / "model.safetensors")
+    weights["class_labels_classifier.bias"] += 1
+    save_file(weights, elsewhere / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FaapError, match="another detector"):
         train(replace(recipe, resume=str(good), detr_checkpoint=str(elsewhere)), console=QUIET)
+    other_data = build_promenade(tmp_path, {"train": 5, "val": 3, "test": 4})
+    with pytest.raises(FaapError, match="trained on other data"):
+        train(replace(recipe, resume=str(good), dataset_root=str(other_data)), console=QUIET)
+
+
+def test_resume_leaves_an_unrelated_run_alone(finished: faap.TrainResult, recipe: Recipe) -> None:
+    unrelated = train(replace(recipe, epochs=1, seed=9), console=QUIET).run_dir
+    log = (unrelated / "train_log.jsonl").read_text()
+    train(replace(recipe, resume=str(finished.run_dir / "checkpoints" / "epoch_0001.pth")), console=QUIET)
+    assert (Path(f"{recipe.output_dir}.1") / "train_log.jsonl").read_text() == log
+
+
+def test_without_an_output_folder_a_run_goes_on_where_it_was(finished: faap.TrainResult, tmp_path: Path) -> None:
+    run = shutil.copytree(finished.run_dir, tmp_path / "moved")
+    path = run / "checkpoints" / "epoch_0000.pth"
+    recipe = recipe_to_resume(path, "infonce_4th", {"resume": str(path), "device": "cpu"})
+    result = train(recipe, console=QUIET)
+    assert result.run_dir.resolve() == run.resolve()
+    assert_same_training(finished.run_dir, run, 2)
+    assert result.metrics == finished.metrics
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_resuming_the_last_epoch_measures_again(
+    finished: faap.TrainResult, recipe: Recipe, tmp_path: Path, elsewhere: bool
+) -> None:
+    run = shutil.copytree(finished.run_dir, tmp_path / "copy")
+    (run / "checkpoints" / "best.pth").unlink()
+    output_dir = str(tmp_path / "other" if elsewhere else run)
+    last = str(run / "checkpoints" / "epoch_0002.pth")
+    result = train(replace(recipe, output_dir=output_dir, resume=last), console=QUIET)
+    assert result.metrics == finished.metrics
+    assert result.epoch == finished.epoch
+
+
+def test_resuming_a_lone_checkpoint_with_nothing_left_says_so(
+    finished: faap.TrainResult, recipe: Recipe, tmp_path: Path
+) -> None:
+    lone = tmp_path / "lone.pth"
+    shutil.copy(finished.run_dir / "checkpoints" / "epoch_0002.pth", lone)
+    with pytest.raises(FaapError, match="nothing to measure"):
+        train(replace(recipe, resume=str(lone)), console=QUIET)
+
+
+def test_epochs_whose_checkpoint_was_deleted_are_not_chosen(
+    finished: faap.TrainResult, recipe: Recipe, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished.run_dir, tmp_path / "pruned")
+    (run / "checkpoints" / f"epoch_{finished.epoch:04d}.pth").unlink()
+    kept = next(e for e in (1, 0) if e != finished.epoch)
+    path = run / "checkpoints" / f"epoch_{kept:04d}.pth"
+    result = train(replace(recipe, output_dir=str(run), resume=str(path), epochs=kept + 1), console=QUIET)
+    assert result.epoch != finished.epoch
+
+
+@pytest.mark.parametrize("changes", [{"arch": "unet"}, {"optimizer": "adam"}, {"precision": "bf16"}])
+def test_variants_resume_exactly_too(recipe: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = replace(recipe, epochs=2, output_dir=str(tmp_path / "whole"), **changes)
+    first = train(whole, console=QUIET).run_dir
+    path = first / "checkpoints" / "epoch_0000.pth"
+    second = train(replace(whole, output_dir=str(tmp_path / "resumed"), resume=str(path)), console=QUIET).run_dir
+    assert_same_training(first, second, 1)
+
+
+def test_a_broken_image_is_named_by_workers_too(recipe: Recipe, tiny_promenade: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tiny_promenade, tmp_path / "data")
+    for image in (root / "women_split" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:300])
+    for workers in (0, 2):
+        with pytest.raises(FaapError) as caught:
+            train(replace(recipe, dataset_root=str(root), num_workers=workers), console=QUIET)
+        assert str(root / "women_split" / "train") in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_test_split_too_small_for_errors_is_found_before_training(recipe: Recipe, tmp_path: Path) -> None:
+    root = build_promenade(tmp_path, {"train": 4, "val": 2, "test": 1})
+    with pytest.raises(FaapError, match="single image or scene"):
+        train(replace(recipe, dataset_root=str(root)), console=QUIET)
+    assert not Path(recipe.output_dir).exists()
+
+
+def test_a_detector_of_other_normalisation_is_refused(recipe: Recipe, tmp_path: Path, tiny, save) -> None:
+    other = save(tiny("conditional_softmax"), tmp_path / "detector")
+    with pytest.raises(FaapError, match="needs ImageNet's"):
+        train(replace(recipe, detr_checkpoint=str(other)), console=QUIET)
 
 
 def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def read_coco(path: Path, folder: Path, group: str) -> tuple[list[Record], dict[
     images: dict[int, dict[str, Any]] = {}
     for where, entry in _entries(content, "images", path):
         key = _integer(entry, "id", where)
+        if not 0 <= key < 2**63:
+            raise FaapError(f"{where}: id is {key}; it must be from 0 to 2^63 − 1")
         if key in images:
             raise FaapError(f"{where}: id {key} is used by an earlier image; ids must differ")
         images[key] = _image(entry, folder, f"{path}: image {key}")

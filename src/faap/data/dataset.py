@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import data
 
-from faap.data.images import Preprocessing, evaluation_transform, read_image, training_transform
+from faap.data.images import TRAINING_EDGES, Preprocessing, evaluation_transform, read_image, training_transform
 from faap.data.records import Split
 from faap.errors import FaapError
 
@@ -101,6 +101,7 @@ class FaapImages(data.Dataset[Sample]):
         label_map: data set category id -> class index of the detector.
         training: augment as DETR's training does; otherwise only resize.
         seed: of the augmentation, at least 0.
+        edges: shortest edges that training draws from; see `training_transform`.
     """
 
     def __init__(
@@ -111,12 +112,14 @@ class FaapImages(data.Dataset[Sample]):
         *,
         training: bool = False,
         seed: int = 0,
+        edges: Sequence[int] = TRAINING_EDGES,
     ) -> None:
         self.split = split
         self.preprocessing = preprocessing
         self.label_map = label_map
         self.training = training
         self.seed = seed
+        self.edges = edges
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -148,7 +151,7 @@ class FaapImages(data.Dataset[Sample]):
         labels = np.array([self.label_map[label] for label in record.labels[kept].tolist()], dtype=np.int64)
         if self.training:
             rng = np.random.default_rng([self.seed, epoch, index])
-            pixels, targets, labels = training_transform(image, boxes, labels, self.preprocessing, rng)
+            pixels, targets, labels = training_transform(image, boxes, labels, self.preprocessing, rng, self.edges)
         else:
             pixels, targets = evaluation_transform(image, boxes, self.preprocessing)
         return Sample(

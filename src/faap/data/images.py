@@ -102,10 +102,12 @@ def training_transform(
     labels: npt.NDArray[np.int64],
     preprocessing: Preprocessing,
     rng: np.random.Generator,
+    edges: Sequence[int] = TRAINING_EDGES,
 ) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
     """Augment an image as DETR's training does: flip, then resize, or resize and crop and resize.
 
-    The edges are DETR's, scaled by `shortest_edge` / 800. With `shortest_edge` None only the flip is left.
+    All lengths are for a detector whose shortest edge is 800, and scaled by `shortest_edge` / 800. With `shortest_edge`
+    None only the flip is left.
 
     Args:
         image: RGB.
@@ -113,6 +115,7 @@ def training_transform(
         labels: (n,) one for each box.
         preprocessing: the detector's.
         rng: the only source of randomness.
+        edges: shortest edges to draw from, in pixels, for a detector whose own is 800.
 
     Returns:
         Pixels (3, H, W) float32, normalised; boxes (m, 4) float32, cxcywh in [0, 1], cut at the crop; their labels
@@ -132,7 +135,7 @@ def training_transform(
             boxes = boxes * np.tile(np.divide(image.size, before), 2)
             image, boxes, labels = _crop(image, boxes, labels, [round(scale * edge) for edge in CROP_RANGE], rng)
         size = image.size
-        image = _resize(image, round(scale * rng.choice(TRAINING_EDGES)), preprocessing.longest_edge)
+        image = _resize(image, round(scale * rng.choice(np.asarray(edges))), preprocessing.longest_edge)
         return _pixels(image, preprocessing), _relative(boxes, size), labels
     return _pixels(image, preprocessing), _relative(boxes, image.size), labels
 

@@ -90,6 +90,8 @@ class Dataset:
                     raise FaapError(
                         f"{path}: category {key} is {label!r}, but {categories[key]!r} in the other group's file"
                     )
+            if not any(len(record.boxes) for record in found):
+                raise FaapError(f"{path}: has no annotation at all, so nothing can be learnt or measured of {group}")
             records += found
         if len({record.image_id for record in records}) < len(records):
             records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from faap.detectors.base import Detections, DetectorOutput, FrozenDetector
+from faap.detectors.base import DetectorOutput, FrozenDetector, RawDetections
 from faap.detectors.hugging_face import load_hugging_face
 from faap.errors import FaapError
 
-__all__ = ["Detections", "DetectorOutput", "FrozenDetector", "load_detector"]
+__all__ = ["DetectorOutput", "FrozenDetector", "RawDetections", "load_detector"]
 
 
 def load_detector(name: str | Path, device: str | torch.device | None = None) -> FrozenDetector:

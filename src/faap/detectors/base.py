@@ -31,7 +31,7 @@ class DetectorOutput:
 
 
 @dataclass
-class Detections:
+class RawDetections:
     """The detections in one image: every query once, with its best real class.
 
     Attributes:
@@ -159,7 +159,7 @@ class FrozenDetector(nn.Module):
         return logits.softmax(-1)[..., :-1] if self.activation == "softmax" else logits.sigmoid()
 
     @torch.no_grad()
-    def detections(self, out: DetectorOutput, sizes: Tensor) -> list[Detections]:
+    def detections(self, out: DetectorOutput, sizes: Tensor) -> list[RawDetections]:
         """Read an output as detections in pixels, every query once with its best real class.
 
         Args:
@@ -174,7 +174,7 @@ class FrozenDetector(nn.Module):
         boxes = out.boxes.float()
         boxes = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]], -1)
         boxes = boxes * torch.stack([width, height, width, height], -1)[:, None]
-        return [Detections(*image) for image in zip(scores, labels, boxes, strict=True)]
+        return [RawDetections(*image) for image in zip(scores, labels, boxes, strict=True)]
 
     def label_map(self, categories: dict[int, str]) -> dict[int, int]:
         """Map the data set's categories to the detector's classes by name, whatever the case.

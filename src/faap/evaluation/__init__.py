@@ -1,6 +1,6 @@
 """Group-wise detection metrics, gaps between groups and their errors, success criteria, image quality."""
 
-from faap.evaluation.bootstrap import gap_with_error, paired_bootstrap
+from faap.evaluation.bootstrap import check_resampling, gap_with_error, paired_bootstrap
 from faap.evaluation.criteria import success_criteria
 from faap.evaluation.detections import Detections, detect
 from faap.evaluation.evaluate import evaluate
@@ -12,6 +12,7 @@ __all__ = [
     "METRICS",
     "Detections",
     "best_epoch",
+    "check_resampling",
     "coco_metrics",
     "detect",
     "evaluate",

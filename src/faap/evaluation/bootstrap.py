@@ -46,8 +46,7 @@ class Resampling:
             count = sum(len(numbers) for composition, numbers in strata.items() if group in composition)
             if count < 2:
                 raise FaapError(
-                    f"group '{group}' has a single image or scene; a bootstrap needs two or more "
-                    "(0 bootstrap samples switch it off)"
+                    f"group '{group}' has a single image or scene; errors are told from two or more, so add images"
                 )
         self.strata = [np.array(numbers) for numbers in strata.values()]
 
@@ -59,6 +58,11 @@ class Resampling:
             drawn = rng.integers(len(clusters), size=len(clusters))
             copies[clusters] = np.bincount(drawn, minlength=len(clusters))
         return copies[self.cluster_of]
+
+
+def check_resampling(split: Split) -> None:
+    """Raise a FaapError if a split is too small to tell the error of its metrics."""
+    Resampling(split.records, 0)
 
 
 class _Curves:

@@ -11,7 +11,7 @@ import torch
 from faap.data import FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation.quality import image_quality
-from faap.perturbation import Generator, quantise
+from faap.perturbation import Generator, check_normalisation, quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,6 @@ def detect(
     generator: Generator | None = None,
     *,
     batch_size: int = 16,
-    device: str | torch.device | None = None,
 ) -> list[Detections]:
     """Run a detector over a split as a deployment would: perturbed pixels are rounded to 8 bits.
 
@@ -46,7 +45,6 @@ def detect(
         split: the images; those of one batch are padded to a common size.
         generator: put in front of the detector, in evaluation mode; None for the baseline.
         batch_size: images at a time.
-        device: where detector and generator are; by default the detector's.
 
     Returns:
         One entry a record, in the split's order; detections of classes the data set lacks are left out.
@@ -54,7 +52,7 @@ def detect(
     Raises:
         FaapError: if an image cannot be read, or detector and data set share no category.
     """
-    return detect_and_compare(detector, split, generator, batch_size=batch_size, device=device)[0]
+    return detect_and_compare(detector, split, generator, batch_size=batch_size)[0]
 
 
 def detect_and_compare(
@@ -63,7 +61,6 @@ def detect_and_compare(
     generator: Generator | None,
     *,
     batch_size: int,
-    device: str | torch.device | None,
 ) -> tuple[list[Detections], dict[str, float]]:
     """`detect`, and how far the perturbed images are from the original ones.
 
@@ -73,11 +70,12 @@ def detect_and_compare(
         nothing to measure, as without a generator.
     """
     if generator is None:
-        return _run(detector, split, None, batch_size, device)
+        return _run(detector, split, None, batch_size)
+    check_normalisation(detector.preprocessing, detector.name)
     mode = generator.training
     generator.eval()
     try:
-        return _run(detector, split, generator, batch_size, device)
+        return _run(detector, split, generator, batch_size)
     finally:
         generator.train(mode)
 
@@ -88,9 +86,8 @@ def _run(
     split: Split,
     generator: Generator | None,
     batch_size: int,
-    device: str | torch.device | None,
 ) -> tuple[list[Detections], dict[str, float]]:
-    device = next(detector.parameters()).device if device is None else device
+    device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
     preprocessing = detector.preprocessing

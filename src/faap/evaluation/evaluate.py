@@ -6,7 +6,7 @@ from typing import Any
 
 from faap.data import Dataset
 from faap.detectors import FrozenDetector
-from faap.evaluation.bootstrap import Resampling, paired_bootstrap
+from faap.evaluation.bootstrap import check_resampling, paired_bootstrap
 from faap.evaluation.criteria import success_criteria
 from faap.evaluation.detections import Detections, detect, detect_and_compare
 from faap.evaluation.metrics import check_aligned, group_metrics
@@ -50,11 +50,11 @@ def evaluate(
     images = dataset.split(split)
     if bootstrap:
         # a data set too small for its errors is found out before the detector runs
-        Resampling(images.records, seed)
+        check_resampling(images)
     if baseline is None:
         baseline = detect(detector, images, batch_size=batch_size)
     check_aligned(images.records, baseline)
-    perturbed, distance = detect_and_compare(detector, images, generator, batch_size=batch_size, device=None)
+    perturbed, distance = detect_and_compare(detector, images, generator, batch_size=batch_size)
     before, after = group_metrics(images, baseline), group_metrics(images, perturbed)
     counts = images.counts()
     result: dict[str, Any] = _without_nan(

@@ -96,8 +96,8 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (RuntimeError, EOFError, OSError) as error:
         raise FaapError(f"{path}: cannot be read as a checkpoint: {error}") from error
     state = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict):
-        raise FaapError(f"{path}: has no entry 'generator', so it is no checkpoint of a generator.")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FaapError(f"{path}: has no entry 'generator' of tensors, so it is no checkpoint of a generator.")
     if "generator_config" in checkpoint:
         return checkpoint["generator_config"], state
     if "down1.net.0.weight" not in state:

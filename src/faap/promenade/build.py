@@ -35,7 +35,7 @@ def detector_dir(arm: str = "biased") -> Path:
         arm: "biased" for the detector with the planted bias against women, "control" for its unbiased twin.
 
     Raises:
-        FaapError: If there is no such detector.
+        FaapError: if there is no such detector.
     """
     directory = Path(str(resources.files("faap.promenade"))) / "assets" / f"detector_{arm}"
     if not directory.is_dir():
@@ -50,7 +50,7 @@ def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | N
     hash of everything that determines the pictures, so a new version never reads an old one's files.
 
     Args:
-        directory: Parent folder; faap's cache folder by default.
+        directory: parent folder; faap's cache folder by default.
         scenes: {split: scenes for each group}; `SCENES` by default.
 
     Returns:
@@ -61,7 +61,12 @@ def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | N
     target = home / f"promenade-{_fingerprint(scenes)}"
     if target.is_dir():
         return target
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FaapError(
+            f"{home}: cannot be made ({error.strerror}); set FAAP_CACHE_DIR to a folder of yours."
+        ) from error
     temporary = Path(tempfile.mkdtemp(prefix=".promenade-", dir=home))
     try:
         jobs = [(split, group, index) for split in SPLITS for group in FOLDERS for index in range(scenes[split])]

@@ -18,10 +18,10 @@ class People:
 
     Attributes:
         atlas: (H, W) uint8, `part << 5 | shade`; part 0 is background, parts 1 to 5 are `PARTS`; shade is in [1, 31].
-        height: Height in pixels of every sprite.
+        height: height in pixels of every sprite.
         places: {(identity, view, group): (x, y, width)}.
         splits: {split: range of identities}; no identity is in two splits.
-        views: Number of views an identity has.
+        views: number of views an identity has.
     """
 
     atlas: np.ndarray

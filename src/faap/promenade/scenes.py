@@ -60,15 +60,15 @@ def compose(
     """Compose one scene.
 
     Args:
-        seed: Seed of the whole benchmark.
+        seed: seed of the whole benchmark.
         split: "train", "val" or "test"; each has its own identities.
-        index: Number of the scene. In "val" and "test" the same index gives twins for the two groups.
+        index: number of the scene. In "val" and "test" the same index gives twins for the two groups.
         group: "female" or "male".
-        people: The atlas; the shipped one by default.
-        statues: Whether there may be statues; the rest of the scene is the same without them.
+        people: the atlas; the shipped one by default.
+        statues: whether there may be statues; the rest of the scene is the same without them.
 
     Raises:
-        ValueError: If the split or the group is unknown.
+        ValueError: if the split or the group is unknown.
     """
     if split not in SPLITS or group not in GROUPS:
         raise ValueError(f"split {split!r} must be one of {SPLITS} and group {group!r} one of {GROUPS}")
@@ -96,7 +96,7 @@ def compose(
 
 
 def _cast(rng: np.random.Generator, identities: range, views: int) -> list[_Person]:
-    """Draw the people from far to near; none hides more than half of another's nominal width."""
+    """Draw the people from far to near; spread so that nobody is likely to be hidden."""
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.35, 0.20]))
     chosen = rng.choice(np.asarray(identities), size=count, replace=False)
     placed: list[tuple[float, float]] = []

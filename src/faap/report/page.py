@@ -18,6 +18,7 @@ from PIL import Image
 from faap.data import Record
 from faap.errors import FaapError
 from faap.evaluation import METRICS, Detections, best_epoch
+from faap.files import replacing
 from faap.report import words
 from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, run_charts
 
@@ -70,8 +71,7 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
         raise FaapError(f"{metrics_file} does not exist; a report needs the metrics of an evaluation")
     metrics = _parse(metrics_file, metrics_file.read_text(encoding="utf-8"))
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    lines = log_file.read_text(encoding="utf-8").splitlines() if log_file.exists() else []
-    log = [_parse(log_file, line) for line in lines if line.strip()]
+    log = read_log(log_file)
 
     groups = list(metrics["baseline"])
     anchor, reference = groups[:2]
@@ -105,8 +105,19 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
         threshold=SCORE_THRESHOLD,
     )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a train_log.jsonl; none if there is no such file.
+
+    Raises:
+        FaapError: if a line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [_parse(path, line) for line in lines if line.strip()]
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

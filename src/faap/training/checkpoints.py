@@ -1,6 +1,5 @@
 """Checkpoints: everything a run needs to go on exactly, readable without unpickling anything but tensors."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,25 @@ from torch import nn
 
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
+from faap.files import replacing
 from faap.perturbation import Generator
 
 # What a run that resumes decides anew: where and how it computes, not what.
-_FREE_FIELDS = frozenset(
-    {"description", "output_dir", "resume", "device", "num_workers", "dataset_root", "detr_checkpoint"}
+_FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
+# Where data and detector lie may change; what they are is held against their hashes.
+_PLACES = frozenset({"dataset_root", "detr_checkpoint"})
+_KEYS = frozenset(
+    {
+        "epoch",
+        "generator",
+        "generator_config",
+        "objective",
+        "optimizer",
+        "recipe",
+        "detector_file_sha256",
+        "data_sha256",
+    }
 )
-_KEYS = frozenset({"epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_sha256"})
 
 
 def checkpoint_path(run_dir: Path, epoch: int) -> Path:
@@ -33,21 +44,21 @@ def save_checkpoint(
     generator: Generator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    detector_sha256: str,
+    detector_file_sha256: str,
+    data_sha256: str,
 ) -> None:
     """Write one epoch's checkpoint; the file is complete or absent.
 
     Args:
-        path: Where.
-        epoch: The epoch that is finished, counted from 0.
-        recipe: The run's recipe.
-        generator: Trained so far, with its configuration.
-        objective: With the state of its terms.
-        optimizer: Over generator and objective.
-        detector_sha256: Of the frozen detector's weights file.
+        path: where.
+        epoch: the epoch that is finished, counted from 0.
+        recipe: the run's recipe.
+        generator: trained so far, with its configuration.
+        objective: with the state of its terms.
+        optimizer: over generator and objective.
+        detector_file_sha256: of the frozen detector's weights file.
+        data_sha256: fingerprint of the training split.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     content = {
         "epoch": epoch,
         "generator": generator.state_dict(),
@@ -55,30 +66,30 @@ def save_checkpoint(
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
         "recipe": recipe.to_dict(),
-        "detector_sha256": detector_sha256,
+        "detector_file_sha256": detector_file_sha256,
+        "data_sha256": data_sha256,
     }
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
-    temporary = target.with_suffix(".tmp")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to resume from.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         Its entries, tensors on the CPU.
 
     Raises:
-        FaapError: If the file is missing, broken or not a checkpoint.
+        FaapError: if the file is missing, broken or not a checkpoint.
     """
     if not path.is_file():
         raise FaapError(f"{path}: no such checkpoint to resume from.")
@@ -98,12 +109,12 @@ def recipe_to_resume(path: Path, name: str, overrides: Mapping[str, Any]) -> Rec
     """Return the recipe with which a run goes on: the checkpoint's, but for the fields that are given.
 
     Args:
-        path: The checkpoint.
-        name: The recipe that was asked for; it must be the checkpoint's.
-        overrides: Fields that the user gave.
+        path: the checkpoint.
+        name: the recipe that was asked for; it must be the checkpoint's.
+        overrides: fields that the user gave.
 
     Raises:
-        FaapError: If the checkpoint cannot be read or is of another recipe.
+        FaapError: if the checkpoint cannot be read or is of another recipe.
     """
     stored = read_checkpoint(path)["recipe"]
     asked = load_recipe(name, **overrides)
@@ -118,5 +129,5 @@ def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key} was {stored.get(key)!r}, is {value!r}"
         for key, value in recipe.to_dict().items()
-        if key not in _FREE_FIELDS and stored.get(key) != value
+        if key not in _FREE_FIELDS | _PLACES and stored.get(key) != value
     ]

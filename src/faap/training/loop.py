@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -19,9 +18,10 @@ from torch.utils.data import DataLoader
 from faap.config import Recipe
 from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset
 from faap.detectors import FrozenDetector, load_detector
+from faap.devices import resolve_device
 from faap.errors import FaapError
-from faap.evaluation import best_epoch, detect, group_metrics
-from faap.perturbation import Generator, jitter, load_generator, save_generator
+from faap.evaluation import best_epoch, check_resampling, detect, group_metrics
+from faap.perturbation import Generator, check_normalisation, jitter, load_generator, save_generator
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
 from faap.training.measure import measure
 from faap.training.monitor import Monitor
@@ -33,10 +33,10 @@ class TrainResult:
     """What a training leaves behind.
 
     Attributes:
-        run_dir: Folder with `config.yaml`, `train_log.jsonl`, `checkpoints/`, `generator/`, `metrics.json` and
+        run_dir: folder with `config.yaml`, `train_log.jsonl`, `checkpoints/`, `generator/`, `metrics.json` and
             `report.html`.
-        metrics: The content of `metrics.json`: the test split, read once, with the chosen epoch.
-        epoch: The epoch that was chosen on the validation split.
+        metrics: the content of `metrics.json`: the test split, read once, with the chosen epoch.
+        epoch: the epoch that was chosen on the validation split.
     """
 
     run_dir: Path
@@ -48,55 +48,50 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
     """Train a generator in front of a frozen detector, choose an epoch on validation, measure it once on test.
 
     Args:
-        recipe: A complete configuration; see `load_recipe`.
-        console: Where to print; standard output by default.
+        recipe: a complete configuration; see `load_recipe`.
+        console: where to print; standard output by default.
 
     Returns:
         The run directory, the test metrics and the chosen epoch.
 
     Raises:
-        FaapError: If data, detector or the checkpoint to resume from cannot be used, or the loss stops being finite.
+        FaapError: if data, detector or the checkpoint to resume from cannot be used, or the loss stops being finite.
     """
     with _seeded(recipe.seed):
         return _train(recipe, console or Console())
 
 
 def _train(recipe: Recipe, console: Console) -> TrainResult:
-    accelerator = _accelerator(recipe)
+    device = resolve_device(recipe.device)
     dataset = load_dataset(recipe.dataset_root, anchor=recipe.anchor_group, reference=recipe.reference_group)
     training, validation = dataset.split("train"), dataset.split("val")
-    dataset.split("test")  # so that a broken test split is found now and not after the training
-    detector = load_detector(recipe.detr_checkpoint, accelerator.device)
-    run_dir = Path(recipe.output_dir or f"faap_outputs/faap_outputs_{recipe.name}")
+    # so that a test split that cannot be used is found now and not after the training
+    check_resampling(dataset.split("test"))
+    detector = load_detector(recipe.detr_checkpoint, device)
+    check_normalisation(detector.preprocessing, detector.name)
     with _seeded(recipe.seed):
-        trainer = _Trainer(recipe, accelerator, detector, training)
+        trainer = _Trainer(recipe, device, detector, training)
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
     if first >= recipe.epochs:
         console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.")
-    _claim(run_dir, recipe, console)
-    if recipe.resume:
-        _bring_along(Path(recipe.resume).parent.parent, run_dir, first)
+    run_dir = _claim(recipe, first, console)
 
-    monitor = Monitor(run_dir, first, console)
-    baseline = detect(detector, validation, device=accelerator.device)
-    measured = group_metrics(validation, baseline)
+    monitor = Monitor(run_dir, first, first * len(trainer.batches), console)
+    measured = group_metrics(validation, detect(detector, validation))
     console.print(_opening(recipe, trainer, training, validation, measured, run_dir), highlight=False)
     for epoch in range(first, recipe.epochs):
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor, console)
-        perturbed = group_metrics(
-            validation, detect(detector, validation, trainer.generator, device=accelerator.device)
-        )
+        perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
         row["validation"] = _validation(validation, measured, perturbed)
         row["seconds"] = round(time.perf_counter() - started, 2)
         trainer.save(checkpoint_path(run_dir, epoch), epoch)
         monitor.epoch(row)
-        chosen = best_epoch(monitor.rows, recipe.reference_group)
-        copy_file(checkpoint_path(run_dir, chosen), run_dir / "checkpoints" / "best.pth")
+        _choose(run_dir, monitor.rows, recipe.reference_group)
     monitor.close()
     trainer.assert_frozen()
-    chosen = best_epoch(monitor.rows, recipe.reference_group)
-    generator = load_generator(run_dir / "checkpoints" / "best.pth").to(accelerator.device)
+    chosen = _choose(run_dir, monitor.rows, recipe.reference_group)
+    generator = load_generator(run_dir / "checkpoints" / "best.pth").to(device)
     save_generator(generator, run_dir / "generator")
     metrics = measure(detector, generator, dataset, run_dir)
     trainer.assert_frozen()
@@ -106,15 +101,16 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
 class _Trainer:
     """Generator, objective and optimizer, and one epoch of training them."""
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, detector: FrozenDetector, split: Split) -> None:
-        self.recipe, self.accelerator, self.detector = recipe, accelerator, detector
-        self.sha256 = detector.sha256()
+    def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
+        self.recipe, self.device, self.detector = recipe, device, detector
+        self.sha256, self.data_sha256 = detector.sha256(), split.fingerprint()
         images = FaapImages(
             split,
             detector.preprocessing,
             detector.label_map(split.categories),
             training=True,
             seed=recipe.seed,
+            edges=recipe.training_edges,
         )
         self.batches = GroupBalancedBatches(
             [i for i, record in enumerate(split.records) if record.group == recipe.anchor_group],
@@ -128,12 +124,12 @@ class _Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=recipe.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         )
         self.generator = Generator(arch=recipe.arch, epsilon=recipe.epsilon_peak)
         self.objective = Objective(recipe, detector.feature_dim)
-        self.generator.to(accelerator.device)
-        self.objective.to(accelerator.device)
+        self.generator.to(device)
+        self.objective.to(device)
         self.parameters = [*self.generator.parameters(), *self.objective.parameters()]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.optimizer = kind(self.parameters, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
@@ -142,7 +138,13 @@ class _Trainer:
     def resume(self, path: Path, console: Console) -> int:
         """Load a checkpoint; return the epoch to go on with."""
         content = read_checkpoint(path)
-        mine, theirs = self.detector.checkpoint_sha256, content["detector_sha256"]
+        mine, theirs = self.data_sha256, content["data_sha256"]
+        if mine != theirs:
+            raise FaapError(
+                f"{path}: trained on other data than {self.recipe.dataset_root} (fingerprint {theirs[:12]}…, here "
+                f"{mine[:12]}…). Resume with --dataset_root of that data."
+            )
+        mine, theirs = self.detector.checkpoint_sha256, content["detector_file_sha256"]
         if mine != theirs:
             raise FaapError(
                 f"{path}: trained against another detector (its weights' SHA-256 is {theirs[:12]}…, that of "
@@ -166,7 +168,8 @@ class _Trainer:
             generator=self.generator,
             objective=self.objective,
             optimizer=self.optimizer,
-            detector_sha256=self.detector.checkpoint_sha256,
+            detector_file_sha256=self.detector.checkpoint_sha256,
+            data_sha256=self.data_sha256,
         )
 
     def assert_frozen(self) -> None:
@@ -186,9 +189,9 @@ class _Trainer:
         images = 0
         with _seeded(self.recipe.seed, epoch), _progress(console) as progress:
             bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
-            for number, batch in enumerate(self.loader):
-                values = self.step(batch.to(self.accelerator.device), epoch, schedule)
-                monitor.step(epoch * len(self.batches) + number, values)
+            for number, batch in enumerate(self._loaded()):
+                values = self.step(batch.to(self.device), epoch, schedule)
+                monitor.step(epoch * len(self.batches) + number, values | schedule)
                 images += len(batch.groups)
                 steps.append(values)
                 progress.advance(bar)
@@ -197,17 +200,23 @@ class _Trainer:
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
         return {"epoch": epoch, "images": images, "train": means, "schedule": schedule}
 
+    def _loaded(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except FaapError as error:  # a worker process wraps the message in its traceback
+            raise FaapError(str(error).strip().rpartition("FaapError: ")[2]) from None
+
     def step(self, batch: Batch, epoch: int, schedule: dict[str, float]) -> dict[str, float]:
         """Make one optimizer step; return every monitored number."""
         weights = Weights(schedule["contrastive_weight"], schedule["beta"])
         seeds = [(self.recipe.seed, epoch, int(image)) for image in batch.image_ids]
-        with self.accelerator.autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             perturbed = self.generator.perturb(batch.pixel_values, batch.pixel_mask)
             augmented = jitter(perturbed, self.recipe.aug_strength, seeds, batch.pixel_mask)
             out = self.detector(augmented, batch.pixel_mask)
         total, seen = self.objective(self.detector, out, batch.targets, batch.groups, weights)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(total)
+        total.backward()
         seen["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_norm)
         delta = (perturbed.detach() - batch.pixel_values).flatten(1)
         seen["delta_linf"] = delta.abs().amax()
@@ -232,13 +241,6 @@ def _to_floats(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, numbers, strict=True))
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    wanted = recipe.device
-    if wanted not in ("auto", "cpu") and not torch.cuda.is_available():
-        raise FaapError(f"device is {wanted!r}, but no CUDA device is available; use 'auto' or 'cpu'.")
-    return Accelerator(cpu=wanted == "cpu", mixed_precision=recipe.precision)
-
-
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
     """Make torch's random numbers a function of `numbers` inside, and leave the caller's generator as it was."""
@@ -253,26 +255,35 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _claim(run_dir: Path, recipe: Recipe, console: Console) -> None:
-    """Make the run directory; an earlier run in its place is moved aside, unless it is the one that goes on."""
-    if not recipe.resume and any(run_dir.glob("checkpoints/epoch_*.pth")):
+def _claim(recipe: Recipe, first: int, console: Console) -> Path:
+    """Make the run directory; a run that is there is moved aside, unless it is the one that goes on."""
+    checkpoint = Path(recipe.resume).resolve()
+    source = checkpoint.parent.parent if recipe.resume and checkpoint.parent.name == "checkpoints" else None
+    place = Path(recipe.output_dir or source or f"faap_outputs/faap_outputs_{recipe.name}")
+    run_dir = place.resolve()
+    if run_dir != source and any(run_dir.glob("checkpoints/epoch_*.pth")):
         number = next(n for n in itertools.count(1) if not run_dir.with_name(f"{run_dir.name}.{n}").exists())
         aside = run_dir.rename(run_dir.with_name(f"{run_dir.name}.{number}"))
-        console.print(f"{run_dir} held an earlier run: it is now {aside}.")
+        console.print(f"{place} held an earlier run: it is now {aside}.")
     run_dir.mkdir(parents=True, exist_ok=True)
+    if source is not None and run_dir != source:
+        for epoch in range(first):
+            if (earlier := checkpoint_path(source, epoch)).exists():
+                copy_file(earlier, checkpoint_path(run_dir, epoch))
+        if (log := source / "train_log.jsonl").exists():
+            copy_file(log, run_dir / "train_log.jsonl")
     replace(recipe, resume="").save(run_dir / "config.yaml")
+    return place
 
 
-def _bring_along(source: Path, run_dir: Path, first: int) -> None:
-    """Copy the earlier epochs' checkpoints and log when a run goes on in another folder."""
-    if source.resolve() == run_dir.resolve():
-        return
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for epoch in range(first):
-        if (earlier := checkpoint_path(source, epoch)).exists():
-            copy_file(earlier, checkpoint_path(run_dir, epoch))
-    if (log := source / "train_log.jsonl").exists():
-        copy_file(log, run_dir / "train_log.jsonl")
+def _choose(run_dir: Path, rows: list[dict[str, Any]], reference: str) -> int:
+    """Copy the checkpoint of the epoch that validation prefers to `best.pth`; return the epoch."""
+    kept = [row for row in rows if checkpoint_path(run_dir, row["epoch"]).exists()]
+    if not kept:
+        raise FaapError(f"{run_dir}: no epoch has both a line in train_log.jsonl and a checkpoint; nothing to measure.")
+    chosen = best_epoch(kept, reference)
+    copy_file(checkpoint_path(run_dir, chosen), run_dir / "checkpoints" / "best.pth")
+    return chosen
 
 
 def _validation(split: Split, baseline: dict[str, Any], perturbed: dict[str, Any]) -> dict[str, Any]:

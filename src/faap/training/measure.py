@@ -1,7 +1,6 @@
 """Measuring a generator on one split: `metrics.json` and the report."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from faap.data import Dataset, FaapImages, Preprocessing, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import detect, evaluate
+from faap.files import replacing
 from faap.perturbation import Generator, quantise
 from faap.report import MAX_EXAMPLES, Example, write_report
 
@@ -28,21 +28,19 @@ def measure(
     """Measure a generator on one split and write `metrics.json` and `report.html` into a folder.
 
     Args:
-        detector: Frozen.
-        generator: In front of it.
-        dataset: With the split.
-        run_dir: The folder; it is made if it is not there.
-        split: Its name.
-        absolute: Judge by the study's absolute targets instead of the relative ones.
+        detector: frozen.
+        generator: in front of it.
+        dataset: with the split.
+        run_dir: the folder; it is made if it is not there.
+        split: its name.
+        absolute: judge by the study's absolute targets instead of the relative ones.
 
     Returns:
         The content of `metrics.json`.
     """
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / "metrics.json.tmp"
-    temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    os.replace(temporary, run_dir / "metrics.json")
+    with replacing(run_dir / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
     write_report(run_dir, examples_of(detector, generator, dataset.split(split)))
     return metrics
 
@@ -56,7 +54,7 @@ def examples_of(detector: FrozenDetector, generator: Generator, split: Split) ->
         positions = [i for i, record in enumerate(split.records) if record.group == group]
         chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, min(half, len(positions))).astype(int)]
     few = Split(split.name, tuple(split.records[i] for i in chosen), split.categories, split.anchor, split.reference)
-    before, after = detect(detector, few, device=device), detect(detector, few, generator, device=device)
+    before, after = detect(detector, few), detect(detector, few, generator)
     images = FaapImages(few, detector.preprocessing, detector.label_map(few.categories))
     examples = []
     for i, record in enumerate(few.records):

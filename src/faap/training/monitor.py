@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
+
+from faap.files import replacing
+from faap.report import read_log
 
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
@@ -47,18 +49,19 @@ class Monitor:
     """Writes a run's log, its TensorBoard events and what the terminal shows.
 
     Args:
-        run_dir: The run directory.
-        first_epoch: Lines of an earlier log from this epoch on are dropped: they are about to be written again.
-        console: Where to print.
+        run_dir: the run directory.
+        first_epoch: lines of an earlier log from this epoch on are dropped: they are about to be written again.
+        first_step: the same for the steps in TensorBoard.
+        console: where to print.
     """
 
-    def __init__(self, run_dir: Path, first_epoch: int, console: Console) -> None:
+    def __init__(self, run_dir: Path, first_epoch: int, first_step: int, console: Console) -> None:
         self.path = run_dir / "train_log.jsonl"
         self.console = console
         self.rows = [row for row in read_log(self.path) if row["epoch"] < first_epoch]
         self._rewrite()
         self.alarm = CollapseAlarm()
-        self.events = SummaryWriter(str(run_dir / "tensorboard"))
+        self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
@@ -89,34 +92,20 @@ class Monitor:
         self.events.close()
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(temporary, self.path)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `train_log.jsonl`, or nothing if there is none."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    train, validation = row["train"], row["validation"]
-    shown = {"loss": "total", "infonce": "infonce", "det": "detection", "f2m": "sim_f2m", "f2f": "sim_f2f"}
-    numbers = [f"{name} {_number(train[key])}" for name, key in shown.items()]
+    train, schedule, validation = row["train"], row["schedule"], row["validation"]
     groups = [
         f"{group} {_number(validation['perturbed'][group]['AP'])} (baseline {_number(metrics['AP'])})"
         for group, metrics in validation["baseline"].items()
     ]
-    return "  ".join(
-        [
-            f"epoch {row['epoch']:>2}",
-            f"ε {_number(row['schedule']['epsilon'])}",
-            *numbers,
-            f"| validation AP: gap {_number(validation['gap']['AP'])}",
-            *groups,
-            f"{row['seconds']:.0f} s",
-        ]
-    )
+    gap = f"validation AP gap {_number(validation['gap']['AP'])}, {', '.join(groups)}"
+    terms = "  ".join(f"{name} {_number(value)}" for name, value in train.items())
+    settings = "  ".join(f"{name} {value:.4g}" for name, value in schedule.items())
+    return f"[bold]epoch {row['epoch']}[/bold]  {gap}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"
 
 
 def _number(value: float | None) -> str:

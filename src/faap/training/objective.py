@@ -30,7 +30,7 @@ class Objective(nn.Module):
     """The sum of a recipe's terms; it holds the projection head, which is trained with the generator.
 
     Args:
-        recipe: Weights, temperature and head.
+        recipe: weights, temperature and head.
         feature_dim: D, the width of the detector's decoder states.
     """
 
@@ -50,11 +50,11 @@ class Objective(nn.Module):
         """Compute the loss of one batch.
 
         Args:
-            detector: Supplies the detection loss.
-            out: Its output for the augmented, perturbed batch of B images.
-            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-            groups: The group of each image.
-            weights: The epoch's weights.
+            detector: supplies the detection loss.
+            out: its output for the augmented, perturbed batch of B images.
+            targets: b dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
+            groups: the group of each image.
+            weights: the epoch's weights.
 
         Returns:
             The total, a scalar, and every unweighted term and monitored statistic as detached scalars.

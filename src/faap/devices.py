@@ -1,0 +1,27 @@
+"""Which device to compute on."""
+
+import torch
+
+from faap.errors import FaapError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn a device's name into a device that is there.
+
+    Args:
+        name: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        FaapError: if the name means nothing, or there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise FaapError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FaapError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
+    return device
