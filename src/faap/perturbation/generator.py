@@ -59,13 +59,12 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         raw: Tensor = self.network(pixel_values, pixel_mask)
         return raw
 
-    def perturb(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, epsilon: float | None = None) -> Tensor:
+    def perturb(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Return the images with their perturbation.
 
         Args:
             pixel_values: (B, 3, H, W) ImageNet-normalised, any H, W ≥ 1.
             pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
-            epsilon: takes the place of the generator's own bound.
 
         Returns:
             (B, 3, H, W) normalised, no further than ε from the input, within what a pixel in [0, 1] can be; padding is
@@ -74,7 +73,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         Source: spec/recipes.md, "Notation".
         """
         mask = None if pixel_mask is None else pixel_mask.bool()
-        return spend(pixel_values, self(pixel_values, mask), self.epsilon if epsilon is None else epsilon, mask)
+        return spend(pixel_values, self(pixel_values, mask), self.epsilon, mask)
 
     # The names in checkpoints are the network's own, as in those of the original U-Net.
 
