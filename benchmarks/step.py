@@ -2,9 +2,9 @@
 
     python benchmarks/step.py --threads 2
 
-DETR-R50 with random weights, float32, batch 4 at 320×416: what preparing the frozen detector saves (forward, and backward
-to the input), and what the light generator and the original U-Net cost beside it (forward). And how many images a second
-Promenade is built at.
+DETR-R50 with random weights, float32, batch 4 at 320×416: what preparing the frozen detector saves (forward, and
+backward to the input), and what the light generator and the original U-Net cost beside it (forward). And how many
+images a second Promenade is built at.
 """
 
 import argparse
