@@ -158,7 +158,7 @@ def run_charts(
             ],
         ),
         (
-            "Loss terms, mean over the training images",
+            "Loss terms, mean over the steps",
             [
                 picture
                 for i, name in enumerate(losses)
