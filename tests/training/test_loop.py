@@ -365,3 +365,16 @@ def test_batches_without_a_pair_of_women_leave_a_hole_in_the_log(recipe: Recipe)
     assert row["train"]["sim_f2f"] is None
     assert row["train"]["infonce"] == 0
     assert row["train"]["total"] > 0
+
+
+def test_best_pth_is_the_epoch_with_the_smallest_gap_that_costs_the_reference_nothing(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    rows = []
+    for epoch, (gap, male) in enumerate([(0.05, 0.50), (0.02, 0.51), (0.01, 0.49), (0.03, 0.52)]):
+        (tmp_path / "checkpoints" / f"epoch_{epoch:04d}.pth").write_text(str(epoch))
+        before, after = ({"male": {"AP": value}, "female": {"AP": 0.4}} for value in (0.50, male))
+        rows.append({"epoch": epoch, "validation": {"baseline": before, "perturbed": after, "gap": {"AP": gap}}})
+    assert loop._choose(tmp_path, rows, "male") == 1
+    assert (tmp_path / "checkpoints" / "best.pth").read_text() == "1"
+    assert loop._choose(tmp_path, [rows[2]], "male") == 2
+    assert (tmp_path / "checkpoints" / "best.pth").read_text() == "2"
