@@ -21,9 +21,11 @@ def places(tiny_promenade: Path, tiny_detector: Path) -> list[str]:
 
 
 def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "run [a]"
     assert cli.main(["train", "infonce_4th", *places, *SMALL, "--output_dir", str(run)]) == 0
-    assert "AP" in capsys.readouterr().out
+    shown = "".join(capsys.readouterr().out.split())
+    assert "APgap" in shown
+    assert "run[a]/metrics.json" in shown
     assert cli.main(["evaluate", str(run), *places, "--output_dir", str(tmp_path / "again"), "--device", "cpu"]) == 0
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
     assert first == again

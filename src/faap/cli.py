@@ -157,7 +157,9 @@ def _conclude(metrics: dict[str, Any], run_dir: Path, console: Console) -> None:
     from faap.report import summary
 
     console.print(summary(metrics))
-    console.print(f"metrics: {run_dir / 'metrics.json'}\nreport:  {run_dir / 'report.html'}", highlight=False)
+    console.print(
+        f"metrics: {run_dir / 'metrics.json'}\nreport:  {run_dir / 'report.html'}", highlight=False, markup=False
+    )
 
 
 COMMANDS: dict[str, Callable[[Sequence[str], Console], None]] = {

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 GROUPS = ("female", "male")
-PARTS = ("skin", "hair", "top", "bottom", "shoes")
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,8 @@ class People:
     """The atlas and where each sprite lies in it.
 
     Attributes:
-        atlas: (H, W) uint8, `part << 5 | shade`; part 0 is background, parts 1 to 5 are `PARTS`; shade is in [1, 31].
+        atlas: (H, W) uint8, `part << 5 | shade`; part 0 is background, parts 1 to 5 are skin, hair, top, bottom
+            and shoes; shade is in [1, 31].
         height: height in pixels of every sprite.
         places: {(identity, view, group): (x, y, width)}.
         splits: {split: range of identities}; no identity is in two splits.

@@ -73,12 +73,12 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
         trainer = _Trainer(recipe, device, detector, training)
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
     if first >= recipe.epochs:
-        console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.")
+        console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.", markup=False)
     run_dir = _claim(recipe, first, console)
 
     monitor = Monitor(run_dir, first, first * len(trainer.batches), console)
     measured = group_metrics(validation, detect(detector, validation))
-    console.print(_opening(recipe, trainer, training, validation, measured, run_dir), highlight=False)
+    console.print(_opening(recipe, trainer, training, validation, measured, run_dir), highlight=False, markup=False)
     for epoch in range(first, recipe.epochs):
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor, console)
@@ -151,7 +151,11 @@ class _Trainer:
                 f"{self.detector.name} {mine[:12]}…). Resume with that detector."
             )
         if changed := differences(content["recipe"], self.recipe):
-            console.print(f"Going on with other settings than the checkpoint's: {'; '.join(changed)}.", style="yellow")
+            console.print(
+                f"Going on with other settings than the checkpoint's: {'; '.join(changed)}.",
+                style="yellow",
+                markup=False,
+            )
         try:
             self.generator.load_state_dict(content["generator"])
             self.objective.load_state_dict(content["objective"])
@@ -264,7 +268,7 @@ def _claim(recipe: Recipe, first: int, console: Console) -> Path:
     if run_dir != source and any(run_dir.glob("checkpoints/epoch_*.pth")):
         number = next(n for n in itertools.count(1) if not run_dir.with_name(f"{run_dir.name}.{n}").exists())
         aside = run_dir.rename(run_dir.with_name(f"{run_dir.name}.{number}"))
-        console.print(f"{place} held an earlier run: it is now {aside}.")
+        console.print(f"{place} held an earlier run: it is now {aside}.", markup=False)
     run_dir.mkdir(parents=True, exist_ok=True)
     if source is not None and run_dir != source:
         for epoch in range(first):
