@@ -59,7 +59,11 @@ class Recipe:
     reference_group: str = _setting("male", "the group it is measured against")
 
     arch: str = _setting("light", "generator: light, or unet, the original", choices=("light", "unet"))
-    head: str = _setting("stabilized", "projection head", choices=("plain", "layernorm", "stabilized"))
+    head: str = _setting(
+        "stabilized",
+        "projection head; none: features are only normalised",
+        choices=("none", "plain", "layernorm", "stabilized"),
+    )
     proj_dim: int = _setting(128, "width of the projection", low=1)
     proj_dropout: float = _setting(0.1, "dropout probability in the stabilized head", low=0, below=1)
 
@@ -80,6 +84,7 @@ class Recipe:
     optimizer: str = _setting("adamw", "optimizer", choices=("adamw", "adam"))
     weight_decay: float = _setting(0.01, "weight decay of the optimizer", low=0)
     max_norm: float = _setting(0.5, "gradient norm above which the gradient is scaled down", above=0)
+    clip_apart: bool = _setting(False, "clip the gradients of generator and head each on their own")
 
     beta: float = _setting(0.5, "weight of the detection loss in the first epoch", low=0)
     beta_final: float = _setting(0.6, "weight of the detection loss in the last epoch", low=0)
@@ -88,12 +93,40 @@ class Recipe:
     epsilon_final: float = _setting(0.09, "bound toward which it falls at last, in normalised units", low=0, high=1)
     epsilon_warmup_epochs: int = _setting(6, "epochs from the first bound to the peak", low=0)
     epsilon_hold_epochs: int = _setting(6, "epochs at the peak", low=0)
+    epsilon_decay_epochs: int = _setting(0, "epochs from the peak to the last bound; 0: all that remain", low=0)
 
-    temperature: float = _setting(0.1, "temperature of InfoNCE", above=0)
-    lambda_contrastive: float = _setting(1.0, "weight of InfoNCE after its warm-up", low=0)
-    contrastive_warmup_epochs: int = _setting(4, "epochs over which the weight of InfoNCE rises", low=0)
+    contrastive: str = _setting(
+        "infonce",
+        "contrastive term: infonce, in the batch; similarity, without negatives; momentum, with a queue",
+        choices=("infonce", "similarity", "momentum"),
+    )
+    temperature: float = _setting(0.1, "temperature of the contrastive term", above=0)
+    lambda_contrastive: float = _setting(1.0, "weight of the contrastive terms after their warm-up", low=0)
+    contrastive_warmup_epochs: int = _setting(4, "epochs over which that weight rises", low=0)
+    f2m_weight: float = _setting(1.0, "share in it of the direction from anchor to reference", low=0)
+    m2f_weight: float = _setting(0.0, "share in it of InfoNCE from reference to anchor, unweighted", low=0)
+    detach_reference: bool = _setting(True, "contrast and mean alignment send the reference group no gradient")
+    score_weighting: str = _setting(
+        "none",
+        "contrastive weights from image scores: sigmoid of differences, or softmax over the reference group",
+        choices=("none", "sigmoid", "softmax"),
+    )
+    score_alpha: float = _setting(1.0, "strength of the sigmoid weighting", low=0)
+    queue_size: int = _setting(2048, "anchor features that momentum contrast remembers", low=1)
+    centroid_momentum: float = _setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
     lambda_align: float = _setting(0.3, "weight of mean alignment", low=0)
-    lambda_wass: float = _setting(0.2, "weight of the one-sided Wasserstein distance of image scores", low=0)
+    lambda_var: float = _setting(0.0, "weight of variance alignment", low=0)
+    lambda_score: float = _setting(0.0, "weight of the distance of mean and quartiles of matched scores", low=0)
+    lambda_wass: float = _setting(0.2, "weight of the one-sided Wasserstein distance of scores", low=0)
+    wass_scores: str = _setting(
+        "image", "whose scores: image scores, or those of matched queries", choices=("image", "matched")
+    )
+    lambda_score_gap: float = _setting(0.0, "weight of the score gap in the total; it moves nothing", low=0)
+    lambda_adv: float = _setting(0.0, "weight of the adversarial term", low=0)
+    adv_steps: int = _setting(4, "steps of the discriminator a step of the generator", low=1)
+    lr_d: float = _setting(1e-4, "learning rate of the discriminator", above=0)
+    adv_entropy_weight: float = _setting(0.2, "weight of the entropy in the adversarial term", low=0)
+    adv_reference_weight: float = _setting(0.5, "weight of the reference group in it; the anchor group's is 1", low=0)
     score_top_k: int = _setting(10, "queries whose confidence makes an image's score", low=1)
 
     aug_strength: str = _setting(
@@ -104,10 +137,18 @@ class Recipe:
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
+        if not self.name or Path(self.name).name != self.name:
+            raise FaapError(f"name is {self.name!r}; it becomes the name of a folder and must be one.")
         if self.batch_size % 2:
             raise FaapError(f"batch_size is {self.batch_size}; it must be even, half of each group.")
         if self.lr_min > self.lr_g:
             raise FaapError(f"lr_min is {self.lr_min}; it must not exceed lr_g, which is {self.lr_g}.")
+        allowed = {"infonce": ("none", "sigmoid", "softmax"), "momentum": ("none", "sigmoid"), "similarity": ("none",)}
+        if self.score_weighting not in allowed[self.contrastive]:
+            raise FaapError(
+                f"score_weighting is {self.score_weighting!r}; with contrastive {self.contrastive!r} it must be "
+                f"{' or '.join(allowed[self.contrastive])}."
+            )
         if self.anchor_group == self.reference_group:
             raise FaapError(f"anchor_group and reference_group are both {self.anchor_group!r}; they must differ.")
         _ = self.training_edges  # refuses what is not numbers
@@ -136,7 +177,7 @@ class Recipe:
         """Return a value for each epoch of `epsilon`, `beta`, `contrastive_weight` and `learning_rate`."""
         epochs = range(self.epochs)
         epsilon = (self.epsilon_start, self.epsilon_peak, self.epsilon_final)
-        lengths = (self.epsilon_warmup_epochs, self.epsilon_hold_epochs)
+        lengths = (self.epsilon_warmup_epochs, self.epsilon_hold_epochs, self.epsilon_decay_epochs)
         cosine = (self.lr_g, self.lr_min, self.lr_warmup_epochs)
         return {
             "epsilon": [schedules.epsilon(e, self.epochs, *epsilon, *lengths) for e in epochs],
@@ -225,6 +266,11 @@ def _checked(setting: "Field[Any]", value: Any) -> Any:
         if choices and value not in choices:
             raise FaapError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{nearest(value, choices)}")
         return value
+    if setting.type is bool:
+        known = {"true": True, "yes": True, "false": False, "no": False}
+        if str(value).lower() not in known:
+            raise FaapError(f"{name} is {value!r}; it must be true or false.")
+        return known[str(value).lower()]
     number = _number(int if setting.type is int else float, value)
     if number is None:
         raise FaapError(f"{name} is {value!r}; it must be a {'whole ' if setting.type is int else ''}number.")

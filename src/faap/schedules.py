@@ -6,13 +6,19 @@ Epochs count from 0. Source of all: spec/recipes.md, "Schedules".
 import math
 
 
-def epsilon(epoch: int, epochs: int, start: float, peak: float, final: float, warmup: int, hold: int) -> float:
-    """Rise linearly from start to peak over the warm-up, hold, then fall linearly toward final over what remains."""
+def epsilon(
+    epoch: int, epochs: int, start: float, peak: float, final: float, warmup: int, hold: int, decay: int
+) -> float:
+    """Rise linearly from start to peak over the warm-up, hold, then fall linearly to final over the decay and stay.
+
+    A decay of 0 takes the epochs that remain, at the end of which final would be reached.
+    """
     if epoch < warmup:
         return start + (peak - start) * epoch / warmup
     if epoch < warmup + hold:
         return peak
-    return peak - (peak - final) * (epoch - warmup - hold) / (epochs - warmup - hold)
+    fallen = (epoch - warmup - hold) / (decay or epochs - warmup - hold)
+    return peak - (peak - final) * min(1.0, fallen)
 
 
 def warmed_up(epoch: int, value: float, warmup: int) -> float:

@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import faap
-from faap.config import Recipe, load_recipe
+from faap.config import Recipe, load_recipe, recipe_names
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.promenade import build_promenade
@@ -39,6 +39,11 @@ def small(data: Path, detector: Path, output_dir: Path) -> Recipe:
 @pytest.fixture
 def recipe(tiny_promenade: Path, tiny_detector: Path, tmp_path: Path) -> Recipe:
     return small(tiny_promenade, tiny_detector, tmp_path / "run")
+
+
+@pytest.fixture
+def places(tiny_promenade: Path, tiny_detector: Path) -> dict[str, Any]:
+    return {"dataset_root": tiny_promenade, "detr_checkpoint": tiny_detector, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +322,48 @@ def test_epochs_whose_checkpoint_was_deleted_are_not_chosen(
     assert result.epoch != finished.epoch
 
 
+def test_every_recipe_resumes_exactly_with_all_that_its_terms_hold(places: dict[str, Any], tmp_path: Path) -> None:
+    for name in recipe_names():
+        whole = load_recipe(name, **places, epochs=2, batch_size=4, images_per_epoch=8, output_dir=tmp_path / name)
+        first = train(whole, console=QUIET).run_dir
+        path = first / "checkpoints" / "epoch_0000.pth"
+        resumed = replace(whole, output_dir=str(tmp_path / f"{name}_resumed"), resume=str(path))
+        second = train(resumed, console=QUIET).run_dir
+        assert_same_training(first, second, 1)
+        assert (first / "metrics.json").read_text() == (second / "metrics.json").read_text()
+
+
+def test_memory_and_second_player_are_in_the_checkpoint(places: dict[str, Any], tmp_path: Path) -> None:
+    held = {}
+    for name in ("moco_4th", "wgan_7th", "infonce_4th"):
+        small = {"epochs": 2, "batch_size": 4, "images_per_epoch": 8}
+        run = train(load_recipe(name, **places, **small, output_dir=tmp_path / name), console=QUIET).run_dir
+        held[name] = [contents(run, epoch)["objective"] for epoch in (0, 1)]
+    queue = [state["states.momentum.queue"].norm(dim=1).round().sum() for state in held["moco_4th"]]
+    assert queue == [4, 8]  # two women a step, two steps an epoch
+    assert [int(state["states.momentum.pushed"]) for state in held["moco_4th"]] == [4, 8]
+    player = [state["states.adversarial._extra_state"] for state in held["wgan_7th"]]
+    assert [int(state["state"][0]["step"]) for state in player] == [8, 16]  # four steps a step
+    weights = [state["states.adversarial.discriminator.1.weight"] for state in held["wgan_7th"]]
+    assert not torch.equal(*weights)
+    assert all(key.startswith("head.") for key in held["infonce_4th"][0])
+
+
+def test_gradients_are_clipped_together_or_apart(places: dict[str, Any], tmp_path: Path) -> None:
+    """The optimizer's first moment after one step is a tenth of the clipped gradient."""
+    for apart in (False, True):
+        small = {"epochs": 1, "images_per_epoch": 4, "max_norm": 1e-3, "output_dir": tmp_path / str(apart)}
+        recipe = load_recipe("contrastive_1st", **places, **small, clip_apart=apart)
+        content = contents(train(recipe, console=QUIET).run_dir, 0)
+        moments = [state["exp_avg"] * 10 for state in content["optimizer"]["state"].values()]
+        head = sum(key.startswith("head.") for key in content["objective"])
+        norms = [
+            torch.cat([m.flatten() for m in part]).norm().item() for part in (moments[:-head], moments[-head:], moments)
+        ]
+        assert norms == pytest.approx([1e-3, 1e-3, 1e-3 * 2**0.5] if apart else [*norms[:2], 1e-3], rel=1e-3)
+        assert apart or max(norms[:2]) < 0.9999e-3
+
+
 @pytest.mark.parametrize("changes", [{"arch": "unet"}, {"optimizer": "adam"}, {"precision": "bf16"}])
 def test_variants_resume_exactly_too(recipe: Recipe, tmp_path: Path, changes: dict[str, Any]) -> None:
     whole = replace(recipe, epochs=2, output_dir=str(tmp_path / "whole"), **changes)
@@ -354,7 +401,9 @@ def test_a_detector_of_other_normalisation_is_refused(recipe: Recipe, tmp_path: 
 
 
 def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faap.training.objective.infonce", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(
+        "faap.training.objective.infonce", lambda *_, **__: torch.tensor(float("nan"), requires_grad=True)
+    )
     with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce nan"):
         train(recipe, console=QUIET)
 

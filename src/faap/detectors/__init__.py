@@ -6,9 +6,10 @@ import torch
 
 from faap.detectors.base import DetectorOutput, FrozenDetector, RawDetections
 from faap.detectors.hugging_face import load_hugging_face
+from faap.detectors.set_loss import Match
 from faap.errors import FaapError
 
-__all__ = ["DetectorOutput", "FrozenDetector", "RawDetections", "load_detector"]
+__all__ = ["DetectorOutput", "FrozenDetector", "Match", "RawDetections", "load_detector"]
 
 
 def load_detector(name: str | Path, device: str | torch.device | None = None) -> FrozenDetector:

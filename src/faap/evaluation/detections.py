@@ -52,13 +52,13 @@ def detect(
     Raises:
         FaapError: if an image cannot be read, or detector and data set share no category.
     """
-    return detect_and_compare(detector, split, generator, batch_size=batch_size)[0]
+    return _detect(detector, split, generator, batch_size=batch_size, compare=False)[0]
 
 
 def detect_and_compare(
     detector: FrozenDetector,
     split: Split,
-    generator: Generator | None,
+    generator: Generator,
     *,
     batch_size: int,
 ) -> tuple[list[Detections], dict[str, float]]:
@@ -66,16 +66,22 @@ def detect_and_compare(
 
     Returns:
         The detections; linf_normalised (largest change before rounding, normalised units), linf_pixels (largest change
-        of a pixel, of 255), and the means over images of psnr_db (over changed images) and ssim. nan where there is
-        nothing to measure, as without a generator.
+        of a pixel, of 255), and the means over images of psnr_db (over changed images) and ssim; nan where there is
+        nothing to measure.
     """
+    return _detect(detector, split, generator, batch_size=batch_size, compare=True)
+
+
+def _detect(
+    detector: FrozenDetector, split: Split, generator: Generator | None, *, batch_size: int, compare: bool
+) -> tuple[list[Detections], dict[str, float]]:
     if generator is None:
-        return _run(detector, split, None, batch_size)
+        return _run(detector, split, None, batch_size, False)
     check_normalisation(detector.preprocessing, detector.name)
     mode = generator.training
     generator.eval()
     try:
-        return _run(detector, split, generator, batch_size)
+        return _run(detector, split, generator, batch_size, compare)
     finally:
         generator.train(mode)
 
@@ -86,6 +92,7 @@ def _run(
     split: Split,
     generator: Generator | None,
     batch_size: int,
+    compare: bool,
 ) -> tuple[list[Detections], dict[str, float]]:
     device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
@@ -100,9 +107,10 @@ def _run(
         pixels = batch.pixel_values
         if generator is not None:
             perturbed = generator.perturb(pixels, batch.pixel_mask)
-            normalised.append(float((perturbed - pixels).abs().max()))
             # padding is no part of the deployed image, and its zeros are no multiples of 1/255
             pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
+        if generator is not None and compare:
+            normalised.append(float((perturbed - batch.pixel_values).abs().max()))
             before, after = (
                 denormalise(values, preprocessing.mean, preprocessing.std).mul(255).round().div(255)
                 for values in (batch.pixel_values, pixels)

@@ -1,10 +1,16 @@
-"""The adversarial term: features from which a discriminator cannot read the group."""
+"""The adversarial term: features from which a discriminator cannot read the group, and that discriminator."""
+
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from faap.objectives.numerics import connected_zero, widen
+
+# width of the discriminator's two hidden layers
+HIDDEN = 256
 
 
 def adversarial_confusion(logits: Tensor, label: int | Tensor, *, entropy_weight: float = 0.2) -> Tensor:
@@ -27,3 +33,98 @@ def adversarial_confusion(logits: Tensor, label: int | Tensor, *, entropy_weight
     cross_entropy = F.nll_loss(log_probabilities, labels)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
     return -(cross_entropy + entropy_weight * entropy)
+
+
+class Adversary(nn.Module):
+    """A discriminator that is trained on every batch, and the generator's term against it.
+
+    In training mode it first makes its own steps on the batch's features, cut off from the generator, with its own
+    optimizer; both are part of `state_dict`. The term's gradient reaches the features and no weight of the
+    discriminator.
+
+    Args:
+        feature_dim: D, the width of the detector's decoder states.
+        steps: optimizer steps of the discriminator a batch.
+        learning_rate: of its Adam.
+        entropy_weight: see `adversarial_confusion`.
+        reference_weight: weight of the reference group's share of the term; the anchor group's is 1.
+
+    Attributes:
+        discriminator: (n, D) features to (n, 2) logits; the anchor group is class 1, the reference group class 0.
+
+    Source: spec/recipes.md, "Terms", Adversarial.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        steps: int = 4,
+        learning_rate: float = 1e-4,
+        entropy_weight: float = 0.2,
+        reference_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.steps, self.entropy_weight, self.reference_weight = steps, entropy_weight, reference_weight
+        self.discriminator = nn.Sequential(
+            nn.LayerNorm(feature_dim),
+            nn.Linear(feature_dim, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, HIDDEN),
+            nn.ReLU(),
+            nn.Linear(HIDDEN, 2),
+        )
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate)
+        self.loss = torch.tensor(torch.nan)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the optimizer's state, so that `state_dict` holds it."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Load the optimizer's state."""
+        self.optimizer.load_state_dict(state)
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Return the discriminator's cross-entropy before its last step; log 2 is what guessing costs."""
+        return {"discriminator": self.loss}
+
+    @torch.enable_grad()
+    def update(self, anchor: Tensor, reference: Tensor) -> None:
+        """Train the discriminator on one batch.
+
+        Args:
+            anchor: (n, D) features of the anchor group's images, averaged over queries; n + m ≥ 1.
+            reference: (m, D) those of the reference group.
+        """
+        features = widen(torch.cat([anchor, reference]).detach())
+        labels = torch.zeros(len(features), dtype=torch.long, device=features.device)
+        labels[: len(anchor)] = 1
+        for _ in range(self.steps):
+            loss = F.cross_entropy(self.discriminator(features), labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.loss = loss.detach()
+
+    def forward(self, anchor: Tensor, reference: Tensor) -> Tensor:
+        """Compute the generator's term on one batch.
+
+        Args:
+            anchor: (n, D) features of the anchor group's images, averaged over queries.
+            reference: (m, D) those of the reference group.
+
+        Returns:
+            A scalar; a group without images adds 0.
+        """
+        if self.training and len(anchor) + len(reference):
+            self.update(anchor, reference)
+        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        terms = [
+            adversarial_confusion(
+                functional_call(self.discriminator, fixed, (widen(features),)),
+                label,
+                entropy_weight=self.entropy_weight,
+            )
+            for features, label in ((anchor, 1), (reference, 0))
+        ]
+        return terms[0] + self.reference_weight * terms[1]

@@ -1,6 +1,7 @@
 """Contrastive terms between the groups' projected features, and the similarities that are watched beside them."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ def infonce(
     *,
     detach_reference: bool = True,
     log_weights: Tensor | None = None,
+    weights_in: Literal["both", "numerator"] = "both",
 ) -> Tensor:
     """Pull each anchor image toward the reference group and away from the other anchor images.
 
@@ -26,10 +28,11 @@ def infonce(
         reference: (m, d) unit vectors.
         temperature: τ > 0.
         detach_reference: let no gradient reach the reference group.
-        log_weights: (n, m) added to the positive similarities in numerator and denominator alike.
+        log_weights: (n, m), or (m,) for all anchor images alike, added to the positive similarities.
+        weights_in: "both", numerator and denominator, or the "numerator" alone.
 
     Returns:
-        A scalar ≥ 0, mean over anchor images; 0 if n < 2 or m < 1.
+        A scalar, mean over anchor images; 0 if n < 2 or m < 1. It is ≥ 0 unless weights are in the numerator alone.
 
     Source: van den Oord et al., 2018 (arXiv:1807.03748); spec/recipes.md, "Terms", InfoNCE.
     """
@@ -38,12 +41,16 @@ def infonce(
     if len(anchor) < 2 or len(reference) < 1:
         return connected_zero(anchor, reference)
     positive = similarities(anchor, reference) / temperature  # (n, m)
-    if log_weights is not None:
-        positive = positive + log_weights
+    weighted = positive if log_weights is None else positive + log_weights
+    if weights_in == "both":
+        positive = weighted
     itself = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
     negative = (similarities(anchor, anchor) / temperature).masked_fill(itself, -math.inf)  # (n, n)
     # lse(negatives ∪ positives) − lse(positives) without the difference of two large numbers
-    return F.softplus(negative.logsumexp(1) - positive.logsumexp(1)).mean()
+    loss = F.softplus(negative.logsumexp(1) - positive.logsumexp(1))
+    if weighted is not positive:
+        loss = loss + positive.logsumexp(1) - weighted.logsumexp(1)
+    return loss.mean()
 
 
 def cross_group_similarity(anchor: Tensor, reference: Tensor, temperature: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""Momentum contrast: one positive centroid against a queue of past features."""
+"""Momentum contrast: one positive centroid against a queue of past features, and the memory of both."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faap.objectives.numerics import connected_zero, similarities
@@ -31,3 +31,68 @@ def momentum_infonce(
     picked = torch.zeros(len(query), dtype=torch.long, device=query.device)
     losses = F.cross_entropy(logits, picked, reduction="none")  # (n,)
     return (losses if sample_weights is None else sample_weights * losses).mean()
+
+
+class MomentumContrast(nn.Module):
+    """`momentum_infonce` with its memory: the queue of past anchor features and the reference group's centroid.
+
+    In training mode a batch enters the memory before its loss is taken, so a query finds itself in the queue. The
+    memory is part of `state_dict`.
+
+    Args:
+        dim: d, width of the features.
+        temperature: τ > 0.
+        queue_size: K ≥ 1, anchor features that are remembered, first in, first out.
+        centroid_momentum: share in [0, 1) of the centroid that stays at each batch.
+
+    Source: spec/recipes.md, "Terms", Momentum contrast.
+    """
+
+    queue: Tensor
+    pushed: Tensor
+    centroid: Tensor
+
+    def __init__(self, dim: int, temperature: float, queue_size: int = 2048, centroid_momentum: float = 0.99) -> None:
+        super().__init__()
+        self.temperature, self.centroid_momentum = temperature, centroid_momentum
+        self.register_buffer("queue", torch.zeros(queue_size, dim))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
+        self.register_buffer("centroid", torch.zeros(dim))
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Return how many features the queue holds."""
+        return {"queue": self.pushed.clamp(max=len(self.queue))}
+
+    @torch.no_grad()
+    def update(self, anchor: Tensor, reference: Tensor) -> None:
+        """Remember a batch: the anchor features (n, d) enter the queue, the mean of the reference ones (m, d) the
+        centroid."""
+        size, first = len(self.queue), int(self.pushed)
+        places = torch.arange(first, first + len(anchor), device=self.queue.device)[-size:] % size
+        self.queue[places] = anchor[-size:].to(self.queue.dtype)
+        self.pushed += len(anchor)
+        if len(reference):
+            mean = reference.mean(0).to(self.centroid.dtype)
+            kept = self.centroid_momentum
+            self.centroid.copy_(F.normalize(kept * self.centroid + (1 - kept) * mean, dim=0))
+
+    def forward(self, anchor: Tensor, reference: Tensor, sample_weights: Tensor | None = None) -> Tensor:
+        """Compute the loss of one batch.
+
+        Args:
+            anchor: (n, d) unit vectors.
+            reference: (m, d) unit vectors; they reach the loss through the centroid alone, without a gradient.
+            sample_weights: (n,) factor of each query's cross-entropy.
+
+        Returns:
+            A scalar ≥ 0; 0 without anchor images, or before the first reference image.
+        """
+        if self.training:
+            self.update(anchor, reference)
+        if not self.centroid.any():
+            return connected_zero(anchor)
+        queue = self.queue[: int(self.pushed)]
+        # copies: the memory changes before the backward pass of the next batch
+        return momentum_infonce(
+            anchor, self.centroid.clone(), queue.clone(), self.temperature, sample_weights=sample_weights
+        )

@@ -52,6 +52,24 @@ def score_distribution(anchor: Tensor, reference: Tensor) -> Tensor:
     return missing
 
 
+@torch.no_grad()
+def score_gap_penalty(anchor: Tensor, reference: Tensor) -> Tensor:
+    """Say how far the anchor group's mean score lies below the reference group's; it is watched and moves nothing.
+
+    Args:
+        anchor: (n,) scores.
+        reference: (m,) scores.
+
+    Returns:
+        A scalar ≥ 0 without a gradient; 0 if a group is absent.
+
+    Source: spec/recipes.md, "Terms", fix2's weighting.
+    """
+    if len(anchor) < 1 or len(reference) < 1:
+        return connected_zero(anchor)
+    return (widen(reference).mean() - widen(anchor).mean()).relu()
+
+
 def _stretch(ordered: Tensor, length: int) -> Tensor:
     if len(ordered) == length:
         return ordered

@@ -14,7 +14,7 @@ from faap.files import replacing
 from faap.perturbation import Generator
 
 # What a run that resumes decides anew: where and how it computes, not what.
-_FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
+FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
 # Where data and detector lie may change; what they are is held against their hashes.
 _PLACES = frozenset({"dataset_root", "detr_checkpoint"})
 _KEYS = frozenset(
@@ -120,7 +120,7 @@ def recipe_to_resume(path: Path, name: str, overrides: Mapping[str, Any]) -> Rec
     asked = load_recipe(name, **overrides)
     if stored.get("name") != asked.name:
         raise FaapError(f"{path}: a checkpoint of the recipe {stored.get('name')!r}, not of {asked.name!r}.")
-    kept = {key: value for key, value in stored.items() if key not in _FREE_FIELDS}
+    kept = {key: value for key, value in stored.items() if key not in FREE_FIELDS}
     return load_recipe(name, **(kept | dict(overrides)))
 
 
@@ -129,5 +129,5 @@ def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key} was {stored.get(key)!r}, is {value!r}"
         for key, value in recipe.to_dict().items()
-        if key not in _FREE_FIELDS | _PLACES and stored.get(key) != value
+        if key not in FREE_FIELDS | _PLACES and stored.get(key) != value
     ]

@@ -25,7 +25,7 @@ from faap.perturbation import Generator, check_normalisation, jitter, load_gener
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
 from faap.training.measure import measure
 from faap.training.monitor import Monitor
-from faap.training.objective import Objective, Weights
+from faap.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,10 @@ class _Trainer:
         self.objective = Objective(recipe, detector.feature_dim)
         self.generator.to(device)
         self.objective.to(device)
-        self.parameters = [*self.generator.parameters(), *self.objective.parameters()]
+        head = self.objective.head
+        self.parts = [list(part.parameters()) for part in (self.generator, head) if part is not None]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        self.optimizer = kind(self.parameters, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
+        self.optimizer = kind(sum(self.parts, []), lr=recipe.lr_g, weight_decay=recipe.weight_decay)
         self.schedules = recipe.schedules()
 
     def resume(self, path: Path, console: Console) -> int:
@@ -212,16 +213,17 @@ class _Trainer:
 
     def step(self, batch: Batch, epoch: int, schedule: dict[str, float]) -> dict[str, float]:
         """Make one optimizer step; return every monitored number."""
-        weights = Weights(schedule["contrastive_weight"], schedule["beta"])
         seeds = [(self.recipe.seed, epoch, int(image)) for image in batch.image_ids]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             perturbed = self.generator.perturb(batch.pixel_values, batch.pixel_mask)
             augmented = jitter(perturbed, self.recipe.aug_strength, seeds, batch.pixel_mask)
             out = self.detector(augmented, batch.pixel_mask)
-        total, seen = self.objective(self.detector, out, batch.targets, batch.groups, weights)
+        total, seen = self.objective(self.detector, out, batch.targets, batch.groups, schedule)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        seen["gradient_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_norm)
+        clipped = self.parts if self.recipe.clip_apart else [sum(self.parts, [])]
+        norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in clipped]
+        seen["gradient_norm"] = torch.stack(norms).norm()
         delta = (perturbed.detach() - batch.pixel_values).flatten(1)
         seen["delta_linf"] = delta.abs().amax()
         seen["delta_l2"] = delta.norm(dim=1).mean()

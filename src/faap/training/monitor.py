@@ -67,7 +67,8 @@ class Monitor:
         """Record one training step."""
         for name, value in values.items():
             self.events.add_scalar(f"step/{name}", value, number)
-        if warning := self.alarm(values["sim_f2m"], values["sim_f2f"]):
+        watched = values["contrastive_weight"] > 0  # without it, features are alike from the start and may be
+        if watched and (warning := self.alarm(values["sim_f2m"], values["sim_f2f"])):
             self.console.print(warning, style="bold red")
 
     def epoch(self, row: dict[str, Any]) -> None:
