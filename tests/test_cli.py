@@ -57,6 +57,30 @@ def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp
     assert metrics["success"]["anchor_ap"]["target"] == 0.410
 
 
+def test_compare_trains_reports_and_says_what_failed(
+    places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("base: infonce_4th\ndetr_checkpoint: /nowhere\n")
+    out = tmp_path / "out"
+    command = ["compare", "moco_4th", "contrastive_1st", *places[:2], *SMALL, "--jobs", "2", "--output_dir", str(out)]
+    assert cli.main([*command, "--detr_checkpoint", places[3]]) == 0
+    shown = capsys.readouterr().out
+    assert "2 to go" in shown
+    assert "moco_4th" in shown
+    assert "contrastive_1st" in shown
+    assert (out / "compare.html").is_file()
+    assert {r["name"] for r in json.loads((out / "compare.json").read_text())["recipes"]} == {
+        "moco_4th",
+        "contrastive_1st",
+    }
+    assert cli.main(["compare", str(broken), *places[:2], *SMALL, "--output_dir", str(out)]) == 2
+    caught = capsys.readouterr()
+    assert "broken, seed 0: failed: detector /nowhere does not exist" in " ".join(caught.out.split())
+    assert caught.err.startswith("error: 1 run failed")
+
+
 def test_original_entry_point(places: list[str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train_faap_simclr_infonce_4th.py"), *places, *SMALL]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -94,6 +118,14 @@ def test_every_field_is_a_flag_and_no_other(capsys: pytest.CaptureFixture[str]) 
         (["train", "infonce_4th", "--device", "cuda:99"], "CUDA devices"),
         (["train", "infonce_4th", "--train_edges", "480,large"], "train_edges"),
         (["recipes", "infonce_4"], "infonce_4th"),
+        (["compare"], "recipes"),
+        (["compare", "infonce_4th", "--seeds", "0"], "--seeds"),
+        (["compare", "infonce_4th", "--jobs", "two"], "--jobs"),
+        (["compare", "infonce_4th", "--resume", "x.pth"], "--resume is not for compare"),
+        (["compare", "infonce_4"], "infonce_4th"),
+        (["compare", "wgan_7th", "--ablate"], "infonce_4th"),
+        (["compare", "infonce_4th", "--sedes", "2"], "--seeds"),
+        (["train", "infonce_4th", "--detach_reference", "perhaps"], "detach_reference"),
         (["trian"], "'train'"),
     ],
 )
@@ -109,7 +141,14 @@ def test_mistakes_are_one_line_that_says_what_is_right(
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes", "--json"]) == 0
-    assert "infonce_4th" in json.loads(capsys.readouterr().out)
+    assert set(json.loads(capsys.readouterr().out)) == {
+        "contrastive_1st",
+        "infonce_3rd",
+        "infonce_3rd_fix2",
+        "infonce_4th",
+        "wgan_7th",
+        "moco_4th",
+    }
     assert cli.main(["recipes", "infonce_4th", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["temperature"] == 0.1

@@ -1,4 +1,3 @@
-import itertools
 import math
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -9,65 +8,11 @@ import yaml
 from faap.config import Recipe, load_recipe, recipe_names
 from faap.errors import FaapError
 
-# spec/recipes.md, "The table", "Heads", "Notation"
-INFONCE_4TH = {
-    "temperature": 0.1,
-    "head": "stabilized",
-    "proj_dim": 128,
-    "proj_dropout": 0.1,
-    "beta": 0.5,
-    "beta_final": 0.6,
-    "epsilon_start": 0.05,
-    "epsilon_peak": 0.10,
-    "epsilon_final": 0.09,
-    "lr_g": 1e-4,
-    "lr_min": 1e-6,
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "aug_strength": "weak",
-    "max_norm": 0.5,
-    "batch_size": 8,
-    "epochs": 24,
-    "lambda_contrastive": 1.0,
-    "lambda_align": 0.3,
-    "lambda_wass": 0.2,
-    "score_top_k": 10,
-}
-
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
     path.write_text(text)
     return path
-
-
-def test_infonce_4th_is_the_spec() -> None:
-    recipe = load_recipe("infonce_4th").to_dict()
-    assert {key: recipe[key] for key in INFONCE_4TH} == INFONCE_4TH
-    assert recipe["name"] == "infonce_4th"
-    assert recipe["description"]
-    assert recipe["dataset_root"] == recipe["detr_checkpoint"] == "promenade"
-
-
-def test_the_schedules_of_infonce_4th_are_the_spec() -> None:
-    schedules = load_recipe("infonce_4th").schedules()
-    assert all(len(values) == 24 for values in schedules.values())
-    epsilon, beta = schedules["epsilon"], schedules["beta"]
-    assert epsilon[0] == pytest.approx(0.05)
-    assert epsilon[3] == pytest.approx(0.075)
-    assert epsilon[5] == pytest.approx(0.05 + 0.05 * 5 / 6)
-    assert epsilon[6:13] == pytest.approx([0.10] * 7)
-    assert epsilon[18] == pytest.approx(0.095)
-    assert epsilon[23] == pytest.approx(0.10 - 0.01 * 11 / 12)
-    assert beta[0] == pytest.approx(0.5)
-    assert beta[23] == pytest.approx(0.6)
-    assert {round(later - earlier, 12) for earlier, later in itertools.pairwise(beta)} == {round(0.1 / 23, 12)}
-    assert schedules["contrastive_weight"] == pytest.approx([0.25, 0.5, 0.75] + [1.0] * 21)
-    rate = schedules["learning_rate"]
-    assert rate[:3] == pytest.approx([1e-4 / 3, 2e-4 / 3, 1e-4])
-    assert rate[13] == pytest.approx((1e-4 + 1e-6) / 2)  # half of the way down the cosine
-    assert rate[23] == pytest.approx(1e-6 + 99e-6 * math.cos(math.pi * 21 / 44) ** 2)
-    assert rate[2:] == sorted(rate[2:], reverse=True)
 
 
 def test_a_constant_rate_and_no_warm_ups() -> None:
@@ -83,6 +28,26 @@ def test_a_constant_rate_and_no_warm_ups() -> None:
     assert schedules["learning_rate"] == [3e-4] * 4
     assert schedules["contrastive_weight"] == [2.0] * 4
     assert schedules["epsilon"] == pytest.approx([0.10, 0.10, 0.10, 0.095])
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (0, [0.05, 0.075, 0.10, 0.10, 0.095, 0.09, 0.085]),  # 4 epochs remain, at whose end the last bound lies
+        (1, [0.05, 0.075, 0.10, 0.10, 0.08, 0.08, 0.08]),
+        (2, [0.05, 0.075, 0.10, 0.10, 0.09, 0.08, 0.08]),
+        (10, [0.05, 0.075, 0.10, 0.10, 0.098, 0.096, 0.094]),
+    ],
+)
+def test_epsilon_falls_over_its_decay_and_stays(decay: int, expected: list[float]) -> None:
+    recipe = Recipe(
+        epochs=7,
+        epsilon_final=0.08,
+        epsilon_warmup_epochs=2,
+        epsilon_hold_epochs=1,
+        epsilon_decay_epochs=decay,
+    )
+    assert recipe.schedules()["epsilon"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 6, 12, 13])
@@ -137,12 +102,64 @@ def test_text_becomes_the_type_of_its_field() -> None:
         ("precision", False, "must be text"),
         ("arch", 3, "must be text"),
         ("reference_group", "female", "must differ"),
+        ("contrastive", "infonse", "Did you mean 'infonce'"),
+        ("head", "nothing", "none, plain, layernorm, stabilized"),
+        ("score_weighting", "sigmoide", "Did you mean 'sigmoid'"),
+        ("wass_scores", "images", "Did you mean 'image'"),
+        ("f2m_weight", -1, "at least 0"),
+        ("m2f_weight", -0.5, "at least 0"),
+        ("queue_size", 0, "at least 1"),
+        ("centroid_momentum", 1, "at least 0 and below 1"),
+        ("adv_steps", 0, "at least 1"),
+        ("lr_d", 0, "above 0"),
+        ("epsilon_decay_epochs", 2.5, "whole number"),
+        ("detach_reference", "maybe", "'maybe'; it must be true or false"),
+        ("detach_reference", "", "''; it must be true or false"),
+        ("detach_reference", None, "None; it must be true or false"),
+        ("clip_apart", 1, "1; it must be true or false"),
+        ("clip_apart", "0", "'0'; it must be true or false"),
+        ("clip_apart", [True], "[True]; it must be true or false"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_would_be_right(field: str, value: object, said: str) -> None:
     with pytest.raises(FaapError, match=field) as caught:
         load_recipe("infonce_4th", **{field: value})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["detach_reference", "clip_apart"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True), ("yes", True), ("True", True), ("YES", True),
+        ("false", False), ("no", False), ("False", False), ("No", False),
+    ],
+)  # fmt: skip
+def test_a_yes_or_no_is_read_from_text_and_from_files(tmp_path: Path, field: str, text: str, value: bool) -> None:
+    assert getattr(load_recipe("infonce_4th", **{field: text}), field) is value
+    assert getattr(load_recipe("infonce_4th", **{field: value}), field) is value
+    path = write(tmp_path, f"base: infonce_4th\n{field}: {text}\n")
+    assert getattr(load_recipe(path), field) is value
+    load_recipe(path).save(tmp_path / "saved.yaml")
+    assert getattr(load_recipe(tmp_path / "saved.yaml"), field) is value
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text(encoding="utf-8"))[field] is value
+
+
+@pytest.mark.parametrize(
+    ("contrastive", "allowed"),
+    [
+        ("infonce", {"none", "sigmoid", "softmax"}),
+        ("momentum", {"none", "sigmoid"}),
+        ("similarity", {"none"}),
+    ],
+)
+@pytest.mark.parametrize("weighting", ["none", "sigmoid", "softmax"])
+def test_a_weighting_without_a_meaning_is_refused(contrastive: str, allowed: set[str], weighting: str) -> None:
+    if weighting in allowed:
+        assert Recipe(contrastive=contrastive, score_weighting=weighting).score_weighting == weighting
+    else:
+        with pytest.raises(FaapError, match=f"score_weighting is '{weighting}'; with contrastive '{contrastive}'"):
+            Recipe(contrastive=contrastive, score_weighting=weighting)
 
 
 def test_an_unknown_field_or_recipe_names_the_nearest() -> None:
@@ -170,7 +187,7 @@ def test_a_file_without_a_base_starts_from_the_defaults(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("temprature: 1", "unknown field 'temprature'. Did you mean 'temperature'?"),
-        ("base: infonce_5th", "base is 'infonce_5th'; it must be one of infonce_4th"),
+        ("base: infonce_5th", "base is 'infonce_5th'; it must be one of contrastive_1st, "),
         ("base: [a]", "base is ['a']"),
         ("- a\n- b", "must be a mapping"),
         ("", "must be a mapping"),

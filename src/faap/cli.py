@@ -127,6 +127,39 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     _conclude(metrics, run_dir, console)
 
 
+def compare(arguments: Sequence[str], console: Console) -> None:
+    """Train several recipes with several seeds, and lay them side by side."""
+    parser = _Parser(prog="faap compare", description=compare.__doc__, allow_abbrev=False)
+    parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
+    parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
+    parser.add_argument("--jobs", type=_count, default=1, help="runs at the same time; they share the cores")
+    parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
+    _add_recipe_flags(parser)
+    given = parser.parse_exactly(arguments)
+    overrides = _overrides(given)
+    if "resume" in overrides:
+        raise FaapError("--resume is not for compare: repeat the command, and what is unfinished goes on by itself.")
+    from faap.compare import compare as run_all
+    from faap.compare import recipes_to_compare
+    from faap.report import comparison_table
+
+    root = Path(overrides.pop("output_dir", "faap_outputs/compare"))
+    chosen = recipes_to_compare(given.recipes, ablate=given.ablate, **overrides)
+    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, console=console)
+    console.print(comparison_table(result))
+    places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
+    console.print(places, highlight=False, markup=False)
+    if result["failed"]:
+        count = len(result["failed"])
+        raise FaapError(f"{count} run{'s' if count > 1 else ''} failed; repeat the command to try again.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 def recipes(arguments: Sequence[str], console: Console) -> None:
     """List the recipes, or show one with its schedules."""
     parser = _Parser(prog="faap recipes", description=recipes.__doc__, allow_abbrev=False)
@@ -166,6 +199,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "recipes": recipes,
 }
 

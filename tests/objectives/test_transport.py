@@ -4,7 +4,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from faap.objectives import one_sided_wasserstein, score_distribution
+from faap.objectives import one_sided_wasserstein, score_distribution, score_gap_penalty
 
 
 def scores(n: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -92,3 +92,24 @@ def test_half_precision_is_computed_in_float32(term) -> None:  # type: ignore[no
     assert value.dtype == torch.float32
     assert value > 0
     assert value.item() == pytest.approx(term(anchor.double(), reference.double()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (4, 4), (2, 5)])
+@pytest.mark.parametrize("shift", [-1.0, -0.05, 0.0, 0.05, 1.0])
+def test_score_gap_penalty_is_what_the_anchor_mean_lacks_and_moves_nothing(n: int, m: int, shift: float) -> None:
+    anchor, reference = scores(n, 0).requires_grad_(), (scores(m, 1) + shift).requires_grad_()
+    value = score_gap_penalty(anchor, reference)
+    assert value.item() == pytest.approx(max(sum(reference.tolist()) / m - sum(anchor.tolist()) / n, 0))
+    assert not value.requires_grad
+
+
+def test_score_gap_penalty_of_equal_and_absent_scores_is_zero() -> None:
+    for anchor, reference in [(scores(0, 0), scores(3, 0)), (scores(3, 0), scores(0, 0)), (scores(3, 0), scores(3, 0))]:
+        assert score_gap_penalty(anchor.requires_grad_(), reference).item() == 0
+
+
+def test_score_gap_penalty_of_half_precision_is_computed_in_float32() -> None:
+    anchor, reference = scores(4, 0, torch.float16) / 4, scores(6, 1, torch.float16)
+    value = score_gap_penalty(anchor, reference)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(float(reference.double().mean() - anchor.double().mean()), rel=1e-5)

@@ -143,6 +143,112 @@ def make_example(group="female", *, width=160, height=128, seed=0, name="000017.
     return Example(record, pixels, perturbed, detections(0.91, 0.42, 0.56, 0.3), detections(0.94, 0.61, 0.31, 0.2))
 
 
+KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
+
+
+def make_comparison(names=("infonce_4th", "moco_4th", "wgan_7th"), seeds=3, anchor="female", reference="male"):
+    """A compare.json: each recipe lifts the anchor group, peaks at its own epoch, and has terms of its own."""
+    rng = np.random.default_rng(0)
+    baseline = {"ap_gap": 0.0763, "ar_gap": 0.0094, "anchor_ap": 0.3905, "reference_ap": 0.4668}
+    before = {"ap_gap": 0.0749, "ar_gap": -0.0029, "anchor_ap": 0.3977, "reference_ap": 0.4726}
+    recipes = []
+    for i, name in enumerate(names):
+        epochs = (24, 10, 30)[i % 3]
+        runs = []
+        for seed in range(seeds):
+            done = np.arange(epochs) / epochs
+            lift = 0.012 * (np.sin(np.pi * done) if i % 2 else np.sqrt(done)) * (0.3 + 0.2 * (i % 5))
+
+            def noisy(values, scale):
+                return (values + scale * rng.normal(size=epochs)).round(6).tolist()  # noqa: B023
+
+            ap = noisy(before["anchor_ap"] + lift, 8e-4), noisy(before["reference_ap"] + 0.4 * lift, 8e-4)
+            validation = {
+                "ap_gap": (np.array(ap[1]) - ap[0]).tolist(),
+                "ar_gap": noisy(before["ar_gap"] - lift, 1e-3),
+                "anchor_ap": ap[0],
+                "reference_ap": ap[1],
+            }
+            train = {
+                ("infonce", "momentum", "adversarial")[i % 3]: noisy(1.4 - 0.2 * done, 0.02),
+                "wasserstein": noisy(0.14 - 0.1 * done, 0.01),
+                "detection": noisy(5.5 - 0.3 * done, 0.05),
+                "total": noisy((3.3, 8.9, -2.0)[i % 3] - 0.6 * done, 0.05),
+                "sim_f2m": noisy(0.7 + 0.2 * done, 0.01),
+                "sim_f2f": noisy(0.83 + 0.1 * done, 0.01),
+                "score_gap": noisy(0.14 - (0.1 + 0.03 * (i % 4)) * done, 0.01),
+                "n_f": [4.0] * epochs,
+                "n_m": [4.0] * epochs,
+                "gradient_norm": noisy(2.8 + done, 0.1),
+                "delta_linf": [0.09] * epochs,
+                "delta_l2": [0.9] * epochs,
+            } | ({"queue": [2048.0] * epochs} if i % 3 == 1 else {})
+            chosen = int(np.argmin(validation["ap_gap"]))
+            anchor_ap = baseline["anchor_ap"] + ap[0][chosen] - before["anchor_ap"] + 1e-3 * rng.normal()
+            reference_ap = baseline["reference_ap"] + ap[1][chosen] - before["reference_ap"] + 1e-3 * rng.normal()
+            four = {
+                "ap_gap": reference_ap - anchor_ap,
+                "ar_gap": baseline["ar_gap"] - 0.003 + 1e-3 * rng.normal(),
+                "anchor_ap": anchor_ap,
+                "reference_ap": reference_ap,
+            }
+            change = four["ap_gap"] - baseline["ap_gap"]
+            goals = (four["ap_gap"] < 0.0717, four["ar_gap"] < 0.0058, anchor_ap > 0.3964, reference_ap >= 0.4668)
+            runs.append(
+                {
+                    "seed": seed,
+                    "run_dir": f"faap_outputs/compare/{name}/seed_{seed}",
+                    "epoch": chosen,
+                    **four,
+                    "ap_gap_change": change,
+                    "ap_gap_ci95": [change - 0.004, change + 0.005],
+                    "success": dict(zip(KEYS, map(bool, goals), strict=True)),
+                    "seconds": 12.7 * epochs + seed,
+                    "images": 480 * epochs,
+                    "curves": {"epoch": list(range(epochs)), "validation": validation, "train": train},
+                }
+            )
+
+        def spread(values):
+            return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+        summary = {key: spread([run[key] for run in runs]) for key in KEYS}
+        for key, each in summary.items():
+            each |= {"change": each["mean"] - baseline[key], "change_std": each["std"]}
+        recipes.append(
+            {
+                "name": name,
+                "description": f"Description {i} of {name}",
+                "epochs": epochs,
+                "batch_size": (8, 8, 4)[i % 3],
+                "differs": {"temperature": 0.07, "epochs": epochs} if i else {},
+                "summary": summary,
+                "success": {key: sum(run["success"][key] for run in runs) for key in KEYS},
+                "seconds": spread([run["seconds"] for run in runs]),
+                "detector_passes": {"forward": 980 * epochs, "backward": 480 * epochs},
+                "runs": runs,
+            }
+        )
+    return {
+        "split": "test",
+        "anchor": anchor,
+        "reference": reference,
+        "images": {anchor: 700, reference: 700},
+        "rule": "Each run's epoch is chosen on the validation split.",
+        "detector_sha256": "5f" * 32,
+        "baseline": baseline,
+        "validation_baseline": before,
+        "shared": {"images_per_epoch": 480, "dataset_root": "promenade"},
+        "recipes": recipes,
+        "failed": [],
+    }
+
+
+@pytest.fixture(scope="session")
+def comparison():
+    return make_comparison
+
+
 @pytest.fixture(scope="session")
 def metrics():
     return make_metrics

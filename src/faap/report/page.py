@@ -5,14 +5,13 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from faap.data import Record
@@ -79,11 +78,8 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
     colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
     shown = list(examples[:MAX_EXAMPLES])
     factor = _magnification(shown)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval)
-    environment.globals["difference"] = words.difference
-    template = environment.from_string(files("faap.report").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    page = render(
+        "report.html",
         metrics=metrics,
         names=METRICS,
         config=config,
@@ -104,7 +100,20 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
         factor=factor,
         threshold=SCORE_THRESHOLD,
     )
-    path = run_dir / "report.html"
+    return save(page, run_dir / "report.html")
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill one of the templates of this folder; what is put in is escaped."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval)
+    environment.globals["difference"] = words.difference
+    return environment.get_template(template).render(values)
+
+
+def save(page: str, path: Path) -> Path:
+    """Write a page, in full or not at all; returns its path."""
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -131,9 +131,11 @@ class _Trainer:
         self.generator.to(device)
         self.objective.to(device)
         head = self.objective.head
-        self.parts = [list(part.parameters()) for part in (self.generator, head) if part is not None]
+        parts = [list(part.parameters()) for part in (self.generator, head) if part is not None]
+        everything = list(itertools.chain(*parts))
+        self.clipped = parts if recipe.clip_apart else [everything]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        self.optimizer = kind(sum(self.parts, []), lr=recipe.lr_g, weight_decay=recipe.weight_decay)
+        self.optimizer = kind(everything, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
         self.schedules = recipe.schedules()
 
     def resume(self, path: Path, console: Console) -> int:
@@ -221,8 +223,7 @@ class _Trainer:
         total, seen = self.objective(self.detector, out, batch.targets, batch.groups, schedule)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        clipped = self.parts if self.recipe.clip_apart else [sum(self.parts, [])]
-        norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in clipped]
+        norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in self.clipped]
         seen["gradient_norm"] = torch.stack(norms).norm()
         delta = (perturbed.detach() - batch.pixel_values).flatten(1)
         seen["delta_linf"] = delta.abs().amax()

@@ -1,0 +1,376 @@
+"""The page and the table that hold recipes side by side: their numbers, their pictures, and what is missing."""
+
+import base64
+import copy
+import io
+import math
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from faap.report import comparison_figures, comparison_table, write_comparison
+
+KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
+NAMES = ("infonce_4th", "moco_4th", "wgan_7th")
+
+
+class Page(HTMLParser):
+    """Its text, its tables as lists of rows of cells, and the attributes of every tag."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.tags, self.text, self.style = [], [], [], False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.style = tag in ("style", "title")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        self.style = False
+        if tag == "table":
+            self.tables.append([[]])  # what follows is in no cell
+
+    def handle_data(self, data):
+        if not self.style:
+            self.text.append(data)
+            if self.tables and self.tables[-1] and self.tables[-1][-1]:
+                self.tables[-1][-1][-1] += f" {data}"
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+    def row(self, table, *beginning):
+        """The one row of a table (0: recipes, 1: runs) whose first cells are as given."""
+        rows = [[" ".join(cell.split()) for cell in row] for row in [t for t in self.tables if any(t)][table]]
+        (found,) = [row for row in rows if row[: len(beginning)] == list(beginning)]
+        return found
+
+
+def read(data, tmp_path):
+    path = tmp_path / "compare.html"
+    assert write_comparison(data, path) == path
+    return Page(path)
+
+
+def shown(value, sign=""):
+    return f"{value:{sign}.4f}".replace("-", "−")
+
+
+def printed(data, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(comparison_table(data))
+    return console.file.getvalue()
+
+
+def figures(data):
+    return {slug: figure for slug, _, figure in comparison_figures(data)}
+
+
+def lines(axes, colour):
+    return [line for line in axes.lines if line.get_color() == colour]
+
+
+def test_every_recipe_has_its_numbers_in_its_row(comparison, tmp_path):
+    data = comparison()
+    data["recipes"][1]["success"] = {"ap_gap": 0, "ar_gap": 1, "anchor_ap": 2, "reference_ap": 3}
+    page = read(data, tmp_path)
+    assert page.row(0, "recipe")[1:5] == ["AP gap", "AR gap", "female AP", "male AP"]
+    assert page.row(0, "baseline")[1:5] == ["0.0763", "0.0094", "0.3905", "0.4668"]
+    for recipe in data["recipes"]:
+        epochs, batch = recipe["epochs"], recipe["batch_size"]
+        row = page.row(0, f"{recipe['name']} {epochs} epochs, batches of {batch}")
+        for cell, key in zip(row[1:5], KEYS, strict=True):
+            values = [run[key] for run in recipe["runs"]]
+            mean, std = shown(np.mean(values)), shown(np.std(values, ddof=1))
+            change = shown(np.mean(values) - data["baseline"][key], "+")
+            assert cell == f"{mean} ± {std} {change} {recipe['success'][key]}/3"
+        assert row[5:] == [f"{12.7 * epochs + 1:.0f}", f"{980 * epochs:,}", f"{480 * epochs:,}"]
+
+
+def test_every_run_has_its_numbers_in_its_row(comparison, tmp_path):
+    data = comparison()
+    page = read(data, tmp_path)
+    for recipe in data["recipes"]:
+        for run in recipe["runs"]:
+            row = page.row(1, recipe["name"], str(run["seed"]))
+            marks = [f"{shown(run[key])} {'✓' if run['success'][key] else '✗'}" for key in KEYS]
+            interval = " to ".join(shown(bound, "+") for bound in run["ap_gap_ci95"])
+            rest = [shown(run["ap_gap_change"], "+"), interval, f"{run['seconds']:.0f}"]
+            assert row[2:] == [str(run["epoch"]), *marks, *rest]
+
+
+def test_one_seed_has_no_spread_and_no_verdict(comparison, tmp_path):
+    data = comparison(seeds=1)
+    page = read(data, tmp_path)
+    row = page.row(0, "moco_4th 10 epochs, batches of 8")
+    assert row[1].split()[0] == shown(data["recipes"][1]["runs"][0]["ap_gap"])
+    assert all("±" not in cell for cell in row)
+    assert "over 1 seed," in page.words
+    assert "chance of the seeds" not in page.words
+    assert "±" not in printed(data)
+
+
+@pytest.mark.parametrize(("spread", "told"), [(0.0019, "is more than"), (0.0022, "could be")])
+def test_the_best_recipe_and_its_change_are_said_first(comparison, tmp_path, spread, told):
+    data = comparison()
+    for recipe, gap, change in zip(data["recipes"], (0.07, -0.08, 0.0663), (-0.0063, -0.1563, -0.005), strict=True):
+        recipe["summary"]["ap_gap"] = {"mean": gap, "std": spread, "change": change, "change_std": spread}
+    said = f"wgan_7th has the smallest mean AP gap (male − female): 0.0663 ± {spread:.4f} over 3 seeds, against 0.0763"
+    reach = 4.302653 * spread / math.sqrt(3)  # Student's t with two degrees of freedom, from a table
+    bounds = f"{shown(-0.005 - reach, '+')} to {shown(-0.005 + reach, '+')}"
+    verdict = f"This change {told} the chance of the seeds (95 % interval of its mean {bounds})."
+    words = read(data, tmp_path).words
+    assert words.index(said) < words.index(verdict) < words.index("Recipes on the test split")
+    assert f"(−0.0050, −6.6 %). {verdict}" in words
+    assert "no recipe makes the gap smaller" not in words
+    flat = " ".join(printed(data).split())
+    assert said in flat
+    assert verdict in flat
+
+
+def test_it_is_said_when_no_recipe_helps(comparison, tmp_path):
+    data = comparison()
+    for recipe in data["recipes"]:
+        recipe["summary"]["ap_gap"].update(mean=-0.09, change=-0.1663)
+    assert "no recipe makes the gap smaller than it was" in read(data, tmp_path).words
+
+
+def test_recipes_that_meet_all_criteria_are_counted(comparison, tmp_path):
+    data = comparison()
+    for recipe in data["recipes"]:
+        recipe["success"] = dict.fromkeys(KEYS, 3)
+    data["recipes"][0]["success"]["ar_gap"] = 2
+    assert "2 of 3 recipes meet all four success criteria in all seeds." in read(data, tmp_path).words
+    data["recipes"][1]["success"]["ap_gap"] = 0
+    assert "1 of 3 recipes meets all four" in read(data, tmp_path).words
+
+
+def test_failed_runs_come_before_the_result(comparison, tmp_path):
+    data = comparison()
+    data["failed"] = [{"recipe": "wgan_7th", "seed": 7, "error": "<b>loss</b> is not finite"}]
+    words = read(data, tmp_path).words
+    assert words.index("1 run failed") < words.index("wgan_7th, seed 7: <b>loss</b> is not finite")
+    assert words.index("seed 7") < words.index("has the smallest mean AP gap")
+    assert "in every run that finished" in words
+    assert "wgan_7th, seed 7, failed: <b>loss</b> is not finite" in printed(data)
+
+
+def test_nothing_but_failures(comparison, tmp_path):
+    data = comparison(names=())
+    nothing = dict.fromkeys(KEYS)
+    data |= {"baseline": nothing, "validation_baseline": nothing, "images": {}, "shared": {}, "detector_sha256": None}
+    data["failed"] = [{"recipe": "moco_4th", "seed": seed, "error": "out of luck"} for seed in (0, 1)]
+    page = read(data, tmp_path)
+    assert "2 runs failed and are in none of the numbers" in page.words
+    assert page.words.count("out of luck") == 2
+    assert "No run has measured an AP gap." in page.words
+    assert comparison_figures(data) == []
+    assert printed(data).count("out of luck") == 2
+
+
+def test_unknown_numbers_are_dashes(comparison, tmp_path):
+    data = comparison()
+    recipe, run = data["recipes"][0], data["recipes"][0]["runs"][0]
+    recipe["summary"]["ar_gap"] = dict.fromkeys(("mean", "std", "change", "change_std"))
+    recipe["seconds"]["mean"] = recipe["detector_passes"]["forward"] = recipe["success"]["ar_gap"] = None
+    run |= dict.fromkeys(("epoch", "ap_gap", "reference_ap", "ap_gap_ci95", "seconds"))
+    run["curves"]["validation"]["ap_gap"] = [None] * 24
+    run["curves"]["train"]["total"][3] = None
+    for other in data["recipes"][0]["runs"]:
+        other["curves"]["train"]["sim_f2m"] = [None] * 24
+    for other in data["recipes"][2]["runs"]:
+        other["curves"]["train"]["wasserstein"] = [None] * 30
+    data["baseline"]["ar_gap"] = None
+    page = read(data, tmp_path)
+    row = page.row(0, "infonce_4th 24 epochs, batches of 8")
+    assert row[2] == "– – –/3"
+    assert row[5:7] == ["–", "–"]
+    row = page.row(1, "infonce_4th", "0")
+    assert row[2:4] == ["–", f"– {'✓' if run['success']['ap_gap'] else '✗'}"]
+    assert row[8:] == ["–", "–"]
+    drawn = figures(data)
+    assert [len(axes.lines) for axes in drawn["similarity"].axes[:2]] == [1 + 1, 1 + 2 + 1]  # one is left, and marks
+    assert len(drawn["loss_wasserstein"].axes) == 2
+    assert "–" in printed(data)
+    for which in ("baseline", "validation_baseline"):
+        data[which] = dict.fromkeys(KEYS)
+    assert "ap" not in figures(data)
+    read(data, tmp_path)
+
+
+def test_everything_is_escaped(comparison, tmp_path):
+    evil = "<script>alert(1)</script> & $x$"
+    data = comparison(names=(evil, "other"), anchor="<b>old</b>", reference="[b]young[/b]")
+    data["recipes"][0]["description"] = data["rule"] = evil
+    data["recipes"][1]["differs"] = {"head": evil}
+    data["shared"] = {"dataset_root": evil}
+    page = read(data, tmp_path)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "b")]
+    assert page.words.count(evil) >= 6 + 3
+    assert "[b]young[/b] − <b>old</b>" in page.words
+    assert "female" not in page.words
+    text = printed(data, 200)
+    assert evil in text
+    assert "<b>old</b> AP  [b]young[/b] AP" in text
+
+
+def test_nothing_is_fetched_and_pictures_are_drawings(comparison, tmp_path):
+    page = read(comparison(), tmp_path)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link")
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:"), (tag, attributes)
+    style = re.search(r"<style>(.*)</style>", (tmp_path / "compare.html").read_text(), re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == len(comparison_figures(comparison()))
+    for image in images:
+        drawing = base64.b64decode(image["src"].removeprefix("data:image/svg+xml;base64,"))
+        assert ElementTree.fromstring(drawing).tag.endswith("svg")
+        assert image["alt"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 15])
+def test_a_panel_for_each_recipe_with_the_same_limits(comparison, count):
+    data = comparison(names=[f"recipe_{i}" for i in range(count)])
+    drawn = figures(data)
+    assert list(drawn)[:7] == [
+        "ap_gap", "ap", "trade_off", "similarity", "score_gap", "loss_total", "loss_detection",
+    ]  # fmt: skip
+    for slug in set(drawn) - {"trade_off"}:
+        panels = drawn[slug].axes
+        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+        if slug not in ("loss_infonce", "loss_momentum", "loss_adversarial"):
+            assert [axes.get_title(loc="left") for axes in panels] == [recipe["name"] for recipe in data["recipes"]]
+    assert [axes.get_title(loc="left") for axes in drawn["loss_infonce"].axes] == [
+        recipe["name"] for recipe in data["recipes"][::3]
+    ]
+    assert not {f"loss_{name}" for name in ("n_f", "n_m", "queue", "delta_l2", "gradient_norm", "sim_f2m")} & set(drawn)
+
+
+def test_panels_show_mean_band_baseline_choices_and_the_first_recipe(comparison):
+    data = comparison()
+    data["recipes"][1]["runs"][0]["epoch"] = data["recipes"][1]["runs"][1]["epoch"] = 4
+    data["recipes"][1]["runs"][2]["epoch"] = 7
+    first, second, _ = figures(data)["ap_gap"].axes
+    runs = np.array([run["curves"]["validation"]["ap_gap"] for run in data["recipes"][1]["runs"]])
+    beside, baseline, mean, marks = second.lines
+    np.testing.assert_allclose(mean.get_ydata(), runs.mean(0))
+    (band,) = second.collections
+    corners = band.get_paths()[0].vertices
+    for epoch in range(10):
+        heights = corners[corners[:, 0] == epoch, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((runs[:, epoch].min(), runs[:, epoch].max()))
+    assert baseline.get_ydata()[0] == data["validation_baseline"]["ap_gap"]
+    assert baseline.get_linestyle() == "--"
+    assert list(marks.get_xdata()) == [4, 4, 7]
+    assert marks.get_ydata()[0] == marks.get_ydata()[2] < marks.get_ydata()[1]
+    np.testing.assert_array_equal(beside.get_ydata(), first.lines[1].get_ydata())
+    assert len(first.lines) == 3
+    low, high = second.get_ylim()
+    assert low < runs.min() <= runs.max() < high
+
+
+def test_group_curves_are_changes_against_the_validation_baseline(comparison):
+    data = comparison(seeds=1)
+    axes = figures(data)["ap"].axes[0]
+    for line, key in zip(axes.lines[1:3], ("anchor_ap", "reference_ap"), strict=True):
+        curve = np.array(data["recipes"][0]["runs"][0]["curves"]["validation"][key])
+        np.testing.assert_allclose(line.get_ydata(), curve - data["validation_baseline"][key])
+    assert list(axes.lines[0].get_ydata()) == [0, 0]
+
+
+def test_the_score_gap_shows_where_zero_is(comparison):
+    data = comparison()
+    for recipe in data["recipes"]:
+        for run in recipe["runs"]:
+            run["curves"]["train"]["score_gap"] = [0.1] * recipe["epochs"]
+    for axes in figures(data)["score_gap"].axes:
+        assert axes.get_ylim()[0] < 0
+        assert list(axes.lines[0].get_ydata()) == [0, 0]
+
+
+def test_a_dot_for_each_run_and_a_name_for_each_mean(comparison):
+    data = comparison(names=[f"recipe_{i}" for i in range(15)])
+    data["recipes"][2]["runs"][1]["anchor_ap"] = None
+    (axes,) = figures(data)["trade_off"].axes
+    base = data["baseline"]["reference_ap"], data["baseline"]["anchor_ap"]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(points) == 1 + 15 * 3 - 1 + 15
+    assert base in points
+    styles = {}
+    for recipe in data["recipes"]:
+        mean = tuple(recipe["summary"][key]["mean"] for key in ("reference_ap", "anchor_ap"))
+        assert mean in points
+        (label,) = [text for text in axes.texts if text.get_text() == recipe["name"]]
+        assert label.xy == mean
+        line = axes.lines[next(i for i, line in enumerate(axes.lines) if line.get_xdata()[0] == mean[0])]
+        styles[recipe["name"]] = line.get_color(), line.get_marker()
+    assert len(set(styles.values())) == 15
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert min(np.diff(heights)) > 0.06
+    assert 0 < heights[0] < heights[-1] < 1
+    (diagonal,) = [line for line in axes.lines if hasattr(line, "get_slope")]
+    assert diagonal.get_xy1() == base
+    assert diagonal.get_slope() == 1
+    assert axes.get_aspect() == 1
+
+
+def test_the_line_of_no_gap_is_drawn_where_it_is_in_sight(comparison):
+    data = comparison()
+    for recipe in data["recipes"]:
+        recipe["runs"][0]["reference_ap"] = recipe["runs"][0]["anchor_ap"]
+    (axes,) = figures(data)["trade_off"].axes
+    diagonals = [line for line in axes.lines if hasattr(line, "get_slope")]
+    assert [line.get_xy1()[0] == line.get_xy1()[1] for line in diagonals] == [False, True]
+
+
+def test_what_was_run_is_told(comparison, tmp_path):
+    data = comparison()
+    words = read(data, tmp_path).words
+    assert "test split: 700 female images, 700 male images" in words
+    assert words.index(data["rule"]) < words.index("has the smallest mean AP gap")
+    assert data["detector_sha256"] in words
+    assert "images_per_epoch 480 dataset_root promenade" in words
+    for recipe in data["recipes"]:
+        assert recipe["description"] in words
+    assert "temperature: 0.07 · epochs: 10" in words
+
+
+def test_the_terminal_table_fits_and_keeps_its_rows_whole(comparison):
+    data = comparison(
+        names=("infonce_4th", "contrastive_1st", "infonce_3rd", "infonce_3rd_fix2", "moco_4th", "wgan_7th")
+    )
+    data["recipes"][3]["success"] = {"ap_gap": 0, "ar_gap": 1, "anchor_ap": 2, "reference_ap": 3}
+    text = printed(data)
+    assert "baseline 0.0763 0.0094 0.3905 0.4668\n" in re.sub(" +", " ", text).replace(" \n", "\n")
+    for recipe in data["recipes"]:
+        (row,) = [line for line in text.splitlines() if line.startswith(recipe["name"] + "  ")]
+        cells = [f"{shown(recipe['summary'][key]['mean'])}±{shown(recipe['summary'][key]['std'])}" for key in KEYS]
+        cells.insert(1, shown(recipe["summary"]["ap_gap"]["change"], "+"))
+        met = [f"{recipe['success'][key]}/3" for key in KEYS]
+        assert row.split()[1:] == [*cells, *met, f"{recipe['seconds']['mean']:.0f}"]
+    assert "700 female, 700 male images" in text
+    heading = "AP gap change AR gap female AP male AP criteria met seconds"
+    assert heading in re.sub(" +", " ", text)
+
+
+def test_the_input_is_left_as_it_is(comparison, tmp_path):
+    data = comparison()
+    before = copy.deepcopy(data)
+    read(data, tmp_path)
+    printed(data)
+    assert data == before
