@@ -1,7 +1,10 @@
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +246,23 @@ def test_a_process_for_which_nobody_waits_ends(finished: dict[str, Any], tmp_pat
     process.stdin.write(json.dumps(recipe.to_dict()).encode() + b"\n")
     process.stdin.close()
     assert process.wait(timeout=60) == 1
+
+
+def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Path) -> None:
+    recipe = replace(finished["recipes"][0], epochs=100_000)
+    script = "import json, sys; from faap.compare import *; from faap.config import Recipe; "
+    script += "compare([Recipe(**json.loads(sys.argv[1]))], sys.argv[2])"
+    arguments = [sys.executable, "-c", script, json.dumps(recipe.to_dict()), str(tmp_path)]
+    process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.PIPE)
+    checkpoints = tmp_path / "infonce_4th" / "seed_0" / "checkpoints"
+    for _ in range(600):
+        if any(checkpoints.glob("epoch_*.pth")):
+            break
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)  # to the parent alone
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_threads_are_shared_by_the_jobs(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ PLOTS = {"ap_gap", "ap", "trade_off", "similarity", "score_gap", "loss_detection
 
 
 def number(value: float, sign: bool = False) -> str:
-    return f"{value:{'+' if sign else ''}.4f}".replace("0.", ".", 1).replace("-", "−")
+    return f"{round(value, 4) + 0.0:{'+' if sign else ''}.4f}".replace("0.", ".", 1).replace("-", "−")
 
 
 def spread(values: list[float]) -> str:

@@ -28,6 +28,8 @@ RULE = (
     "AP is not below the baseline's there, and if there is none, the smallest loss of reference AP. The test split is "
     "read once, at the chosen epoch."
 )
+# processes that train; they end when the comparison is interrupted
+_RUNNING: set["subprocess.Popen[bytes]"] = set()
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 
 
@@ -122,6 +124,10 @@ def compare(
             except Exception as error:
                 failed[run.output_dir] = str(error).strip() or type(error).__name__
                 console.print(f"{name}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
+    except BaseException:
+        for process in tuple(_RUNNING):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     comparison = gather(runs, failed)
@@ -143,7 +149,8 @@ def run_in_process(recipe: Recipe, log: Path, threads: int) -> None:
         FaapError: if the process fails; the message is its last line.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    # threads that wait spin a little, but do not starve those of another run
+    environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}
     with log.open("a", encoding="utf-8") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "faap.compare"], stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment
@@ -151,13 +158,10 @@ def run_in_process(recipe: Recipe, log: Path, threads: int) -> None:
         assert process.stdin is not None
         process.stdin.write(json.dumps(recipe.to_dict()).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the process that nobody waits for it any more
-        try:
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            process.stdin.close()
+        _RUNNING.add(process)
+        status = process.wait()
+        _RUNNING.discard(process)
+        process.stdin.close()
     if status:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         said = lines[-1].removeprefix("error: ") if lines else "nothing was printed"
