@@ -184,8 +184,8 @@ def test_errors_name_the_file_and_the_trouble(broken, damage, message):
 
 
 def test_what_is_not_a_detector_says_what_would_be(tmp_path):
-    with pytest.raises(FaapError, match=r"nowhere does not exist; give 'promenade' or a directory"):
+    with pytest.raises(FaapError, match=r"nowhere does not exist; give 'promenade', a directory"):
         load_detector(tmp_path / "nowhere")
     (tmp_path / "file.txt").write_text("")
-    with pytest.raises(FaapError, match=r"file.txt is not a directory"):
+    with pytest.raises(FaapError, match=r"file.txt: cannot be read as a checkpoint"):
         load_detector(tmp_path / "file.txt")

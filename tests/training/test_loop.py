@@ -333,6 +333,12 @@ def test_every_recipe_resumes_exactly_with_all_that_its_terms_hold(places: dict[
         assert (first / "metrics.json").read_text() == (second / "metrics.json").read_text()
 
 
+def test_a_resumed_run_takes_the_weight_decay_it_is_given(finished: faap.TrainResult, recipe: Recipe) -> None:
+    path = finished.run_dir / "checkpoints" / "epoch_0001.pth"
+    run = train(replace(recipe, resume=str(path), weight_decay=0.3), console=QUIET).run_dir
+    assert contents(run, 2)["optimizer"]["param_groups"][0]["weight_decay"] == 0.3
+
+
 def test_memory_and_second_player_are_in_the_checkpoint(places: dict[str, Any], tmp_path: Path) -> None:
     held = {}
     for name in ("moco_4th", "wgan_7th", "infonce_4th"):

@@ -599,3 +599,11 @@ def test_the_head_is_the_recipes(name: str) -> None:
         "infonce_4th": ["LayerNorm", "Linear", "ReLU", "Dropout", "Linear"],
         "wgan_7th": [],
     }.get(name, ["Linear", "ReLU", "Linear"])
+
+
+def test_a_resumed_discriminator_has_the_learning_rate_of_the_run_that_goes_on() -> None:
+    first = Objective(load_recipe("wgan_7th", lr_d=1e-4), 16)
+    first.states["adversarial"](torch.randn(3, 16), torch.randn(3, 16))
+    second = Objective(load_recipe("wgan_7th", lr_d=1e-2), 16)
+    second.load_state_dict(first.state_dict())
+    assert second.states["adversarial"].optimizer.param_groups[0]["lr"] == 1e-2

@@ -16,27 +16,31 @@ def load_detector(name: str | Path, device: str | torch.device | None = None) ->
     """Load a detector, frozen and ready.
 
     Args:
-        name: "promenade" for the detector of the embedded benchmark, or a directory with config.json,
-            model.safetensors and preprocessor_config.json of a DETR or Conditional DETR.
+        name: "promenade" for the detector of the embedded benchmark; a directory with config.json, model.safetensors
+            and preprocessor_config.json of a DETR or Conditional DETR; or a checkpoint (.pth) of the original DETR.
         device: where to put it; the CPU by default.
 
     Returns:
         The detector.
 
     Raises:
-        FaapError: `name` is neither, or the directory's content is not a supported detector.
+        FaapError: `name` is none of these, or its content is not a supported detector.
     """
     if name == "promenade":
         from faap.promenade import detector_dir
 
         detector = load_hugging_face(detector_dir("biased"), name="promenade")
     else:
-        directory = Path(name)
-        if not directory.is_dir():
-            found = "is not a directory" if directory.exists() else "does not exist"
+        place = Path(name)
+        if place.is_file():
+            from faap.detectors.original import load_original
+
+            detector = load_original(place)
+        elif place.is_dir():
+            detector = load_hugging_face(place)
+        else:
             raise FaapError(
-                f"detector {directory} {found}; give 'promenade' or a directory with config.json, model.safetensors "
-                "and preprocessor_config.json of a DETR or Conditional DETR"
+                f"detector {place} does not exist; give 'promenade', a directory with config.json, model.safetensors "
+                "and preprocessor_config.json of a DETR or Conditional DETR, or an original DETR checkpoint (.pth)"
             )
-        detector = load_hugging_face(directory)
     return detector if device is None else detector.to(device)

@@ -81,8 +81,11 @@ class Adversary(nn.Module):
         return self.optimizer.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Load the optimizer's state."""
+        """Load the optimizer's state; its learning rate stays the one given."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def monitored(self) -> dict[str, Tensor]:
         """Return the discriminator's cross-entropy before its last step; log 2 is what guessing costs."""

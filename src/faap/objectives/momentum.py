@@ -92,7 +92,4 @@ class MomentumContrast(nn.Module):
         if not self.centroid.any():
             return connected_zero(anchor)
         queue = self.queue[: int(self.pushed)]
-        # copies: the memory changes before the backward pass of the next batch
-        return momentum_infonce(
-            anchor, self.centroid.clone(), queue.clone(), self.temperature, sample_weights=sample_weights
-        )
+        return momentum_infonce(anchor, self.centroid, queue, self.temperature, sample_weights=sample_weights)

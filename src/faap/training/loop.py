@@ -163,6 +163,8 @@ class _Trainer:
             self.generator.load_state_dict(content["generator"])
             self.objective.load_state_dict(content["objective"])
             self.optimizer.load_state_dict(content["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.recipe.weight_decay  # the checkpoint's would stay otherwise
         except (RuntimeError, ValueError) as error:
             raise FaapError(f"{path}: its weights do not fit this recipe: {error}") from error
         return int(content["epoch"]) + 1
@@ -224,7 +226,8 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in self.clipped]
-        seen["gradient_norm"] = torch.stack(norms).norm()
+        # a part without any gradient has its norm on the CPU
+        seen["gradient_norm"] = torch.stack([norm.to(self.device) for norm in norms]).norm()
         delta = (perturbed.detach() - batch.pixel_values).flatten(1)
         seen["delta_linf"] = delta.abs().amax()
         seen["delta_l2"] = delta.norm(dim=1).mean()

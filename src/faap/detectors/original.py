@@ -1,0 +1,207 @@
+"""Checkpoints of the original DETR (`detr-r50-e632da11.pth` and its kin), loaded into the model of `transformers`."""
+
+import argparse
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+from faap.data.images import Preprocessing
+from faap.detectors.hugging_face import HuggingFaceDetector
+from faap.detectors.prepare import prepare
+from faap.errors import FaapError
+
+# COCO's 91 ids as the original names its classes; ids that COCO never used stay unnamed
+_COCO = (
+    "N/A|person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|N/A|stop sign|"
+    "parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|N/A|backpack|umbrella|N/A|N/A|"
+    "handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|"
+    "tennis racket|bottle|N/A|wine glass|cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|"
+    "hot dog|pizza|donut|cake|chair|couch|potted plant|bed|N/A|dining table|N/A|N/A|toilet|N/A|tv|laptop|mouse|"
+    "remote|keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|N/A|book|clock|vase|scissors|teddy bear|"
+    "hair drier|toothbrush"
+)
+COCO_CLASSES = _COCO.split("|")
+
+_BATCH_NORM = r"(weight|bias|running_mean|running_var)"
+# (name in the original, name in transformers); the projections that the original fuses are split before
+_RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"backbone\.0\.body\.conv1\.weight", r"model.backbone.model.embedder.embedder.convolution.weight"),
+        (rf"backbone\.0\.body\.bn1\.{_BATCH_NORM}", r"model.backbone.model.embedder.embedder.normalization.\1"),
+        (r"backbone\.0\.body\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"{stage}.layer.{part}.convolution.weight"),
+        (rf"backbone\.0\.body\.layer(\d)\.(\d+)\.bn(\d)\.{_BATCH_NORM}", r"{stage}.layer.{part}.normalization.\4"),
+        (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.0\.weight", r"{stage}.shortcut.convolution.weight"),
+        (
+            rf"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.{_BATCH_NORM}",
+            r"{stage}.shortcut.normalization.\3",
+        ),
+        (r"input_proj\.(weight|bias)", r"model.input_projection.\1"),
+        (r"query_embed\.weight", r"model.query_position_embeddings.weight"),
+        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.self_attn\.(.)_proj\.(.*)", r"{layer}.self_attn.\3_proj.\4"),
+        (r"transformer\.(decoder)\.layers\.(\d+)\.multihead_attn\.(.)_proj\.(.*)", r"{layer}.encoder_attn.\3_proj.\4"),
+        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.linear([12])\.(.*)", r"{layer}.mlp.fc\3.\4"),
+        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.norm1\.(.*)", r"{layer}.self_attn_layer_norm.\3"),
+        (r"transformer\.(encoder)\.layers\.(\d+)\.norm2\.(.*)", r"{layer}.final_layer_norm.\3"),
+        (r"transformer\.(decoder)\.layers\.(\d+)\.norm2\.(.*)", r"{layer}.encoder_attn_layer_norm.\3"),
+        (r"transformer\.(decoder)\.layers\.(\d+)\.norm3\.(.*)", r"{layer}.final_layer_norm.\3"),
+        (r"transformer\.decoder\.norm\.(.*)", r"model.decoder.layernorm.\1"),
+        (r"class_embed\.(.*)", r"class_labels_classifier.\1"),
+        (r"bbox_embed\.layers\.(\d)\.(.*)", r"bbox_predictor.layers.\1.\2"),
+    )
+)
+
+
+def load_original(path: Path) -> HuggingFaceDetector:
+    """Load a checkpoint of the original DETR.
+
+    The architecture (ResNet depth, layers, widths, queries, classes) is read off the tensors. What tensors cannot tell
+    comes from the checkpoint's `args` if it has them: the number of heads, 8 otherwise, and dilation (DC5), which
+    otherwise is what the file's name says.
+
+    Args:
+        path: a `.pth` with an entry `model` of tensors, and perhaps `args`.
+
+    Returns:
+        The prepared, frozen detector on the CPU, in float32; its classes have COCO's names if there are 91.
+
+    Raises:
+        FaapError: the file cannot be read, holds more than tensors and plain values, or is not this architecture.
+    """
+    state, arguments = _read(path)
+    model = _build(path, state, arguments)
+    wanted = model.state_dict()
+    weights = {_rename(path, name): value.float() for name, value in _split(state).items()}
+    missing, unknown = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or unknown:
+        raise FaapError(
+            f"{path}: not a DETR that faap knows: missing {', '.join(missing[:3]) or 'nothing'} ({len(missing)} in "
+            f"all), left over {', '.join(unknown[:3]) or 'nothing'} ({len(unknown)} in all)."
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FaapError(f"{path}: its tensors do not fit together: {str(error).splitlines()[-1].strip()}") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return HuggingFaceDetector(prepare(model), name=path.stem, preprocessing=Preprocessing(), checkpoint_sha256=digest)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
+        raise FaapError(
+            f"{path}: holds more than tensors, which could run code when it is read, and is refused ({reason[:200]}). "
+            "Where you trust it, save the tensors alone: torch.save({'model': torch.load(PATH, weights_only=False)"
+            "['model']}, NEW)."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise FaapError(f"{path}: cannot be read as a checkpoint; it may be truncated: {error}") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise FaapError(f"{path}: has no entry 'model' of tensors, so it is no checkpoint of the original DETR.")
+    for prefix, what in (("detr.", "a segmentation model"), ("transformer.encoder.norm.", "a DETR of --pre_norm")):
+        if any(name.startswith(prefix) for name in state):
+            raise FaapError(f"{path}: is {what}, which is not supported; detection models without it are.")
+    arguments = content.get("args")
+    values = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    return state, values if isinstance(values, Mapping) else {}
+
+
+def _build(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> DetrForObjectDetection:
+    def count(pattern: str) -> int:
+        return len({found[1] for name in state if (found := re.match(pattern, name))})
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise FaapError(f"{path}: not a DETR that faap knows: missing {name}.")
+        return state[name].shape
+
+    stem, body = "backbone.0.body.conv1.weight", r"backbone\.0\.body\.layer"
+    deep = "backbone.0.body.layer1.0.conv3.weight" in state
+    last = 3 if deep else 2
+    queries, width = shape("query_embed.weight")
+    classes = shape("class_embed.weight")[0] - 1
+    names = COCO_CLASSES if classes == len(COCO_CLASSES) else [str(index) for index in range(classes)]
+    heads = int(arguments.get("nheads", 8))
+    options: dict[str, Any] = {"use_timm_backbone": False} | {
+        f"{side}_{what}": value
+        for side in ("encoder", "decoder")
+        for what, value in (
+            ("layers", count(rf"transformer\.{side}\.layers\.(\d+)\.")),
+            ("ffn_dim", shape(f"transformer.{side}.layers.0.linear1.weight")[0]),
+            ("attention_heads", heads),
+        )
+    }
+    last_stage: dict[str, Any] = {"out_features": ["stage4"]}
+    backbone = ResNetConfig(
+        num_channels=shape(stem)[1],
+        embedding_size=shape(stem)[0],
+        hidden_sizes=[shape(f"backbone.0.body.layer{stage}.0.conv{last}.weight")[0] for stage in (1, 2, 3, 4)],
+        depths=[count(rf"{body}{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
+        layer_type="bottleneck" if deep else "basic",
+        **last_stage,
+    )
+    config = DetrConfig(
+        backbone_config=backbone,
+        num_queries=queries,
+        d_model=width,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        **options,
+    )
+    try:
+        model = DetrForObjectDetection(config)
+    except (RuntimeError, ValueError) as error:
+        raise FaapError(f"{path}: its tensors do not make a DETR: {error}") from error
+    if arguments.get("dilation", "dc5" in path.name.lower()):
+        _dilate(model)
+    return model
+
+
+def _dilate(model: Any) -> None:
+    """Replace the last stage's stride by dilation, as torchvision does: its first block is not dilated yet."""
+    blocks = model.model.backbone.model.encoder.stages[3].layers
+    for position, block in enumerate(blocks):
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+                if position and module.kernel_size == (3, 3):
+                    module.dilation, module.padding = (2, 2), (2, 2)
+
+
+def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split the fused projections of attention, and name the parts."""
+    result: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if found := re.fullmatch(r"(.*attn)\.in_proj_(weight|bias)", name):
+            for part, values in zip("qkv", value.chunk(3), strict=True):
+                result[f"{found[1]}.{part}_proj.{found[2]}"] = values
+        else:
+            result[re.sub(r"attn\.out_proj\.", "attn.o_proj.", name)] = value
+    return result
+
+
+def _rename(path: Path, name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        if found := pattern.fullmatch(name):
+            words = found.expand(replacement)
+            if "{layer}" in words:
+                return words.replace("{layer}", f"model.{found[1]}.layers.{found[2]}")
+            if "{stage}" in words:
+                stage = f"model.backbone.model.encoder.stages.{int(found[1]) - 1}.layers.{found[2]}"
+                words = words.replace("{stage}", stage)
+                return words.replace("{part}", str(int(found[3]) - 1)) if "{part}" in words else words
+            return words
+    raise FaapError(f"{path}: not a DETR that faap knows: it has a tensor {name}.")
