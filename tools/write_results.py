@@ -33,7 +33,7 @@ HEADINGS = (
     "seconds",
     "detector passes",
 )
-PLOTS = {"ap_gap", "ap", "trade_off", "similarity", "score_gap", "loss_detection"}
+PLOTS = {"ap_gap", "ap", "trade_off", "similarity", "score_gap"}
 
 
 def number(value: float, sign: bool = False) -> str:
