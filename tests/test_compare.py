@@ -200,6 +200,12 @@ def test_runs_of_different_baselines_are_not_compared(finished: dict[str, Any], 
         gather(runs, {})
 
 
+def test_recipes_for_different_groups_are_not_compared(small: dict[str, Any], tmp_path: Path) -> None:
+    other = load_recipe("wgan_7th", **small, anchor_group="male", reference_group="female")
+    with pytest.raises(FaapError, match="wgan_7th has anchor_group male, moco_4th has female"):
+        compare([load_recipe("moco_4th", **small), other], tmp_path, console=QUIET, execute=Runner())
+
+
 def test_what_is_compared(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text("base: infonce_4th\n")
@@ -251,7 +257,7 @@ def test_a_process_for_which_nobody_waits_ends(finished: dict[str, Any], tmp_pat
 def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Path) -> None:
     recipe = replace(finished["recipes"][0], epochs=100_000)
     script = "import json, sys; from faap.compare import *; from faap.config import Recipe; "
-    script += "compare([Recipe(**json.loads(sys.argv[1]))], sys.argv[2])"
+    script += "compare([Recipe(**json.loads(sys.argv[1]))], sys.argv[2], seeds=3)"
     arguments = [sys.executable, "-c", script, json.dumps(recipe.to_dict()), str(tmp_path)]
     process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.PIPE)
     checkpoints = tmp_path / "infonce_4th" / "seed_0" / "checkpoints"
@@ -263,6 +269,7 @@ def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Pat
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+    assert not (tmp_path / "logs" / "infonce_4th_1.log").exists()
 
 
 def test_threads_are_shared_by_the_jobs(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,12 +94,17 @@ def compare(
         The content of compare.json.
 
     Raises:
-        FaapError: if no data set is there, or the runs were not measured on the same data and detector.
+        FaapError: if no data set is there, or the recipes or the runs differ in data, groups or detector.
     """
     console = console or Console()
     root = Path(output_dir)
-    for place in dict.fromkeys((r.dataset_root, r.anchor_group, r.reference_group) for r in recipes):
-        load_dataset(place[0], anchor=place[1], reference=place[2])  # an error of all runs is one error, and said now
+    first = recipes[0]
+    for field in ("dataset_root", "detr_checkpoint", "anchor_group", "reference_group"):
+        for recipe in recipes:
+            if (found := getattr(recipe, field)) != (wanted := getattr(first, field)):
+                raise FaapError(f"{recipe.name} has {field} {found}, {first.name} has {wanted}; they must be the same.")
+    # an error of all runs is one error, and said now
+    load_dataset(first.dataset_root, anchor=first.anchor_group, reference=first.reference_group)
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
     waiting = [run for run in runs if not _is_finished(run)]
     console.print(
@@ -125,6 +130,7 @@ def compare(
                 failed[run.output_dir] = str(error).strip() or type(error).__name__
                 console.print(f"{name}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
     except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
         for process in tuple(_RUNNING):
             process.terminate()
         raise
