@@ -4,6 +4,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -257,7 +258,7 @@ def test_a_process_for_which_nobody_waits_ends(finished: dict[str, Any], tmp_pat
 def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Path) -> None:
     recipe = replace(finished["recipes"][0], epochs=100_000)
     script = "import json, sys; from faap.compare import *; from faap.config import Recipe; "
-    script += "compare([Recipe(**json.loads(sys.argv[1]))], sys.argv[2], seeds=3)"
+    script += "compare([Recipe(**json.loads(sys.argv[1]))], sys.argv[2])"
     arguments = [sys.executable, "-c", script, json.dumps(recipe.to_dict()), str(tmp_path)]
     process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.PIPE)
     checkpoints = tmp_path / "infonce_4th" / "seed_0" / "checkpoints"
@@ -269,7 +270,31 @@ def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Pat
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    assert not (tmp_path / "logs" / "infonce_4th_1.log").exists()
+
+
+def test_an_interrupt_starts_no_further_run(small: dict[str, Any], tmp_path: Path) -> None:
+    ended, seen = threading.Event(), []
+
+    class Process:
+        def terminate(self) -> None:
+            ended.set()
+            time.sleep(0.5)  # long enough for the worker to take up the next run
+
+    def execute(recipe: Recipe, log: Path, threads: int) -> None:
+        seen.append(recipe.seed)
+        module._RUNNING.add(Process())  # type: ignore[arg-type]
+        assert ended.wait(30)
+        raise FaapError("ended")
+
+    timer = threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare([load_recipe("moco_4th", **small)], tmp_path, seeds=3, console=QUIET, execute=execute)
+    finally:
+        timer.cancel()
+        module._RUNNING.clear()
+    assert seen == [0]
 
 
 def test_threads_are_shared_by_the_jobs(small: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
