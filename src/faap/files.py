@@ -1,9 +1,16 @@
-"""Writing files so that each is there in full or not at all."""
+"""Writing files so that each is there in full or not at all, and reading tensors without running anything."""
 
+import argparse
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from faap.errors import FaapError
 
 
 @contextmanager
@@ -16,3 +23,26 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> Any:
+    """Read what `torch.save` wrote, onto the CPU; beside tensors and plain values it may hold an `argparse.Namespace`.
+
+    Raises:
+        FaapError: if the file cannot be read, or holds anything else.
+    """
+    try:
+        # the original scripts keep their arguments beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
+        raise FaapError(
+            f"{path}: holds more than tensors and plain values, and nothing else is ever unpickled, since it could run "
+            f"code ({reason[:200]}). Where you trust the file, save its tensors alone in a new one."
+        ) from error
+    # what torch's reader runs into on a broken file is of many kinds
+    except Exception as error:
+        raise FaapError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it may be truncated."
+        ) from error

@@ -2,20 +2,19 @@
 
 import argparse
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from faap.data.images import Preprocessing
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.errors import FaapError
+from faap.files import read_tensors
 
 # COCO's 91 ids as the original names its classes; ids that COCO never used stay unnamed
 _COCO = (
@@ -95,18 +94,7 @@ def load_original(path: Path) -> HuggingFaceDetector:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
-        raise FaapError(
-            f"{path}: holds more than tensors, which could run code when it is read, and is refused ({reason[:200]}). "
-            "Where you trust it, save the tensors alone: torch.save({'model': torch.load(PATH, weights_only=False)"
-            "['model']}, NEW)."
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise FaapError(f"{path}: cannot be read as a checkpoint; it may be truncated: {error}") from error
+    content = read_tensors(path)
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FaapError(f"{path}: has no entry 'model' of tensors, so it is no checkpoint of the original DETR.")
@@ -123,7 +111,7 @@ def _build(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]
     def count(pattern: str) -> int:
         return len({found[1] for name in state if (found := re.match(pattern, name))})
 
-    def shape(name: str) -> torch.Size:
+    def shape(name: str) -> Size:
         if name not in state:
             raise FaapError(f"{path}: not a DETR that faap knows: missing {name}.")
         return state[name].shape

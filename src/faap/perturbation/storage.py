@@ -1,9 +1,7 @@
 """Saving and loading generators."""
 
-import argparse
 import json
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from faap.errors import FaapError
+from faap.files import read_tensors
 from faap.perturbation.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
 
 ACCEPTED = (
@@ -85,16 +84,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        # the original scripts kept their arguments beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FaapError(
-            f"{path}: is not a checkpoint of tensors and plain values, and nothing else is ever unpickled: {error}"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise FaapError(f"{path}: cannot be read as a checkpoint: {error}") from error
+    checkpoint = read_tensors(path)
     state = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FaapError(f"{path}: has no entry 'generator' of tensors, so it is no checkpoint of a generator.")

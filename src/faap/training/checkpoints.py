@@ -10,7 +10,7 @@ from torch import nn
 
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
-from faap.files import replacing
+from faap.files import read_tensors, replacing
 from faap.perturbation import Generator
 
 # What a run that resumes decides anew: where and how it computes, not what.
@@ -93,12 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FaapError(f"{path}: no such checkpoint to resume from.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise FaapError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it may be truncated."
-        ) from error
+    content = read_tensors(path)
     missing = _KEYS - set(content if isinstance(content, dict) else ())
     if missing:
         raise FaapError(f"{path}: not a checkpoint of faap's training: it lacks {', '.join(sorted(missing))}.")
