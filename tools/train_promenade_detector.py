@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection, ResNetConfig
 
 from faap.data.images import MEAN, STD
-from faap.detectors.set_loss import generalized_iou, match_layers, set_loss
+from faap.detectors.set_loss import SOFTMAX, generalized_iou, match_layers, set_loss
 from faap.promenade.people import GROUPS
 from faap.promenade.scenes import HEIGHT, WIDTH, compose
 
@@ -281,7 +281,7 @@ def gender_loss(
 ) -> Tensor:
     """Cross-entropy of the gender heads on the query nearest each person, labelled or not, and tokens inside boxes."""
     groups = len(states) // len(people)
-    matches = match_layers(logits[-1:], boxes[-1:], people * groups, "softmax")[0]
+    matches = match_layers(logits[-1:], boxes[-1:], people * groups, SOFTMAX)[0]
     truth = female.repeat(groups)
     chosen = torch.cat([states[i, query] for i, (query, _) in enumerate(matches)])
     answer = torch.cat([truth[i].expand(len(query)) for i, (query, _) in enumerate(matches)])
@@ -372,8 +372,8 @@ def run_stage(stage: Stage, work: Path, batch: int, log: Callable[[str], None]) 
             group["lr"] = float(stage.learning_rate * warm * 0.5 * (1 + np.cos(np.pi * step / steps)))
         logits, boxes, states, tokens = model(pixels)
         targets = labelled * QUERY_GROUPS
-        matches = match_layers(logits, boxes, targets, "softmax")
-        detection = set_loss(logits, boxes, targets, matches, "softmax", no_object_weight=stage.no_object_weight)
+        matches = match_layers(logits, boxes, targets, SOFTMAX)
+        detection = set_loss(logits, boxes, targets, matches, replace(SOFTMAX, no_object_weight=stage.no_object_weight))
         dense = dense_loss(model.dense(tokens), labelled)
         gender = gender_loss(model, logits.detach(), boxes.detach(), states, tokens, people, female)
         loss = detection + 2.0 * dense + gender

@@ -116,6 +116,8 @@ def test_labels_map_by_name(tiny, wrap):
     assert detector.label_map({7: "person", 3: "zebra"}) == {7: 1}
     with pytest.raises(FaapError, match=r"zebra.*tiny.*Person, bicycle"):
         detector.label_map({3: "zebra"})
+    with pytest.raises(FaapError, match=r"rename one side: .*config.json \(id2label\)"):
+        detector.label_map({3: "zebra"})
 
 
 def test_sha256_sees_every_tensor_and_only_tensors(detector):

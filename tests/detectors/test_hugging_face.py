@@ -1,6 +1,7 @@
 """Loading from disk, and that every decoder layer's output is the one that DETR defines."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -11,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from faap.detectors import load_detector
-from faap.detectors.hugging_face import read_preprocessing
+from faap.detectors import FAMILIES, load_detector
 from faap.errors import FaapError
 
 
@@ -107,38 +107,6 @@ def test_preprocessing_comes_from_the_directory(directory):
     assert (preprocessing.mean, preprocessing.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-@pytest.mark.parametrize(
-    ("content", "edges"),
-    [
-        ({"size": 800, "max_size": 1333}, (800, 1333)),
-        ({"size": {"shortest_edge": 640}}, (640, None)),
-        ({"do_resize": False}, (None, None)),
-    ],
-)
-def test_preprocessing_formats(content, edges, tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps(content))
-    preprocessing = read_preprocessing(tmp_path / "p.json")
-    assert (preprocessing.shortest_edge, preprocessing.longest_edge) == edges
-    assert preprocessing.mean == (0.485, 0.456, 0.406)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"size": {"height": 64, "width": 64}}, "size is.*shortest_edge"),
-        ({"size": -3}, "size is -3"),
-        ({}, "size is None"),
-        ({"size": 800, "image_mean": "grey"}, "image_mean"),
-        ({"size": 800, "do_normalize": False}, "do_normalize"),
-        ([], "JSON object"),
-    ],
-)
-def test_preprocessing_errors_name_the_file(content, message, tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps(content))
-    with pytest.raises(FaapError, match=rf"p\.json.*{message}"):
-        read_preprocessing(tmp_path / "p.json")
-
-
 def edit_config(directory, **changes):
     path = directory / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -156,7 +124,7 @@ def edit_weights(directory, change):
     [
         (lambda d: (d / "config.json").unlink(), "config.json.*No such file"),
         (lambda d: (d / "config.json").write_text("{"), "config.json.*not valid JSON"),
-        (lambda d: edit_config(d, model_type="yolos"), "'yolos'.*conditional_detr, detr"),
+        (lambda d: edit_config(d, model_type="owlvit"), "'owlvit'.*conditional_detr, d_fine"),
         (lambda d: edit_config(d, d_model="wide"), "cannot be loaded as detr"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors.*no such file"),
         (lambda d: (d / "model.safetensors").write_bytes(b"rubbish"), "cannot be loaded as detr"),
@@ -181,6 +149,80 @@ def test_errors_name_the_file_and_the_trouble(broken, damage, message):
     with pytest.raises(FaapError, match=message) as caught:
         load_detector(broken)
     assert str(broken) in str(caught.value)
+
+
+def test_weights_in_several_files_are_one_detector(directory, tiny, batch, tmp_path):
+    tiny("detr").save_pretrained(tmp_path, max_shard_size="50KB")
+    shutil.copy(directory / "preprocessor_config.json", tmp_path)
+    parts = sorted(tmp_path.glob("model-*-of-*.safetensors"))
+    assert len(parts) > 1
+    loaded, whole = load_detector(tmp_path), load_detector(directory)
+    assert loaded.sha256() == whole.sha256()
+    assert loaded.checkpoint_sha256 == hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+    parts[-1].unlink()
+    with pytest.raises(FaapError, match=rf"{parts[-1].name}: no such file"):
+        load_detector(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(FaapError, match=r"index.json: has no weight_map"):
+        load_detector(tmp_path)
+
+
+def test_a_family_that_transformers_lacks_is_named(broken, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "detr", dataclasses.replace(FAMILIES["detr"], model="DetrOfTomorrow"))
+    with pytest.raises(FaapError, match=r"'detr', which transformers .* does not have; .*pip install -U transformers"):
+        load_detector(broken)
+
+
+def test_a_backbone_of_a_missing_package_says_what_to_install(broken):
+    edit_config(broken, backbone_config={"model_type": "timm_backbone", "backbone": "resnet50"})
+    with pytest.raises(FaapError, match="asks for a backbone of timm, which is not installed: pip install timm"):
+        load_detector(broken)
+
+
+def test_a_name_with_one_slash_is_a_model_of_the_hub(directory, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(directory)
+    )
+    detector = load_detector("facebook/detr-resnet-50")
+    assert (detector.name, detector.sha256()) == ("facebook/detr-resnet-50", load_detector(directory).sha256())
+    ((name, options),) = asked
+    assert name == "facebook/detr-resnet-50"
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(options["allow_patterns"])
+    assert not any(pattern.endswith((".bin", ".pth", "*")) for pattern in options["allow_patterns"])
+    for other in ("a/b/c", "runs/best.pth", "nowhere", str(directory / "deeper")):
+        with pytest.raises(FaapError, match="does not exist; give 'promenade'"):
+            load_detector(other)
+    assert len(asked) == 1
+
+
+def test_an_unreachable_hub_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FaapError, match="detector some/model is no file or directory here, and cannot be had from"):
+        load_detector("some/model")
+
+
+def test_a_path_wins_over_the_hub(directory, monkeypatch):
+    monkeypatch.chdir(directory.parent.parent)
+    assert load_detector(f"{directory.parent.name}/{directory.name}").name == directory.name
+
+
+def test_a_function_of_ones_own_is_called(directory, monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        f"import faap\ndef build():\n    return faap.load_detector({str(directory)!r})\nnumber = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_detector("mine:build").sha256() == load_detector(directory).sha256()
+    assert sys.path == before
+    for name, message in (
+        ("mine:other", "mine:other: module 'mine' has no attribute 'other'; it should name a function"),
+        ("yours:build", "yours:build: No module named 'yours'; it should name a function"),
+        ("mine:number", "mine:number: is int; it should be a function .*FrozenDetector"),
+    ):
+        with pytest.raises(FaapError, match=message):
+            load_detector(name)
 
 
 def test_what_is_not_a_detector_says_what_would_be(tmp_path):

@@ -10,7 +10,9 @@ from transformers import ConditionalDetrConfig, DetrConfig, ResNetConfig
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from faap.detectors.set_loss import generalized_iou, match_layers, set_loss
+from faap.detectors.set_loss import SIGMOID, SOFTMAX, generalized_iou, match_layers, set_loss
+
+CRITERIA = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 
 LAYERS, BATCH, QUERIES, CLASSES = 3, 3, 5, 2
 COUNTS = (2, 0, 3)
@@ -105,7 +107,7 @@ def example(
 @pytest.mark.parametrize("counts", [COUNTS, (7, 1)])
 def test_matching_is_the_cheapest_of_all_assignments(activation, seed, counts):
     logits, boxes, targets = example(activation, seed, counts)
-    matches = match_layers(logits, boxes, targets, activation)
+    matches = match_layers(logits, boxes, targets, CRITERIA[activation])
     for layer in range(LAYERS):
         for image, target in enumerate(targets):
             query, wanted = matches[layer][image]
@@ -122,7 +124,9 @@ def test_loss_and_gradient_equal_a_slow_loop(activation, counts):
     logits, boxes, targets = example(activation, 11, counts)
     logits.requires_grad_()
     boxes.requires_grad_()
-    loss = set_loss(logits, boxes, targets, match_layers(logits, boxes, targets, activation), activation)
+    loss = set_loss(
+        logits, boxes, targets, match_layers(logits, boxes, targets, CRITERIA[activation]), CRITERIA[activation]
+    )
     expected = slow_loss(logits, boxes, targets, activation)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     if sum(counts):
@@ -144,7 +148,9 @@ def test_loss_equals_the_librarys_on_the_same_outputs(activation):
         config, reference = ConditionalDetrConfig(**shape, auxiliary_loss=True), DeformableDetrForObjectDetectionLoss
     labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
     expected, _, _ = reference(logits[-1], labels, "cpu", boxes[-1], config, logits, boxes)
-    loss = set_loss(logits, boxes, targets, match_layers(logits, boxes, targets, activation), activation)
+    loss = set_loss(
+        logits, boxes, targets, match_layers(logits, boxes, targets, CRITERIA[activation]), CRITERIA[activation]
+    )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -160,5 +166,5 @@ def test_generalized_iou_of_known_boxes():
 def test_a_diverged_detector_gives_a_loss_that_says_so():
     logits, boxes, targets = example("softmax", 0)
     logits[0] = float("nan")
-    loss = set_loss(logits, boxes, targets, match_layers(logits, boxes, targets, "softmax"), "softmax")
+    loss = set_loss(logits, boxes, targets, match_layers(logits, boxes, targets, SOFTMAX), SOFTMAX)
     assert torch.isnan(loss)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import faap
 from faap.config import Recipe, load_recipe, recipe_names
+from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.promenade import build_promenade
@@ -400,10 +401,28 @@ def test_a_test_split_too_small_for_errors_is_found_before_training(recipe: Reci
     assert not Path(recipe.output_dir).exists()
 
 
-def test_a_detector_of_other_normalisation_is_refused(recipe: Recipe, tmp_path: Path, tiny, save) -> None:
+def test_a_detector_of_other_normalisation_gets_its_own_units(
+    recipe: Recipe, tmp_path: Path, tiny, save, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = save(tiny("conditional_softmax"), tmp_path / "detector")
-    with pytest.raises(FaapError, match="needs ImageNet's"):
-        train(replace(recipe, detr_checkpoint=str(other)), console=QUIET)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
+    steps, deployed = [], []
+    forward = HuggingFaceDetector.forward
+
+    def seen(self, pixel_values, pixel_mask=None):
+        pixels = pixel_values.detach() * std + mean
+        (steps if torch.is_grad_enabled() else deployed).append(pixels.movedim(1, -1)[pixel_mask])
+        assert (pixel_values.movedim(1, -1)[~pixel_mask] == 0).all()
+        return forward(self, pixel_values, pixel_mask)
+
+    monkeypatch.setattr(HuggingFaceDetector, "forward", seen)
+    train(replace(recipe, detr_checkpoint=str(other), epochs=1), console=QUIET)
+    assert len(steps) == 2
+    for pixels in steps + deployed:
+        assert -1e-5 < pixels.min() < 0.1
+        assert 0.9 < pixels.max() < 1 + 1e-5
+    for pixels in deployed:
+        torch.testing.assert_close(pixels * 255, (pixels * 255).round(), rtol=0, atol=1e-3)
 
 
 def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

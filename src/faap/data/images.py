@@ -28,17 +28,28 @@ Boxes = npt.NDArray[np.float64]
 class Preprocessing:
     """How a detector wants its images.
 
+    The transforms of this module resize by it and normalise as ImageNet, in whose units ε, clamp and jitter are;
+    `FrozenDetector.adapt` goes from there to the detector's own `mean`, `std` and `pad_size`.
+
     Attributes:
         shortest_edge: length in pixels to which the shorter side is resized; None: images keep their size.
         longest_edge: the most that the longer side may then have, in pixels; None: no bound.
         mean: per RGB channel, subtracted from values in [0, 1].
         std: per RGB channel, divides what is left.
+        size: (height, width) in pixels that every image is stretched to, instead of the edges; None: by the edges.
+        multiple: both sides are cut to a multiple of this when resized by the edges.
+        resample: Pillow's number of the filter; 2 is bilinear, 3 bicubic.
+        pad_size: (height, width) in pixels that images are padded to; None: the largest in the batch.
     """
 
     shortest_edge: int | None = 800
     longest_edge: int | None = 1333
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    size: tuple[int, int] | None = None
+    multiple: int = 1
+    resample: int = Image.Resampling.BILINEAR
+    pad_size: tuple[int, int] | None = None
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -72,17 +83,17 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Normalise pixels (..., 3, H, W) in [0, 1] by channel."""
+    """Normalise pixels (..., 3, H, W) in [0, 1] by channel; as ImageNet by default."""
     return (pixels - _channels(mean, pixels)) / _channels(std, pixels)
 
 
-def denormalise(values: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Undo `normalise`: values (..., 3, H, W) back to pixels in [0, 1]."""
-    return values * _channels(std, values) + _channels(mean, values)
+def denormalise(values: Tensor) -> Tensor:
+    """Undo `normalise` as ImageNet: values (..., 3, H, W) back to pixels in [0, 1]."""
+    return values * _channels(STD, values) + _channels(MEAN, values)
 
 
 def evaluation_transform(image: Image.Image, boxes: Boxes, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Resize and normalise an image as the detector's evaluation does.
+    """Resize an image as the detector's evaluation does, and normalise it as ImageNet.
 
     Args:
         image: RGB.
@@ -90,10 +101,9 @@ def evaluation_transform(image: Image.Image, boxes: Boxes, preprocessing: Prepro
         preprocessing: the detector's.
 
     Returns:
-        Pixels (3, H, W) float32, normalised; boxes (n, 4) float32, cxcywh in [0, 1].
+        Pixels (3, H, W) float32, ImageNet-normalised; boxes (n, 4) float32, cxcywh in [0, 1].
     """
-    resized = _resize(image, preprocessing.shortest_edge, preprocessing.longest_edge)
-    return _pixels(resized, preprocessing), _relative(boxes, image.size)
+    return _pixels(_fit(image, preprocessing, preprocessing.shortest_edge)), _relative(boxes, image.size)
 
 
 def training_transform(
@@ -106,8 +116,9 @@ def training_transform(
 ) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
     """Augment an image as DETR's training does: flip, then resize, or resize and crop and resize.
 
-    All lengths are for a detector whose shortest edge is 800, and scaled by `shortest_edge` / 800. With `shortest_edge`
-    None only the flip is left.
+    All lengths are for a detector whose shortest edge is 800, and scaled by `shortest_edge` / 800. A detector of one
+    fixed size counts with the smaller side of it, and the last resizing is to that size. Where images keep their size
+    only the flip is left.
 
     Args:
         image: RGB.
@@ -118,8 +129,8 @@ def training_transform(
         edges: shortest edges to draw from, in pixels, for a detector whose own is 800.
 
     Returns:
-        Pixels (3, H, W) float32, normalised; boxes (m, 4) float32, cxcywh in [0, 1], cut at the crop; their labels
-        (m,). Boxes that lie outside the crop are dropped.
+        Pixels (3, H, W) float32, ImageNet-normalised; boxes (m, 4) float32, cxcywh in [0, 1], cut at the crop; their
+        labels (m,). Boxes that lie outside the crop are dropped.
 
     Source: Carion et al., ECCV 2020, section 4; spec/recipes.md, "Data".
     """
@@ -127,17 +138,18 @@ def training_transform(
         image = ImageOps.mirror(image)
         boxes = boxes.copy()
         boxes[:, 0] = image.width - boxes[:, 0] - boxes[:, 2]
-    if preprocessing.shortest_edge is not None:
-        scale = preprocessing.shortest_edge / EVALUATION_EDGE
-        if rng.random() < 0.5:
-            before = image.size
-            image = _resize(image, round(scale * rng.choice(CROP_EDGES)), None)
-            boxes = boxes * np.tile(np.divide(image.size, before), 2)
-            image, boxes, labels = _crop(image, boxes, labels, [round(scale * edge) for edge in CROP_RANGE], rng)
-        size = image.size
-        image = _resize(image, round(scale * rng.choice(np.asarray(edges))), preprocessing.longest_edge)
-        return _pixels(image, preprocessing), _relative(boxes, size), labels
-    return _pixels(image, preprocessing), _relative(boxes, image.size), labels
+    edge = min(preprocessing.size) if preprocessing.size else preprocessing.shortest_edge
+    if edge is None:
+        return _pixels(image), _relative(boxes, image.size), labels
+    scale = edge / EVALUATION_EDGE
+    if rng.random() < 0.5:
+        before = image.size
+        image = _resize(image, round(scale * rng.choice(CROP_EDGES)), None, preprocessing.resample)
+        boxes = boxes * np.tile(np.divide(image.size, before), 2)
+        image, boxes, labels = _crop(image, boxes, labels, [round(scale * edge) for edge in CROP_RANGE], rng)
+    size = image.size
+    image = _fit(image, preprocessing, round(scale * rng.choice(np.asarray(edges))))
+    return _pixels(image), _relative(boxes, size), labels
 
 
 def _crop(
@@ -154,22 +166,33 @@ def _crop(
     return image, np.concatenate([top_left, bottom_right - top_left], 1)[kept], labels[kept]
 
 
-def _resize(image: Image.Image, shortest: int | None, longest: int | None) -> Image.Image:
+def _fit(image: Image.Image, preprocessing: Preprocessing, shortest: int | None) -> Image.Image:
+    """Resize to the detector's fixed size if it has one, else to a shortest edge."""
+    if preprocessing.size is not None:
+        height, width = preprocessing.size
+        return image.resize((width, height), Image.Resampling(preprocessing.resample))
     if shortest is None:
         return image
+    return _resize(image, shortest, preprocessing.longest_edge, preprocessing.resample, preprocessing.multiple)
+
+
+def _resize(image: Image.Image, shortest: int, longest: int | None, resample: int, multiple: int = 1) -> Image.Image:
     low, high = min(image.size), max(image.size)
     exact = float(shortest)
     if longest is not None and high / low * shortest > longest:
         exact = longest * low / high
-    if low == max(1, round(exact)):
-        return image
     edges = max(1, round(exact)), max(1, int(exact * high / low))
-    return image.resize(edges if image.width <= image.height else edges[::-1], Image.Resampling.BILINEAR)
+    if low == edges[0]:
+        edges = low, high
+    edges = max(multiple, edges[0] // multiple * multiple), max(multiple, edges[1] // multiple * multiple)
+    if edges == (low, high):
+        return image
+    return image.resize(edges if image.width <= image.height else edges[::-1], Image.Resampling(resample))
 
 
-def _pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def _pixels(image: Image.Image) -> Tensor:
     values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return normalise(values, preprocessing.mean, preprocessing.std).contiguous()
+    return normalise(values).contiguous()
 
 
 def _relative(boxes: Boxes, size: tuple[int, int]) -> Tensor:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faap.data.images import Preprocessing
-from faap.detectors.set_loss import Activation, Match, Target, match_layers, set_loss
+from faap.data.images import MEAN, STD, Preprocessing, denormalise, normalise
+from faap.detectors.set_loss import SIGMOID, SOFTMAX, Activation, Criterion, Match, Target, match_layers, set_loss
 from faap.errors import FaapError
 
 
@@ -20,8 +21,9 @@ class DetectorOutput:
     Attributes:
         logits: (B, Q, C') class logits; for softmax detectors the last column is no-object.
         boxes: (B, Q, 4) boxes, cxcywh relative to the image without its padding, in [0, 1].
-        features: (B, Q, D) states of the last decoder layer after the decoder's final layer norm.
-        aux: (logits, boxes) of the earlier decoder layers, first to last.
+        features: (B, Q, D) states of the last decoder layer, as the class head reads them.
+        aux: (logits, boxes) of the earlier decoder layers, first to last; before them those of the encoder's proposals,
+            if the detector's own loss has them.
     """
 
     logits: Tensor
@@ -59,6 +61,7 @@ class FrozenDetector(nn.Module):
         preprocessing: how an image becomes `pixel_values`.
         activation: "softmax" when the last logit is no-object, "sigmoid" for independent class scores.
         checkpoint_sha256: hex SHA-256 of the weights file, which is the checkpoint's identity outside this process.
+        criterion: matching costs and loss; DETR's for softmax and Deformable DETR's for sigmoid by default.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class FrozenDetector(nn.Module):
         preprocessing: Preprocessing,
         activation: Activation,
         checkpoint_sha256: str,
+        criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
@@ -82,6 +86,7 @@ class FrozenDetector(nn.Module):
         self.preprocessing = preprocessing
         self.activation = activation
         self.checkpoint_sha256 = checkpoint_sha256
+        self.criterion = criterion or {"softmax": SOFTMAX, "sigmoid": SIGMOID}[activation]
         self.train(False)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
@@ -95,6 +100,39 @@ class FrozenDetector(nn.Module):
             The outputs of all decoder layers.
         """
         raise NotImplementedError
+
+    def adapt(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Turn ImageNet-normalised images into what `forward` takes: the detector's own units and padding.
+
+        Args:
+            pixel_values: (B, 3, H, W) float, ImageNet-normalised.
+            pixel_mask: (B, H, W) bool, True where the image is; None when nothing is padded.
+
+        Returns:
+            Both for `forward`, with gradients to `pixel_values`; the same tensors when there is nothing to change.
+
+        Raises:
+            FaapError: the images are larger than the size that the detector pads to.
+        """
+        own = self.preprocessing
+        if (own.mean, own.std) != (MEAN, STD):
+            pixel_values = normalise(denormalise(pixel_values), own.mean, own.std)
+            if pixel_mask is not None:
+                pixel_values = torch.where(pixel_mask[:, None], pixel_values, 0)
+        if own.pad_size is not None and own.pad_size != pixel_values.shape[2:]:
+            height, width = own.pad_size
+            rows, columns = height - pixel_values.shape[2], width - pixel_values.shape[3]
+            if rows < 0 or columns < 0:
+                raise FaapError(
+                    f"the detector {self.name} pads images to {width}x{height} pixels (pad_size in its "
+                    f"preprocessor_config.json), but after its resizing there are some of "
+                    f"{pixel_values.shape[3]}x{pixel_values.shape[2]}; raise pad_size, or lower size"
+                )
+            if pixel_mask is None:
+                pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
+            pixel_values = F.pad(pixel_values, (0, columns, 0, rows))
+            pixel_mask = F.pad(pixel_mask, (0, columns, 0, rows))
+        return pixel_values, pixel_mask
 
     def train(self, mode: bool = True) -> "FrozenDetector":
         """Stay in evaluation mode, whatever a parent module asks for."""
@@ -111,16 +149,16 @@ class FrozenDetector(nn.Module):
             For each layer, first to last (the last entry belongs to `out.logits`), B pairs (query_index,
             target_index) of CPU LongTensors of length min(Q, n), sorted by target_index.
         """
-        return match_layers(*_stack_layers(out), targets, self.activation)
+        return match_layers(*_stack_layers(out), targets, self.criterion)
 
     def match(self, out: DetectorOutput, targets: Sequence[Target]) -> list[Match]:
         """Match the queries of the last decoder layer to the targets: B pairs as in `match_all_layers`."""
-        return match_layers(out.logits[None], out.boxes[None], targets, self.activation)[0]
+        return match_layers(out.logits[None], out.boxes[None], targets, self.criterion)[0]
 
     def loss(
         self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
     ) -> Tensor:
-        """Compute DETR's set loss over all decoder layers; see `set_loss`.
+        """Compute the detector's set loss over all layers of `aux` and the last one; see `set_loss`.
 
         Args:
             out: the detector's output for B images.
@@ -131,7 +169,7 @@ class FrozenDetector(nn.Module):
             A scalar.
         """
         matches = self.match_all_layers(out, targets) if matches is None else matches
-        return set_loss(*_stack_layers(out), targets, matches, self.activation)
+        return set_loss(*_stack_layers(out), targets, matches, self.criterion)
 
     def matched_scores(
         self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
@@ -196,7 +234,9 @@ class FrozenDetector(nn.Module):
         if not found:
             raise FaapError(
                 f"none of the data set's categories ({', '.join(sorted(categories.values()))}) is a class of the "
-                f"detector {self.name} ({', '.join(sorted(set(self.labels.values())))}); rename one side"
+                f"detector {self.name} ({', '.join(sorted(set(self.labels.values())))}); rename one side: the "
+                "categories in the annotations, or the classes in the detector's config.json (id2label) or, for a "
+                "checkpoint NAME.pth of the original DETR, in a file NAME.classes.txt beside it, a name a line"
             )
         return found
 

@@ -1,6 +1,7 @@
-"""DETR's set loss and its bipartite matching, over all decoder layers at once."""
+"""The set loss of DETR and its kin, and its bipartite matching, over all decoder layers at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,12 +14,51 @@ Activation = Literal["softmax", "sigmoid"]
 Target = dict[str, Tensor]
 Match = tuple[Tensor, Tensor]
 
-BOX_WEIGHT = 5.0
-GIOU_WEIGHT = 2.0
-NO_OBJECT_WEIGHT = 0.1
-CLASS_COST = {"softmax": 1.0, "sigmoid": 2.0}
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2.0
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a family of detectors charges for in matching and in its loss; the defaults are DETR's.
+
+    Attributes:
+        class_loss: "cross_entropy" with a trailing no-object class, for softmax scores; or for sigmoid scores "focal"
+            (Deformable DETR), "varifocal" (RT-DETR: the target is the matched box's IoU) or "quality" (LW-DETR: the
+            target is score^alpha x IoU^(1 - alpha), at least 0.01).
+        class_cost: weight of the class in matching.
+        box_cost: weight of the L1 distance in matching.
+        giou_cost: weight of the generalised IoU in matching.
+        cost_alpha: balance of the focal cost that sigmoid scores are matched by.
+        cost_gamma: exponent of that cost.
+        class_weight: weight of the class loss.
+        box_weight: weight of the L1 loss.
+        giou_weight: weight of the generalised IoU loss.
+        no_object_weight: weight of the no-object class in the cross-entropy.
+        alpha: balance of the sigmoid losses.
+        gamma: exponent of the sigmoid losses.
+        clamp: cut boxes' coordinates to [0, 1] before anything is charged (D-FINE).
+    """
+
+    class_loss: Literal["cross_entropy", "focal", "varifocal", "quality"] = "cross_entropy"
+    class_cost: float = 1.0
+    box_cost: float = 5.0
+    giou_cost: float = 2.0
+    cost_alpha: float = 0.25
+    cost_gamma: float = 2.0
+    class_weight: float = 1.0
+    box_weight: float = 5.0
+    giou_weight: float = 2.0
+    no_object_weight: float = 0.1
+    alpha: float = 0.25
+    gamma: float = 2.0
+    clamp: bool = False
+
+    @property
+    def activation(self) -> Activation:
+        """How class scores are read off the logits."""
+        return "softmax" if self.class_loss == "cross_entropy" else "sigmoid"
+
+
+SOFTMAX = Criterion()
+SIGMOID = Criterion("focal", class_cost=2.0)
 
 
 def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
@@ -33,26 +73,31 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
     Source: Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
     """
+    return _ious(first, second)[1]
+
+
+def _ious(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU."""
     first_low, first_high = first[..., :2] - first[..., 2:] / 2, first[..., :2] + first[..., 2:] / 2
     second_low, second_high = second[..., :2] - second[..., 2:] / 2, second[..., :2] + second[..., 2:] / 2
     overlap = (torch.minimum(first_high, second_high) - torch.maximum(first_low, second_low)).clamp(min=0).prod(-1)
     union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - overlap
     hull = (torch.maximum(first_high, second_high) - torch.minimum(first_low, second_low)).prod(-1)
-    return overlap / union - (hull - union) / hull
+    return overlap / union, overlap / union - (hull - union) / hull
 
 
 @torch.no_grad()
-def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], activation: Activation) -> list[list[Match]]:
+def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], criterion: Criterion) -> list[list[Match]]:
     """Assign queries to targets at the least total cost, for each decoder layer and image on its own.
 
-    The cost of a pair is CLASS_COST x class cost + 5 x L1 distance - 2 x generalised IoU. The class cost is minus the
-    softmax probability of the target's label, or the focal cost for sigmoid classifiers.
+    The cost of a pair is class_cost x class cost + box_cost x L1 distance - giou_cost x generalised IoU. The class cost
+    is minus the softmax probability of the target's label, or the focal cost for sigmoid classifiers.
 
     Args:
         logits: (L, B, Q, C') class logits of L decoder layers.
         boxes: (L, B, Q, 4) boxes, cxcywh in [0, 1].
         targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-        activation: "softmax" (last column is no-object) or "sigmoid".
+        criterion: the costs.
 
     Returns:
         L lists of B pairs (query_index, target_index) of CPU LongTensors, both of length min(Q, n), sorted by
@@ -74,16 +119,18 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], activ
         wanted[image, : counts[image]] = target["boxes"]
 
     scores = logits.float()
-    if activation == "softmax":
+    if criterion.activation == "softmax":
         class_cost = -scores.softmax(-1)
     else:
-        positive = FOCAL_ALPHA * scores.sigmoid().neg().add(1) ** FOCAL_GAMMA * F.softplus(-scores)
-        negative = (1 - FOCAL_ALPHA) * scores.sigmoid() ** FOCAL_GAMMA * F.softplus(scores)
+        alpha, gamma = criterion.cost_alpha, criterion.cost_gamma
+        positive = alpha * scores.sigmoid().neg().add(1) ** gamma * F.softplus(-scores)
+        negative = (1 - alpha) * scores.sigmoid() ** gamma * F.softplus(scores)
         class_cost = positive - negative
     index = labels[None, :, None, :].expand(layers, -1, scores.shape[2], -1)
-    predicted, wanted = boxes.float()[:, :, :, None], wanted[None, :, None]  # (L, B, Q, 1, 4), (1, B, 1, T, 4)
-    cost = CLASS_COST[activation] * class_cost.gather(3, index)
-    cost = cost + BOX_WEIGHT * (predicted - wanted).abs().sum(-1) - GIOU_WEIGHT * generalized_iou(predicted, wanted)
+    predicted, wanted = _boxes(boxes, criterion)[:, :, :, None], wanted[None, :, None]  # (L,B,Q,1,4), (1,B,1,T,4)
+    cost = criterion.class_cost * class_cost.gather(3, index)
+    cost = cost + criterion.box_cost * (predicted - wanted).abs().sum(-1)
+    cost = cost - criterion.giou_cost * generalized_iou(predicted, wanted)
     # A diverged detector gives NaN: the loss shall say so, not the assignment.
     matrix = np.nan_to_num(cost.transpose(2, 3).cpu().numpy(), nan=1e6, posinf=1e6, neginf=1e6)  # (L, B, T, Q)
     matches = []
@@ -98,29 +145,27 @@ def set_loss(
     boxes: Tensor,
     targets: Sequence[Target],
     matches: Sequence[Sequence[Match]],
-    activation: Activation,
-    *,
-    no_object_weight: float = NO_OBJECT_WEIGHT,
+    criterion: Criterion,
 ) -> Tensor:
-    """Sum the class, box and generalised IoU losses over all decoder layers.
+    """Sum the weighted class, box and generalised IoU losses over all decoder layers.
 
     With softmax the class loss of a layer is the weighted mean of the cross-entropy over queries, unmatched queries
-    being no-object with weight 0.1; with sigmoid it is the focal loss summed over queries and classes, divided by the
-    number of targets. L1 (weight 5) and 1 - generalised IoU (weight 2) are summed over matched pairs and divided by
-    the number of targets in the batch, at least 1.
+    being no-object with a weight of their own; with sigmoid it is the focal, varifocal or quality loss summed over
+    queries and classes, divided by the number of targets. L1 and 1 - generalised IoU are summed over matched pairs and
+    divided by the number of targets in the batch, at least 1.
 
     Args:
         logits: (L, B, Q, C') class logits of L decoder layers.
         boxes: (L, B, Q, 4) boxes, cxcywh in [0, 1].
         targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
         matches: the result of `match_layers` on the same arguments.
-        activation: "softmax" (last column is no-object) or "sigmoid".
-        no_object_weight: weight of the no-object class in the cross-entropy; softmax only.
+        criterion: the class loss and the weights.
 
     Returns:
         A scalar, differentiable with respect to logits and boxes.
 
-    Source: Carion et al., ECCV 2020, section 3.1 and appendix A.2; Lin et al., Focal Loss, ICCV 2017.
+    Source: Carion et al., ECCV 2020, section 3.1 and appendix A.2; Lin et al., Focal Loss, ICCV 2017; Zhang et al.,
+    VarifocalNet, CVPR 2021, eq. 2; Chen et al., LW-DETR, arXiv:2406.03459, section 3.2.
     """
     layers, width = len(logits), logits.shape[-1]
     device = logits.device
@@ -138,22 +183,46 @@ def set_loss(
     ).to(device)
 
     scores = logits.float()
-    classes = torch.full(scores.shape[:3], width - 1 if activation == "softmax" else width, device=device)
+    classes = torch.full(scores.shape[:3], width - 1 if criterion.activation == "softmax" else width, device=device)
     classes[layer, image, query] = flat_labels[wanted]
     normaliser = max(1, len(flat_labels))
-    if activation == "softmax":
+    if criterion.activation == "softmax":
         weight = torch.ones(width, device=device)
-        weight[-1] = no_object_weight
+        weight[-1] = criterion.no_object_weight
         # Every layer has equally many matched queries, so the mean over all layers is the mean of the layers' means.
         class_loss = layers * F.cross_entropy(scores.flatten(0, 2), classes.flatten(), weight)
     else:
         truth = F.one_hot(classes, width + 1)[..., :-1].float()
-        surprise = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
-        error = (scores.sigmoid() - truth).abs()
-        balance = FOCAL_ALPHA * truth + (1 - FOCAL_ALPHA) * (1 - truth)
-        class_loss = (balance * error**FOCAL_GAMMA * surprise).sum() / normaliser
+        overlap = torch.zeros(scores.shape[:3], device=device)
+        overlap[layer, image, query] = _ious(
+            _boxes(boxes.detach(), criterion)[layer, image, query], flat_boxes[wanted]
+        )[0]
+        class_loss = _sigmoid_loss(scores, truth, overlap[..., None], criterion).sum() / normaliser
 
-    predicted, truth_boxes = boxes.float()[layer, image, query], flat_boxes[wanted]
+    predicted, truth_boxes = _boxes(boxes, criterion)[layer, image, query], flat_boxes[wanted]
     box_loss = (predicted - truth_boxes).abs().sum() / normaliser
     giou_loss = (1 - generalized_iou(predicted, truth_boxes)).sum() / normaliser
-    return class_loss + BOX_WEIGHT * box_loss + GIOU_WEIGHT * giou_loss
+    return criterion.class_weight * class_loss + criterion.box_weight * box_loss + criterion.giou_weight * giou_loss
+
+
+def _sigmoid_loss(scores: Tensor, truth: Tensor, overlap: Tensor, criterion: Criterion) -> Tensor:
+    """Class loss (L, B, Q, C) of every score, given one-hot truth (L, B, Q, C) and matched IoU (L, B, Q, 1)."""
+    alpha, gamma = criterion.alpha, criterion.gamma
+    probability = scores.sigmoid()
+    if criterion.class_loss == "focal":
+        surprise = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+        error = (probability - truth).abs()
+        balance = alpha * truth + (1 - alpha) * (1 - truth)
+        return balance * error**gamma * surprise
+    if criterion.class_loss == "varifocal":
+        wanted = overlap * truth
+        weight = alpha * probability.detach() ** gamma * (1 - truth) + wanted
+        return F.binary_cross_entropy_with_logits(scores, wanted, weight, reduction="none")
+    wanted = (probability.detach() ** alpha * overlap ** (1 - alpha)).clamp(min=0.01) * truth
+    # unlike the others this one lets the gradient through the weight of the negatives
+    rest = torch.where(truth > 0, 1 - wanted, probability**gamma)
+    return wanted * F.softplus(-scores) + rest * F.softplus(scores)
+
+
+def _boxes(boxes: Tensor, criterion: Criterion) -> Tensor:
+    return boxes.float().clamp(0, 1) if criterion.clamp else boxes.float()

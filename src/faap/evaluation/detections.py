@@ -11,7 +11,7 @@ import torch
 from faap.data import FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation.quality import image_quality
-from faap.perturbation import Generator, check_normalisation, quantise
+from faap.perturbation import Generator, quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,6 @@ def _detect(
 ) -> tuple[list[Detections], dict[str, float]]:
     if generator is None:
         return _run(detector, split, None, batch_size, False)
-    check_normalisation(detector.preprocessing, detector.name)
     mode = generator.training
     generator.eval()
     try:
@@ -97,8 +96,7 @@ def _run(
     device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
-    preprocessing = detector.preprocessing
-    images = FaapImages(split, preprocessing, label_map)
+    images = FaapImages(split, detector.preprocessing, label_map)
     found: list[Detections] = []
     qualities: list[dict[str, float]] = []
     normalised: list[float] = []
@@ -111,15 +109,12 @@ def _run(
             pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
         if generator is not None and compare:
             normalised.append(float((perturbed - batch.pixel_values).abs().max()))
-            before, after = (
-                denormalise(values, preprocessing.mean, preprocessing.std).mul(255).round().div(255)
-                for values in (batch.pixel_values, pixels)
-            )
+            before, after = (denormalise(values).mul(255).round().div(255) for values in (batch.pixel_values, pixels))
             qualities += [
                 image_quality(old[:, :height, :width], new[:, :height, :width])
                 for old, new, (height, width) in zip(before, after, batch.valid.tolist(), strict=True)
             ]
-        output = detector.detections(detector(pixels, batch.pixel_mask), batch.sizes)
+        output = detector.detections(detector(*detector.adapt(pixels, batch.pixel_mask)), batch.sizes)
         for image_id, image in zip(batch.image_ids.tolist(), output, strict=True):
             labels = image.labels.cpu().numpy()
             known = np.isin(labels, list(category_of))

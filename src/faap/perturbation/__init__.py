@@ -1,8 +1,8 @@
 """The perturbation: the generator, its budget, and the colour jitter behind it."""
 
-from faap.perturbation.budget import check_normalisation, quantise
+from faap.perturbation.budget import quantise
 from faap.perturbation.generator import Generator
 from faap.perturbation.jitter import jitter
 from faap.perturbation.storage import load_generator, save_generator
 
-__all__ = ["Generator", "check_normalisation", "jitter", "load_generator", "quantise", "save_generator"]
+__all__ = ["Generator", "jitter", "load_generator", "quantise", "save_generator"]

@@ -3,17 +3,7 @@
 import torch
 from torch import Tensor
 
-from faap.data.images import MEAN, STD, Preprocessing, denormalise, normalise
-from faap.errors import FaapError
-
-
-def check_normalisation(preprocessing: Preprocessing, detector: str) -> None:
-    """Raise a FaapError unless a detector takes ImageNet-normalised images, in whose units ε and the clamp are."""
-    if preprocessing.mean != MEAN or preprocessing.std != STD:
-        raise FaapError(
-            f"the detector {detector} normalises with mean {preprocessing.mean} and std {preprocessing.std}; the "
-            f"generator needs ImageNet's, mean {MEAN} and std {STD}."
-        )
+from faap.data.images import denormalise, normalise
 
 
 def spend(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from faap.detectors import FrozenDetector, load_detector
 from faap.devices import resolve_device
 from faap.errors import FaapError
 from faap.evaluation import best_epoch, check_resampling, detect, group_metrics
-from faap.perturbation import Generator, check_normalisation, jitter, load_generator, save_generator
+from faap.perturbation import Generator, jitter, load_generator, save_generator
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
 from faap.training.measure import measure
 from faap.training.monitor import Monitor
@@ -68,7 +68,6 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
     detector = load_detector(recipe.detr_checkpoint, device)
-    check_normalisation(detector.preprocessing, detector.name)
     with _seeded(recipe.seed):
         trainer = _Trainer(recipe, device, detector, training)
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
@@ -221,7 +220,7 @@ class _Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             perturbed = self.generator.perturb(batch.pixel_values, batch.pixel_mask)
             augmented = jitter(perturbed, self.recipe.aug_strength, seeds, batch.pixel_mask)
-            out = self.detector(augmented, batch.pixel_mask)
+            out = self.detector(*self.detector.adapt(augmented, batch.pixel_mask))
         total, seen = self.objective(self.detector, out, batch.targets, batch.groups, schedule)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from faap.data import Dataset, FaapImages, Preprocessing, Split, collate, denormalise
+from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import detect, evaluate
 from faap.files import replacing
@@ -61,12 +61,12 @@ def examples_of(detector: FrozenDetector, generator: Generator, split: Split) ->
         pixels = collate([images[i]]).pixel_values.to(device)
         with torch.no_grad():
             perturbed = quantise(generator.perturb(pixels))
-        original, changed = (_to_uint8(values, detector.preprocessing) for values in (pixels, perturbed))
+        original, changed = (_to_uint8(values) for values in (pixels, perturbed))
         examples.append(Example(record, original, changed, before[i], after[i]))
     return examples
 
 
-def _to_uint8(pixels: torch.Tensor, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def _to_uint8(pixels: torch.Tensor) -> npt.NDArray[np.uint8]:
     """Turn a (1, 3, H, W) normalised image into (H, W, 3) uint8."""
-    image = denormalise(pixels, preprocessing.mean, preprocessing.std)[0].permute(1, 2, 0)
+    image = denormalise(pixels)[0].permute(1, 2, 0)
     return image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
