@@ -94,6 +94,21 @@ def test_classes_are_cocos(saved: Path) -> None:
     assert (detector.preprocessing.shortest_edge, detector.preprocessing.longest_edge) == (800, 1333)
 
 
+def test_classes_are_named_by_a_file_beside_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "mine.v2.pth"
+    torch.save({"model": make(classes=3).state_dict()}, path)
+    assert load_original(path).labels == {0: "0", 1: "1", 2: "2"}
+    with pytest.raises(FaapError, match=r"\(0, 1, 2\).*in a file NAME.classes.txt beside it, a name a line"):
+        load_original(path).label_map({7: "person"})
+    (tmp_path / "mine.v2.classes.txt").write_text("N/A\n person \nNähmaschine\n", encoding="utf-8")
+    detector = load_original(path)
+    assert detector.labels == {0: "N/A", 1: "person", 2: "Nähmaschine"}
+    assert detector.label_map({7: "person"}) == {7: 1}
+    (tmp_path / "mine.v2.classes.txt").write_text("person\n")
+    with pytest.raises(FaapError, match=r"mine.v2.classes.txt: names 1 classes, but the checkpoint .* has 3"):
+        load_original(path)
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return (print, ("run",))

@@ -63,16 +63,18 @@ def load_original(path: Path) -> HuggingFaceDetector:
 
     The architecture (ResNet depth, layers, widths, queries, classes) is read off the tensors. What tensors cannot tell
     comes from the checkpoint's `args` if it has them: the number of heads, 8 otherwise, and dilation (DC5), which
-    otherwise is what the file's name says.
+    otherwise is what the file's name says. The classes' names come from a text file NAME.classes.txt beside NAME.pth,
+    one a line from class 0, if there is one; without it 91 classes have COCO's names, and others their numbers.
 
     Args:
         path: a `.pth` with an entry `model` of tensors, and perhaps `args`.
 
     Returns:
-        The prepared, frozen detector on the CPU, in float32; its classes have COCO's names if there are 91.
+        The prepared, frozen detector on the CPU, in float32.
 
     Raises:
-        FaapError: the file cannot be read, holds more than tensors and plain values, or is not this architecture.
+        FaapError: a file cannot be read, the checkpoint holds more than tensors and plain values or is not this
+            architecture, or there are more or fewer names than classes.
     """
     state, arguments = _read(path)
     model = _build(path, state, arguments)
@@ -121,7 +123,7 @@ def _build(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]
     last = 3 if deep else 2
     queries, width = shape("query_embed.weight")
     classes = shape("class_embed.weight")[0] - 1
-    names = COCO_CLASSES if classes == len(COCO_CLASSES) else [str(index) for index in range(classes)]
+    names = _names(path.with_suffix(".classes.txt"), classes)
     heads = int(arguments.get("nheads", 8))
     options: dict[str, Any] = {"use_timm_backbone": False} | {
         f"{side}_{what}": value
@@ -156,6 +158,18 @@ def _build(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]
     if arguments.get("dilation", "dc5" in path.name.lower()):
         _dilate(model)
     return model
+
+
+def _names(path: Path, classes: int) -> list[str]:
+    if not path.is_file():
+        return COCO_CLASSES if classes == len(COCO_CLASSES) else [str(index) for index in range(classes)]
+    names = [name.strip() for name in path.read_text(encoding="utf-8").splitlines()]
+    if len(names) != classes:
+        raise FaapError(
+            f"{path}: names {len(names)} classes, but the checkpoint beside it has {classes}; it should hold one name "
+            "a line from class 0, N/A for a class that is not used"
+        )
+    return names
 
 
 def _dilate(model: Any) -> None:
