@@ -155,22 +155,28 @@ def test_earlier_layers_are_the_librarys(case, family, model, detector, images, 
         assert (mine[0] - out.logits).abs().max() > 1e-2
 
 
-def test_loss_is_the_librarys(case, model, detector, images, targets):
-    for wanted in (targets, [{key: value[:0] for key, value in targets[0].items()}, targets[1]]):
-        out = detector(*images)
+def test_loss_and_its_gradient_are_the_librarys(case, model, detector, images, targets):
+    nothing_in_one = [{key: value[:0] for key, value in targets[0].items()}, targets[1]]
+    for wanted in (targets, nothing_in_one):
+        pixels, same_pixels = (images[0].clone().requires_grad_() for _ in range(2))
+        out = detector(pixels, images[1])
+        loss = detector.loss(out, wanted)
         if case in REPLAYED:
             # With auxiliary_loss the library's forward is not DETR's: its loss is asked about these outputs.
             config = copy.deepcopy(model.config)
             config.auxiliary_loss = True
             labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in wanted]
-            logits, boxes = (torch.stack(values) for values in zip(*out.aux, (out.logits, out.boxes), strict=True))
-            expected = LOSS_MAPPING[model.loss_type](out.logits, labels, "cpu", out.boxes, config, logits, boxes)[0]
+            same = detector(same_pixels, images[1])
+            layers = [*same.aux, (same.logits, same.boxes)]
+            logits, boxes = (torch.stack(values) for values in zip(*layers, strict=True))
+            expected = LOSS_MAPPING[model.loss_type](same.logits, labels, "cpu", same.boxes, config, logits, boxes)[0]
         else:
-            expected = call(model, *images, wanted).loss
-        torch.testing.assert_close(detector.loss(out, wanted), expected, **CLOSE)
-        assert torch.equal(
-            detector.loss(out, wanted, detector.match_all_layers(out, wanted)), detector.loss(out, wanted)
-        )
+            expected = call(model, same_pixels, images[1], wanted).loss
+        torch.testing.assert_close(loss, expected, **CLOSE)
+        assert torch.equal(detector.loss(out, wanted, detector.match_all_layers(out, wanted)), loss)
+        (mine,), (theirs,) = torch.autograd.grad(loss, pixels), torch.autograd.grad(expected, same_pixels)
+        scale = theirs.abs().max()
+        torch.testing.assert_close(mine / scale, theirs / scale, rtol=1e-4, atol=2e-4)
 
 
 def test_preparing_changes_neither_outputs_nor_gradient(case, saved, detector, images, targets):

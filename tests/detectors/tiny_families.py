@@ -154,7 +154,10 @@ CONFIGS: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: deformable(with_box_refine=True, two_stage=True, two_stage_num_proposals=5),
     ),
     "rt_detr": ("rt_detr", lambda: real_time("RTDetrConfig", weight_loss_vfl=1.5)),
-    "rt_detr_v2": ("rt_detr_v2", lambda: real_time("RTDetrV2Config", matcher_alpha=0.4)),
+    "rt_detr_v2": (
+        "rt_detr_v2",
+        lambda: real_time("RTDetrV2Config", matcher_alpha=0.9, matcher_gamma=0.5, matcher_class_cost=30.0),
+    ),
     "d_fine": (
         "d_fine",
         lambda: real_time("DFineConfig", backbone_config=hgnet(), encoder_in_channels=[8, 8, 10], max_num_bins=8),
