@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ import faap
 from faap.config import Recipe, load_recipe, recipe_names
 from faap.devices import resolve_device
 from faap.errors import FaapError, nearest
+
+if TYPE_CHECKING:
+    from faap.data import Dataset
 
 # The demo's scale: full schedules, fewer images an epoch than Promenade has.
 DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 960}
@@ -44,12 +47,19 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fields of the recipe")
     for field in fields(Recipe):
         if field.name not in ("name", "description"):
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.type is bool else {}
             group.add_argument(
-                f"--{field.name}",
+                *_flags(field),
                 default=argparse.SUPPRESS,
+                **switch,
                 metavar="VALUE",
                 help=str(field.metadata["help"]).replace("%", "%%"),
             )
+
+
+def _flags(field: "Field[Any]") -> list[str]:
+    """Return a field's flag; `--skip-bad` is the name of a switch elsewhere, so it is one here too."""
+    return [f"--{field.name}", *(["--skip-bad"] if field.name == "skip_bad" else [])]
 
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -102,15 +112,52 @@ def _control(device: str) -> str:
     )
 
 
+_DATA_FIELDS = ("dataset_root", "annotations", "images_dir", "group_field", "group_csv")
+
+
+def _add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add flags for some fields of the recipe, with their defaults."""
+    for field in fields(Recipe):
+        if field.name in names:
+            text = str(field.metadata["help"]).replace("%", "%%")
+            parser.add_argument(f"--{field.name}", default=field.default, metavar="VALUE", help=text)
+    parser.add_argument("--anchor_group", help="the disadvantaged group (default: the data set's; mostly female)")
+    parser.add_argument("--reference_group", help="the group it is measured against (default: mostly male)")
+
+
+def _dataset(given: argparse.Namespace, skip_bad: bool) -> "Dataset":
+    options = {name: getattr(given, name) for name in _DATA_FIELDS}
+    root = options.pop("dataset_root")
+    groups = {"anchor": given.anchor_group, "reference": given.reference_group}
+    return faap.load_dataset(root, **groups, **options, skip_bad=skip_bad)
+
+
+def check(arguments: Sequence[str], console: Console) -> int:
+    """Say what a data set holds and everything that is wrong with it; exit status 1 if anything is."""
+    parser = _Parser(prog="faap check", description=check.__doc__, allow_abbrev=False)
+    parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
+    _add_flags(parser, _DATA_FIELDS[1:])
+    parser.add_argument("--quick", action="store_true", help="do not decode images nor look for copies")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_exactly(arguments)
+    from faap.check import check as look
+    from faap.check import print_check
+
+    result = look(_dataset(given, False), images=not given.quick, console=None if given.json else console)
+    if given.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_check(result, console)
+    return 1 if result["problems"] else 0
+
+
 def evaluate(arguments: Sequence[str], console: Console) -> None:
     """Measure a trained generator in front of a detector, on one split of a data set."""
     parser = _Parser(prog="faap evaluate", description=evaluate.__doc__, allow_abbrev=False)
     parser.add_argument("generator", help="a run directory, a generator's folder or file")
-    parser.add_argument("--detr_checkpoint", default="promenade", help="the detector (default: promenade)")
-    parser.add_argument("--dataset_root", default="promenade", help="the data set (default: promenade)")
-    parser.add_argument("--split", default="test", help="train, val or test (default: test)")
-    parser.add_argument("--anchor_group", default="female", help="the disadvantaged group")
-    parser.add_argument("--reference_group", default="male", help="the group it is measured against")
+    _add_flags(parser, ("detr_checkpoint", *_DATA_FIELDS))
+    parser.add_argument("--skip-bad", "--skip_bad", action="store_true", help="go on without broken records")
+    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     parser.add_argument("--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html")
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -120,7 +167,11 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(given.detr_checkpoint, device)
-    dataset = faap.load_dataset(given.dataset_root, anchor=given.anchor_group, reference=given.reference_group)
+    dataset = _dataset(given, given.skip_bad)
+    if dataset.note:
+        console.print(dataset.note, style="yellow")
+    if given.skip_bad and (skipped := len(dataset.read(given.split).problems)):
+        console.print(f"{skipped} broken records are left out; `faap check` lists them.", style="yellow")
     run_dir = Path(given.output_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
@@ -195,11 +246,12 @@ def _conclude(metrics: dict[str, Any], run_dir: Path, console: Console) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Console], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "check": check,
     "recipes": recipes,
 }
 
@@ -209,17 +261,16 @@ def _usage() -> str:
     return "usage: faap COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\n'faap COMMAND --help' explains one."
 
 
-def run(command: Callable[[], None]) -> int:
+def run(command: Callable[[], int | None]) -> int:
     """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
     try:
-        command()
+        return command() or 0
     except (FaapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,7 +47,14 @@ class Recipe:
     name: str = _setting("custom", "name of the recipe, a part of the default output folder's")
     description: str = _setting("", "what the recipe is, in a line")
 
-    dataset_root: str = _setting("promenade", "folder of the data set, or promenade, the embedded benchmark")
+    dataset_root: str = _setting(
+        "promenade", "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark"
+    )
+    annotations: str = _setting("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
+    images_dir: str = _setting("", "folder of the images in dataset_root, {split} as above; empty: found")
+    group_field: str = _setting("", "field or column that holds the group; empty: gender")
+    group_csv: str = _setting("", "CSV in dataset_root from image ids or file names to groups; empty: none")
+    skip_bad: bool = _setting(False, "go on without the broken records of the data set instead of refusing it")
     detr_checkpoint: str = _setting("promenade", "the frozen detector: folder, or promenade, the embedded one")
     output_dir: str = _setting("", "run directory; empty: faap_outputs/faap_outputs_NAME")
     resume: str = _setting("", "checkpoint to go on from; empty: start anew")
@@ -167,6 +174,19 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
         return asdict(self)
+
+    def data(self) -> dict[str, Any]:
+        """Return the arguments of `faap.load_dataset`."""
+        return {
+            "root": self.dataset_root,
+            "anchor": self.anchor_group,
+            "reference": self.reference_group,
+            "annotations": self.annotations,
+            "images_dir": self.images_dir,
+            "group_field": self.group_field,
+            "group_csv": self.group_csv,
+            "skip_bad": self.skip_bad,
+        }
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""

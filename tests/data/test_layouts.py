@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faap.data import load_dataset
-from faap.data.coco import read_coco
+from faap.data import Problem, load_dataset
+from faap.data.coco import Reading, read_coco
 from faap.errors import FaapError
 
 
@@ -170,11 +170,13 @@ def test_what_is_no_json_object_is_refused(dataset_root, tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(FaapError, match=r"a\.json: (not valid JSON|should hold a JSON object)"):
-        read_coco(path, dataset_root, "female")
+        read_coco(path, dataset_root, group="female")
 
 
 def test_what_is_missing_on_disk_is_named(write_dataset, tmp_path):
-    with pytest.raises(FaapError, match=r"nowhere: no such folder; give 'promenade' or a folder with women_split/"):
+    with pytest.raises(
+        FaapError, match=r"nowhere: no such folder or file; give 'promenade'; a folder with women_split/"
+    ):
         load_dataset(tmp_path / "nowhere")
     root = write_dataset(tmp_path / "part", splits=("train", "test"))
     with pytest.raises(FaapError, match=r"has no split 'tst'; it has train, test. Did you mean 'test'\?"):
@@ -228,14 +230,22 @@ def test_mangled_annotations_never_give_anything_but_a_faap_error(dataset_root, 
         text = text[:cut] + data.draw(st.binary(max_size=4)) + text[cut + data.draw(st.integers(0, 4)) :]
     path = tmp_path / "mangled.json"
     path.write_bytes(text)
-    problem, records, categories = "", [], {}
-    try:
-        records, categories = read_coco(path, source.parent / "train", "female")
-    except FaapError as error:
-        problem = str(error)
-    assert ("mangled.json" in problem) != bool(records)
-    for record in records:
-        assert set(record.labels.tolist()) <= set(categories)
+    # the same file as one of a group, and as one that says its groups itself
+    for options in ({"group": "female"}, {"group_field": "scene"}, {"group_field": "iscrowd"}):
+        try:
+            reading = read_coco(path, source.parent / "train", **options)
+        except Problem as problem:
+            reading = Reading(problems=[problem])
+        assert all("mangled.json" in str(problem) and problem.kind for problem in reading.problems)
+        assert len(reading.records) == len(reading.splits)
+        check_records(reading)
+
+
+def check_records(reading):
+    for record in reading.records:
+        assert record.groups
+        assert len(record.boxes) == len(record.labels) == len(record.areas) == len(record.crowd)
+        assert set(record.labels.tolist()) <= set(reading.categories)
         assert (record.boxes[:, 2:] > 0).all()
         assert (record.boxes[:, :2] >= 0).all()
         assert (record.boxes[:, :2] + record.boxes[:, 2:] <= np.array([record.width, record.height]) + 1e-9).all()
@@ -245,5 +255,5 @@ def test_a_group_without_any_annotation_is_refused(tiny_promenade, tmp_path) -> 
     root = shutil.copytree(tiny_promenade, tmp_path / "data")
     path = root / "women_split" / "gender_women_train.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
-    with pytest.raises(FaapError, match=r"gender_women_train\.json: has no annotation"):
+    with pytest.raises(FaapError, match=r"the split 'train' has nobody of group 'female' to find; it has female"):
         load_dataset(root).split("train")

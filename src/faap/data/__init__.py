@@ -12,6 +12,7 @@ from faap.data.images import (
     training_transform,
 )
 from faap.data.layouts import Dataset, load_dataset
+from faap.data.problems import Problem, refuse
 from faap.data.records import Record, Split
 from faap.data.sampling import GroupBalancedBatches
 
@@ -23,6 +24,7 @@ __all__ = [
     "FaapImages",
     "GroupBalancedBatches",
     "Preprocessing",
+    "Problem",
     "Record",
     "Sample",
     "Split",
@@ -32,5 +34,6 @@ __all__ = [
     "load_dataset",
     "normalise",
     "read_image",
+    "refuse",
     "training_transform",
 ]

@@ -1,7 +1,8 @@
 """Annotated images and the splits they form."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ class Record:
         path: the image file.
         width: in pixels, as the image is meant to be seen.
         height: in pixels.
-        group: the protected attribute's value.
+        group: the protected attribute's value; empty where people of several groups, or of none, are in the image.
         boxes: (n, 4) float64, xywh in pixels, inside the image.
         labels: (n,) int64, category ids of the data set.
         areas: (n,) float64, in square pixels.
         crowd: (n,) bool, True for a region that holds many objects.
         pair: the same for the counterfactual twins of one scene; None without twins.
+        owners: n groups, where each box has its own; empty for nobody's. None: all boxes are the image's group's.
     """
 
     image_id: int
@@ -35,6 +37,21 @@ class Record:
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
     pair: str | None
+    owners: tuple[str, ...] | None = None
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that the image counts for, by name: its own, or those of its people."""
+        return (self.group,) if self.owners is None else tuple(sorted(set(self.owners) - {""}))
+
+    def seen_by(self, group: str) -> "Record":
+        """Return the image as one group's evaluation takes it: the boxes of others are regions to ignore.
+
+        A detection there is neither right nor wrong, as in COCO's crowds: a man who is found is no mistake about women.
+        """
+        if self.owners is None:
+            return self
+        return replace(self, crowd=self.crowd | (np.array(self.owners, dtype=object) != group))
 
 
 @dataclass(frozen=True)
@@ -55,13 +72,24 @@ class Split:
     anchor: str
     reference: str
 
+    def positions(self, group: str) -> list[int]:
+        """Return where the images lie that count for a group; an image with people of two groups counts for both."""
+        return [position for position, record in enumerate(self.records) if group in record.groups]
+
     def of(self, group: str) -> tuple[Record, ...]:
-        """Return the records of one group, in order."""
-        return tuple(record for record in self.records if record.group == group)
+        """Return the images that count for a group, in order, as its evaluation takes them (`Record.seen_by`)."""
+        return tuple(self.records[position].seen_by(group) for position in self.positions(group))
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each group."""
-        return {group: len(self.of(group)) for group in dict.fromkeys(record.group for record in self.records)}
+        return {
+            group: len(self.positions(group))
+            for group in dict.fromkeys(group for record in self.records for group in record.groups)
+        }
+
+    def select(self, positions: Sequence[int]) -> "Split":
+        """Return the split with these of its images, in this order."""
+        return replace(self, records=tuple(self.records[position] for position in positions))
 
     def fingerprint(self) -> str:
         """Hash the annotations with the images' names and sizes; where the data lie does not matter.
@@ -72,7 +100,7 @@ class Split:
         digest = hashlib.sha256(repr((self.name, sorted(self.categories.items()))).encode())
         for record in self.records:
             fields = (record.image_id, record.path.name, record.width, record.height, record.group, record.pair)
-            digest.update(repr(fields).encode())
+            digest.update(repr(fields if record.owners is None else (*fields, record.owners)).encode())
             for array in (record.boxes, record.labels, record.areas, record.crowd):
                 digest.update(array.tobytes())
         return digest.hexdigest()

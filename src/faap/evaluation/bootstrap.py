@@ -41,8 +41,8 @@ class Resampling:
         strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, members in enumerate(clusters.values()):
             self.cluster_of[members] = number
-            strata[tuple(sorted({records[i].group for i in members}))].append(number)
-        for group in sorted({record.group for record in records}):
+            strata[tuple(sorted({group for i in members for group in records[i].groups}))].append(number)
+        for group in sorted({group for record in records for group in record.groups}):
             count = sum(len(numbers) for composition, numbers in strata.items() if group in composition)
             if count < 2:
                 raise FaapError(
@@ -73,11 +73,8 @@ class _Curves:
         self.groups: dict[str, tuple[list[int], list[Ranking]]] = {}
         for group in groups_of(split):
             # COCO goes through images by id, which decides between equal scores
-            mine = sorted(
-                (i for i, record in enumerate(split.records) if record.group == group),
-                key=lambda i: split.records[i].image_id,
-            )
-            records, found = [split.records[i] for i in mine], [detections[i] for i in mine]
+            mine = sorted(split.positions(group), key=lambda i: split.records[i].image_id)
+            records, found = [split.records[i].seen_by(group) for i in mine], [detections[i] for i in mine]
             self.groups[group] = mine, [rank(records, found, category) for category in split.categories]
 
     def accumulate(self, weights: npt.NDArray[np.int32]) -> dict[str, Floats]:

@@ -99,7 +99,7 @@ def groups_of(split: Split) -> tuple[str, ...]:
 
 
 def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetrics:
-    """`coco_metrics` of each group on its own.
+    """`coco_metrics` of each group on its own; where people of others are in the image, their boxes are ignored.
 
     Args:
         split: images of any number of groups.
@@ -114,8 +114,6 @@ def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetric
     check_aligned(split.records, detections)
     by_group = {}
     for group in groups_of(split):
-        mine = [i for i, record in enumerate(split.records) if record.group == group]
-        by_group[group] = coco_metrics(
-            [split.records[i] for i in mine], [detections[i] for i in mine], split.categories
-        )
+        mine = [detections[i] for i in split.positions(group)]
+        by_group[group] = coco_metrics(split.of(group), mine, split.categories)
     return by_group

@@ -16,7 +16,7 @@ from faap.perturbation import Generator
 # What a run that resumes decides anew: where and how it computes, not what.
 FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
 # Where data and detector lie may change; what they are is held against their hashes.
-_PLACES = frozenset({"dataset_root", "detr_checkpoint"})
+_PLACES = frozenset({"dataset_root", "annotations", "images_dir", "group_csv", "detr_checkpoint"})
 _KEYS = frozenset(
     {
         "epoch",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from faap.config import Recipe
-from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset
+from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset, refuse
 from faap.detectors import FrozenDetector, load_detector
 from faap.devices import resolve_device
 from faap.errors import FaapError
@@ -63,7 +63,12 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
 
 def _train(recipe: Recipe, console: Console) -> TrainResult:
     device = resolve_device(recipe.device)
-    dataset = load_dataset(recipe.dataset_root, anchor=recipe.anchor_group, reference=recipe.reference_group)
+    dataset = load_dataset(**recipe.data())
+    problems = dataset.check()
+    if not recipe.skip_bad:
+        refuse(problems)
+    elif problems:
+        console.print(f"{len(problems)} broken records are left out; `faap check` lists them.", style="yellow")
     training, validation = dataset.split("train"), dataset.split("val")
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
@@ -318,6 +323,8 @@ def _opening(
 ) -> str:
     parameters = sum(p.numel() for p in trainer.generator.parameters())
     counts = ", ".join(f"{count} {group}" for group, count in training.counts().items())
+    if mixed := sum(not record.group for record in training.records):
+        counts += f"; {mixed} with people of several groups are not trained on"
     aps = ", ".join(f"{group} {values['AP']:.4f}" for group, values in baseline.items())
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "

@@ -51,9 +51,9 @@ def examples_of(detector: FrozenDetector, generator: Generator, split: Split) ->
     half = MAX_EXAMPLES // 2
     chosen = []
     for group in (split.anchor, split.reference):
-        positions = [i for i, record in enumerate(split.records) if record.group == group]
+        positions = split.positions(group)
         chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, min(half, len(positions))).astype(int)]
-    few = Split(split.name, tuple(split.records[i] for i in chosen), split.categories, split.anchor, split.reference)
+    few = split.select(list(dict.fromkeys(chosen)))
     before, after = detect(detector, few), detect(detector, few, generator)
     images = FaapImages(few, detector.preprocessing, detector.label_map(few.categories))
     examples = []

@@ -1,0 +1,44 @@
+"""The size of an image as it is meant to be seen, without decoding it."""
+
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+_TURNED = (5, 6, 7, 8)
+
+Size = tuple[int, int]
+
+
+def read_header(path: Path) -> tuple[Size, int]:
+    """Read an image file's stored size (width, height) in pixels and its EXIF orientation, 1 to 8.
+
+    Raises:
+        Exception: of many kinds, if the file is missing or not an image; the pixels may still be broken.
+    """
+    with Image.open(path) as file:
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        return file.size, orientation if orientation in range(1, 9) else 1
+
+
+def upright(stored: Size, orientation: int) -> Size:
+    """Return the size (width, height) of an image after its EXIF orientation is applied."""
+    return (stored[1], stored[0]) if orientation in _TURNED else stored
+
+
+def turn_box(box: list[float], stored: Size, orientation: int) -> list[float]:
+    """Turn a box with its image, for the four orientations that swap width and height.
+
+    Args:
+        box: xywh in pixels of the stored image.
+        stored: its width and height in pixels.
+        orientation: 5 to 8; others leave the box as it is.
+
+    Returns:
+        xywh in pixels of the upright image.
+
+    Source: EXIF 2.32, tag 274.
+    """
+    x, y, across, down = box
+    right, below = stored[0] - x - across, stored[1] - y - down
+    corners = {5: (y, x), 6: (below, x), 7: (below, right), 8: (y, right)}
+    return [*corners[orientation], down, across] if orientation in corners else box

@@ -1,0 +1,87 @@
+"""CSV files: a table that gives images their group."""
+
+import csv
+from pathlib import Path
+
+from faap.data.coco import noting
+from faap.data.problems import Problem
+from faap.errors import nearest
+
+_IMAGE_COLUMNS = ("image_id", "id", "file_name", "filename", "file", "image", "path")
+
+
+def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]], list[Problem]]:
+    """Read a table from images to their group.
+
+    Args:
+        path: a CSV file with a header; one column names the image by id or file name (image_id, id, file_name,
+            filename, file, image or path), the column `group_field` holds its group, and one named split its split.
+        group_field: name of the column.
+
+    Returns:
+        Id or file name -> {group_field: group, "split": split}, and what is wrong with its rows.
+
+    Raises:
+        Problem: the file cannot be read or lacks a column.
+    """
+    columns, rows = read_csv(path)
+    key = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    if key is None:
+        raise Problem(
+            "missing_column",
+            path,
+            "",
+            f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} (it has {', '.join(columns)})",
+        )
+    if group_field not in columns:
+        raise Problem(
+            "missing_column",
+            path,
+            "",
+            f"has no column {group_field!r}; --group_field names the one with the group (it has {', '.join(columns)})."
+            + nearest(group_field, columns),
+        )
+    table: dict[str, dict[str, str]] = {}
+    problems: list[Problem] = []
+    for line, row in rows:
+        with noting(problems):
+            name, group = row[key], row[group_field]
+            if not name:
+                raise Problem("bad_field", path, f"line {line}", f"column {key} is empty; it should name an image")
+            earlier = table.setdefault(name, {group_field: group} | ({"split": row["split"]} if "split" in row else {}))
+            if earlier[group_field] != group:
+                reason = f"image {name} is in group {group!r} here and in {earlier[group_field]!r} in an earlier line"
+                raise Problem("two_groups", path, f"line {line}", reason)
+            if earlier.get("split") != row.get("split"):
+                reason = (
+                    f"image {name} is in split {row['split']!r} here and in {earlier['split']!r} in an earlier line"
+                )
+                raise Problem("two_splits", path, f"line {line}", reason)
+    return table, problems
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read a CSV file with a header; what a short row lacks is empty.
+
+    Args:
+        path: the file, UTF-8.
+
+    Returns:
+        The names of its columns, and its rows, each with the line that it ends in.
+
+    Raises:
+        Problem: the file cannot be read.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
+    except OSError as error:
+        raise Problem("unreadable_file", path, "", f"cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Problem("unreadable_file", path, "", f"not valid CSV: {error}") from error
+    if len(set(columns)) < len(columns) or not all(columns):
+        raise Problem("missing_column", path, "", f"its first line should name each column once, found {columns}")
+    return columns, rows

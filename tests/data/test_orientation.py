@@ -1,0 +1,84 @@
+"""Boxes that were drawn on an image as it is stored follow it when EXIF turns it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faap.data import FaapImages, Preprocessing, load_dataset, read_image
+from faap.data.orientation import read_header, turn_box, upright
+from faap.errors import FaapError
+
+STORED, BOX = (50, 30), (6, 4, 20, 9)
+
+
+def turned(path, orientation, box=BOX, size=STORED):
+    """A black PNG of `size` with a white box, and an EXIF orientation."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    x, y, across, down = box
+    pixels[y : y + down, x : x + across] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def white_box(image):
+    rows, columns = np.nonzero(np.asarray(image)[..., 0] > 127)
+    return [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_box_turns_with_its_image(tmp_path, orientation):
+    path = turned(tmp_path / "a.png", orientation)
+    assert read_header(path) == (STORED, orientation)
+    assert upright(STORED, orientation) == read_image(path).size == STORED[::-1]
+    assert turn_box(list(BOX), STORED, orientation) == white_box(read_image(path))
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 9, 77])
+def test_other_orientations_turn_nothing(tmp_path, orientation):
+    path = turned(tmp_path / "a.png", orientation)
+    assert read_header(path) == (STORED, 1)
+    assert turn_box(list(BOX), STORED, 1) == list(BOX)
+
+
+def dataset(root, size, box, orientation):
+    images = [
+        {"id": n, "file_name": f"{n}.png", "width": size[0], "height": size[1], "gender": group}
+        for n, group in ((1, "female"), (2, "male"))
+    ]
+    for entry in images:
+        turned(root / entry["file_name"], orientation)
+    annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": list(box)} for n in (1, 2)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (root / "data.json").write_text(json.dumps(content))
+    return load_dataset(root)
+
+
+FRAMES = [(frame, orientation) for frame in ("stored", "upright") for orientation in (1, 5, 6, 7, 8)]
+
+
+# where the sizes are equal, the upright frame is meant
+@pytest.mark.parametrize(("frame", "orientation"), [*FRAMES, ("upright", 2), ("upright", 3), ("upright", 4)])
+def test_annotations_of_either_frame_are_read(tmp_path, orientation, frame):
+    image = read_image(turned(tmp_path / "a.png", orientation))
+    size, box = (STORED, BOX) if frame == "stored" else (image.size, [int(value) for value in white_box(image)])
+    split = dataset(tmp_path, size, box, orientation).split("all")
+    record = split.records[0]
+    assert (record.width, record.height) == image.size
+    assert record.boxes[0].tolist() == white_box(image)
+    assert record.areas[0] == 180
+    sample = FaapImages(split, Preprocessing(None, None), {1: 0})[0]
+    assert sample.pixels.shape[1:] == image.size[::-1]
+
+
+def test_a_size_of_neither_frame_is_refused(tmp_path):
+    with pytest.raises(FaapError, match=r"image 1: .*1\.png has 30x50 pixels \(as EXIF turns it\), but .* are 30x51"):
+        dataset(tmp_path, (30, 51), BOX, 6).split("all")
+
+
+def test_a_box_is_held_against_the_frame_it_is_in(tmp_path):
+    with pytest.raises(FaapError, match=r"leaves its image, which is 50x30 pixels"):
+        dataset(tmp_path, STORED, (6, 25, 20, 9), 6).split("all")

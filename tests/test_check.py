@@ -1,0 +1,220 @@
+"""What `faap check` finds and says."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from faap import cli
+from faap.check import check, print_check
+from faap.data import load_dataset
+
+
+@pytest.fixture
+def root(tiny_promenade, tmp_path):
+    return shutil.copytree(tiny_promenade, tmp_path / "data")
+
+
+def change(root, group, split, edit):
+    path = root / f"{group}_split" / f"gender_{group}_{split}.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def printed(result):
+    out = io.StringIO()
+    print_check(result, Console(file=out, width=120))
+    return out.getvalue()
+
+
+def test_what_is_there_is_counted(root):
+    def edit(content):
+        content["annotations"][0]["iscrowd"] = 1
+        content["annotations"][1]["area"] = 96**2 + 1
+        content["annotations"][2]["area"] = 32**2 - 1
+
+    change(root, "women", "val", edit)
+    result = check(load_dataset(root))
+    split = load_dataset(root).split("val")
+    women = [record for record in split.records if record.group == "female"]
+    kept = [(record.areas[i], record.boxes[i, 3]) for record in women for i in np.flatnonzero(~record.crowd)]
+    found = result["splits"]["val"]["groups"]["female"]
+    assert (result["problems"], result["counts"], result["layout"]) == ([], {}, "split folders")
+    assert (found["images"], found["people"], found["crowds"]) == (3, len(kept), 1)
+    assert found["small"] == sum(area < 32**2 for area, _ in kept) > 0
+    assert found["large"] == 1
+    assert found["small"] + found["medium"] + found["large"] == found["people"]
+    assert found["box_height"][1] == pytest.approx(np.median([height for _, height in kept]), abs=1e-4)
+    assert (found["image_sizes"], found["image_aspect"]) == ([[160, 128]], [1.25, 1.25, 1.25])
+    assert "Nothing is wrong with it" in printed(result)
+    json.dumps(result, allow_nan=False)
+
+
+def spoil(root):
+    """Break one thing of each kind; return what should be found."""
+    women, men = root / "women_split", root / "men_split"
+    change(root, "women", "train", lambda c: c["images"][0].update(file_name="../x.jpg"))
+    change(root, "women", "train", lambda c: c["images"][1].update(width=161))
+    change(root, "women", "train", lambda c: c["annotations"][-1].update(category_id=9))
+    change(root, "men", "train", lambda c: c["annotations"][-1].update(bbox=[0, 0, float("nan"), 3]))
+    change(root, "men", "train", lambda c: c["annotations"][-2].update(bbox=[0, 0, 0, 3]))
+    change(root, "men", "train", lambda c: c["annotations"][-3].update(bbox=[150, 0, 20, 3]))
+    change(root, "men", "val", lambda c: c["annotations"].append(c["annotations"][0]))
+    (women / "val" / "00000.jpg").unlink()
+    # cut in the middle: its header is whole
+    whole = (men / "val" / "00001.jpg").read_bytes()
+    (men / "val" / "00001.jpg").write_bytes(whole[: len(whole) // 2])
+    shutil.copy(women / "train" / "00003.jpg", women / "test" / "00000.jpg")
+    Image.open(women / "train" / "00004.jpg").resize((160, 128)).save(men / "test" / "00001.jpg", quality=60)
+    shutil.copy(women / "test" / "00002.jpg", men / "test" / "00002.jpg")
+    return {
+        "leaves_folder": ["gender_women_train.json"],
+        "wrong_size": ["gender_women_train.json"],
+        "unknown_category": ["gender_women_train.json"],
+        "bad_box": ["gender_men_train.json"] * 3,
+        "duplicate_id": ["gender_men_val.json"],
+        "missing_image": ["gender_women_val.json"],
+        "unreadable_image": ["00001.jpg"],
+        "two_splits": ["00000.jpg"],
+        "near_duplicate": ["00001.jpg"],
+        "two_groups": ["00002.jpg"],
+    }
+
+
+def test_everything_that_is_wrong_is_found_with_file_and_record(root, capsys):
+    expected = spoil(root)
+    result = check(load_dataset(root))
+    found = {}
+    for problem in result["problems"]:
+        found.setdefault(problem["kind"], []).append(problem["file"].rpartition("/")[2])
+    assert found == expected
+    assert result["counts"] == {kind: len(files) for kind, files in expected.items()}
+    assert all(problem["record"] for problem in result["problems"] if problem["file"].endswith(".json"))
+    assert cli.main(["check", str(root), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == result
+    text = printed(result)
+    assert "bad_box: 3" in text
+    assert "annotation" in text
+    # without the pictures, what the annotations and headers show
+    quick = check(load_dataset(root), images=False)["counts"]
+    seen_only = {"unreadable_image", "two_splits", "near_duplicate", "two_groups"}
+    assert quick == {kind: count for kind, count in result["counts"].items() if kind not in seen_only}
+
+
+def test_long_lists_are_cut_and_say_so(root):
+    change(root, "women", "train", lambda c: [entry.update(category_id=9) for entry in c["annotations"]])
+    result = check(load_dataset(root), images=False)
+    count = result["counts"]["unknown_category"]
+    assert count > 5
+    assert f"… and {count - 5} more" in printed(result)
+    assert result["counts"]["empty_group"] == 1
+
+
+def test_twins_of_two_groups_are_no_copies(root):
+    assert check(load_dataset(root))["problems"] == []
+
+
+def test_an_empty_split_or_group_is_found(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg")
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30, "gender": "female", "split": "train"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    result = check(load_dataset(tmp_path))
+    assert [(problem["kind"], problem["record"]) for problem in result["problems"]] == [
+        ("empty_group", "split train"),
+        ("empty_split", "split val"),
+        ("empty_split", "split test"),
+    ]
+    (tmp_path / "data.json").write_text("[")
+    assert check(load_dataset(tmp_path))["counts"] == {"unreadable_file": 1}
+
+
+def test_both_ways_to_take_others_are_shown(tmp_path):
+    """A woman and a man in the first image, one of each in the next two."""
+    for number in (1, 2, 3):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    boxes = [(1, "male", 1), (1, "female", 20), (2, "female", 1), (3, "male", 1)]
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 40, "height": 30, "split": "test"} for n in (1, 2, 3)],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": 1, "bbox": [x, 1, 10, 20], "gender": group}
+            for i, (image, group, x) in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    result = check(load_dataset(tmp_path))
+    mixed = result["splits"]["test"]["mixed"]
+    assert mixed["images"] == 1
+    # naively three detections for two women: the man first, then both women, all of the same score
+    assert mixed["perfect_detector_ap"]["female"] == {"ignored": 1.0, "left_out": pytest.approx(2 / 3)}
+    assert mixed["perfect_detector_ap"]["male"]["ignored"] == 1
+    text = printed(result)
+    assert "female: AP 1.0000; were the others' boxes left out instead" in text
+    assert "AP 0.6667" in text
+
+
+def test_facets_licence_is_shown(tmp_path):
+    (tmp_path / "annotations.csv").write_text(
+        'person_id,filename,bounding_box,gender_presentation_masc\n1,a.jpg,"[1, 2, 3, 4]",1\n'
+    )
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    result = check(load_dataset(tmp_path))
+    assert "FACET's licence allows evaluation only" in printed(result)
+    assert result["counts"] == {"empty_group": 1}
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mangled_files_never_give_a_traceback(tiny_promenade, tmp_path, data):
+    """Whatever is in the files, the command ends with 0, 1 or 2, and JSON stays JSON."""
+    root = tmp_path / "data"
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "pictures").mkdir(parents=True)
+    source = tiny_promenade / "women_split"
+    content = json.loads((source / "gender_women_val.json").read_text())
+    for entry in content["images"]:
+        shutil.copy(source / "val" / entry["file_name"], root / "pictures")
+    where = data.draw(st.sampled_from(["images", "annotations"]))
+    for entry in content[where]:
+        entry["gender"] = data.draw(st.sampled_from(["female", "male"]))
+    for _ in range(data.draw(st.integers(0, 3))):
+        key = data.draw(st.sampled_from(["images", "annotations", "categories"]))
+        if isinstance(content[key], list) and content[key]:
+            entry = data.draw(st.sampled_from(content[key]))
+            names = [
+                "gender",
+                "split",
+                "scene",
+                "bbox",
+                "iscrowd",
+                "id",
+                "image_id",
+                "file_name",
+                "area",
+                "category_id",
+            ]
+            entry[data.draw(st.sampled_from(names))] = data.draw(VALUES)
+        else:
+            content[key] = data.draw(VALUES)
+    (root / "data.json").write_text(json.dumps(content))
+    options = ["--quick"] if data.draw(st.booleans()) else []
+    if data.draw(st.booleans()):
+        rows = data.draw(st.lists(st.lists(st.sampled_from(["1", "female", "", "x"]), max_size=3), max_size=4))
+        text = "\n".join(["image_id,gender,split", *(",".join(row) for row in rows)])
+        (root / "table.csv").write_text(text)
+        options += ["--group_csv", "table.csv"]
+    assert cli.main(["check", str(root), *options]) in (0, 1, 2)
