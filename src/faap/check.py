@@ -173,9 +173,7 @@ def _exactly(record: Record) -> Detections:
 
 
 def _only(record: Record, group: str) -> Record:
-    mine = np.array([owner == group for owner in _owners(record)], dtype=bool)
-    boxes, labels, areas, crowd = (array[mine] for array in (record.boxes, record.labels, record.areas, record.crowd))
-    return replace(record, boxes=boxes, labels=labels, areas=areas, crowd=crowd, owners=None)
+    return replace(record.choose(np.array([owner == group for owner in _owners(record)], dtype=bool)), owners=None)
 
 
 def _look(splits: dict[str, Split], console: Console | None) -> list[Problem]:

@@ -277,3 +277,15 @@ def test_an_image_in_two_splits_or_groups_stays_in_the_first(tmp_path):
     assert [record.image_id for name in ("train", "val", "test") for record in dataset.split(name).records] == [
         *range(1, 7)
     ]
+
+
+def test_categories_can_be_left_out_with_their_boxes(tmp_path):
+    data = with_field(content(2), "annotations")
+    data["annotations"].append({"id": 9, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "gender": "him"})
+    split = opened(write(tmp_path, data)).split("all")
+    assert split.only([1, 2, 3]) is split
+    person = split.only([1])
+    assert person.categories == {1: "person"}
+    first = person.records[0]
+    assert (first.boxes.tolist(), first.labels.tolist(), first.owners) == ([[4, 5, 10, 20]], [1], ("her",))
+    assert len(first.areas) == len(first.crowd) == 1

@@ -255,8 +255,8 @@ def _images(
             known.add(key)
             at = _Place(here.file, f"image {key}")
             name = entry.get("file_name")
-            extra = table.get(str(key)) or (table.get(name) if isinstance(name, str) else None) or {}
-            entry = {**entry, **extra}
+            names = (str(key), name, os.path.basename(name)) if isinstance(name, str) else (str(key),)
+            entry = {**entry, **next((table[each] for each in names if each in table), {})}
             image = _image(entry, folder, at, group or _word(entry, group_field, at))
             if group_field and not image.group:
                 where = "the table" if table else "the image"

@@ -1,7 +1,7 @@
 """Annotated images and the splits they form."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +53,12 @@ class Record:
             return self
         return replace(self, crowd=self.crowd | (np.array(self.owners, dtype=object) != group))
 
+    def choose(self, kept: npt.NDArray[np.bool_]) -> "Record":
+        """Return the image with some of its boxes, (n,) bool."""
+        arrays = {name: getattr(self, name)[kept] for name in ("boxes", "labels", "areas", "crowd")}
+        owners = None if self.owners is None else tuple(np.array(self.owners, dtype=object)[kept])
+        return replace(self, owners=owners, **arrays)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -90,6 +96,17 @@ class Split:
     def select(self, positions: Sequence[int]) -> "Split":
         """Return the split with these of its images, in this order."""
         return replace(self, records=tuple(self.records[position] for position in positions))
+
+    def only(self, categories: Iterable[int]) -> "Split":
+        """Return the split with these of its categories and their boxes; every image stays."""
+        kept = {key: name for key, name in self.categories.items() if key in set(categories)}
+        if kept == self.categories:
+            return self
+        return replace(
+            self,
+            categories=kept,
+            records=tuple(record.choose(np.isin(record.labels, list(kept))) for record in self.records),
+        )
 
     def fingerprint(self) -> str:
         """Hash the annotations with the images' names and sizes; where the data lie does not matter.

@@ -40,6 +40,7 @@ def evaluate(
 
     Returns:
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
+        categories [those that data set and detector share], skipped_records (if broken ones are left out),
         baseline and perturbed {group: metrics}, the anchor group first and the reference group second, gap {AP, AR},
         success, perturbation, detector_sha256.
 
@@ -48,6 +49,8 @@ def evaluate(
             a group has fewer than two images or scenes to bootstrap from.
     """
     images = dataset.split(split)
+    # what the detector cannot name it cannot find: only the classes that both know are measured
+    images = images.only(detector.label_map(images.categories))
     if bootstrap:
         # a data set too small for its errors is found out before the detector runs
         check_resampling(images)
@@ -61,6 +64,8 @@ def evaluate(
         {
             "split": split,
             "images": {group: counts[group] for group in before},
+            "categories": list(images.categories.values()),
+            **({"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}),
             "baseline": before,
             "perturbed": after,
             "gap": paired_bootstrap(images, baseline, perturbed, samples=bootstrap, seed=seed),

@@ -73,6 +73,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
     detector = load_detector(recipe.detr_checkpoint, device)
+    validation = validation.only(detector.label_map(validation.categories))
     with _seeded(recipe.seed):
         trainer = _Trainer(recipe, device, detector, training)
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
