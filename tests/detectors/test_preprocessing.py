@@ -13,7 +13,7 @@ from transformers.models.yolos.image_processing_pil_yolos import YolosImageProce
 from faap.data import MEAN, STD, Preprocessing, denormalise, evaluation_transform, normalise, training_transform
 from faap.data.images import TRAINING_EDGES
 from faap.detectors import FrozenDetector
-from faap.detectors.hugging_face import read_preprocessing
+from faap.detectors.preprocessing import read_preprocessing
 from faap.errors import FaapError
 
 
