@@ -93,17 +93,30 @@ def test_detections_are_pixels_of_the_original_image(tiny, wrap):
     torch.testing.assert_close(found.boxes, torch.tensor([[80.0, 30, 40, 40], [0, 50, 100, 50]]))
 
 
-def test_detections_agree_with_the_librarys_post_processing(detector, batch):
+def test_detections_are_the_best_of_each_query_or_of_all_classes(detector, batch):
     out = detector(*batch)
+    out.logits = torch.randn(out.logits.shape, generator=torch.Generator().manual_seed(0))
     found = detector.detections(out, torch.tensor([[480, 640], [370, 450]]))
-    best = (out.logits.softmax(-1)[..., :-1] if detector.activation == "softmax" else out.logits.sigmoid()).max(-1)
+    softmax = detector.activation == "softmax"
+    scores = out.logits.softmax(-1)[..., :-1] if softmax else out.logits.sigmoid()
     for image, (height, width) in enumerate([(480, 640), (370, 450)]):
-        assert torch.equal(found[image].scores, best.values[image])
-        assert torch.equal(found[image].labels, best.indices[image])
-        for box, (cx, cy, w, h) in zip(found[image].boxes, out.boxes[image].tolist(), strict=True):
-            wanted = torch.tensor([(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height])
-            torch.testing.assert_close(box, wanted, rtol=1e-4, atol=1e-3)
-        assert len(found[image].scores) == detector.num_queries
+        everything = [
+            (float(scores[image, query, label]), query, label)
+            for query in range(scores.shape[1])
+            for label in range(scores.shape[2])
+        ]
+        if softmax:
+            wanted = [max(entry for entry in everything if entry[1] == query) for query in range(scores.shape[1])]
+        else:
+            wanted = sorted(everything, reverse=True)[: scores.shape[1]]
+            assert len({query for _, query, _ in wanted}) < len(wanted), "some query should be of both classes"
+        assert len(found[image].scores) == detector.num_queries == len(wanted)
+        assert found[image].scores.tolist() == [score for score, _, _ in wanted]
+        assert found[image].labels.tolist() == [label for _, _, label in wanted]
+        for box, (_, query, _) in zip(found[image].boxes, wanted, strict=True):
+            cx, cy, w, h = out.boxes[image, query].tolist()
+            expected = torch.tensor([(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height])
+            torch.testing.assert_close(box, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_labels_leave_the_no_object_class_out(tiny, wrap):

@@ -148,6 +148,7 @@ def test_metrics_json(dataset):
     assert list(result) == [
         "split",
         "images",
+        "categories",
         "baseline",
         "perturbed",
         "gap",

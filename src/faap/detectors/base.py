@@ -34,7 +34,7 @@ class DetectorOutput:
 
 @dataclass
 class RawDetections:
-    """The detections in one image: every query once, with its best real class.
+    """The detections in one image; see `FrozenDetector.detections`.
 
     Attributes:
         scores: (Q,) probabilities in [0, 1].
@@ -198,7 +198,10 @@ class FrozenDetector(nn.Module):
 
     @torch.no_grad()
     def detections(self, out: DetectorOutput, sizes: Tensor) -> list[RawDetections]:
-        """Read an output as detections in pixels, every query once with its best real class.
+        """Read an output as Q detections an image, in pixels.
+
+        With softmax every query is one detection, of its best real class. With sigmoid a query may be of several
+        classes: the detections are the Q best of all queries' classes, as these detectors are evaluated.
 
         Args:
             out: the detector's output for B images.
@@ -207,11 +210,18 @@ class FrozenDetector(nn.Module):
         Returns:
             B detections on the output's device.
         """
-        scores, labels = self.class_probabilities(out.logits).max(-1)
+        probabilities = self.class_probabilities(out.logits)
         height, width = sizes.to(out.boxes).unbind(-1)
         boxes = out.boxes.float()
         boxes = torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., 2:]], -1)
         boxes = boxes * torch.stack([width, height, width, height], -1)[:, None]
+        if self.activation == "softmax":
+            scores, labels = probabilities.max(-1)
+        else:
+            queries, classes = probabilities.shape[1:]
+            scores, best = probabilities.flatten(1).topk(queries)
+            labels = best % classes
+            boxes = boxes.gather(1, (best // classes)[..., None].expand(-1, -1, 4))
         return [RawDetections(*image) for image in zip(scores, labels, boxes, strict=True)]
 
     def label_map(self, categories: dict[int, str]) -> dict[int, int]:
