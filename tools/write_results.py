@@ -5,8 +5,8 @@
     faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --output_dir faap_outputs/ablation
     python tools/write_results.py systems=faap_outputs/systems/compare.json ablation=faap_outputs/ablation/compare.json
 
-Without arguments it uses what docs/results holds. A table stands between `<!-- NAME: test -->` (or `validation`) and
-`<!-- end -->`.
+Without arguments it uses what docs/results holds. A table stands between `<!-- NAME: test -->` (or `validation`, or
+`paired`) and `<!-- end -->`.
 """
 
 import json
@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t
 
 from faap.report import comparison_figures
 
@@ -89,10 +91,36 @@ def validation_table(comparison: dict[str, Any]) -> list[str]:
     return lines
 
 
+def difference(values: list[float]) -> str:
+    """A mean with its 95 % interval by Student's t."""
+    reach = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    low, mean, high = (number(fmean(values) + side * reach, sign=True) for side in (-1, 0, 1))
+    return f"{mean} ({low} to {high})"
+
+
+def paired_table(comparison: dict[str, Any]) -> list[str]:
+    """The last epoch's difference to infonce_4th, seed by seed, and how far the score gap went in all of training."""
+    keys = ("anchor_ap", "reference_ap", "ap_gap")
+    (fourth,) = (recipe for recipe in comparison["recipes"] if recipe["name"] == "infonce_4th")
+    last = {run["seed"]: {key: run["curves"]["validation"][key][-1] for key in keys} for run in fourth["runs"]}
+    lines = [
+        row("", "women's AP", "men's AP", "AP gap", "score gap, lowest to highest"),
+        row("---", *["---:"] * 4),
+    ]
+    for recipe in comparison["recipes"]:
+        differences = [
+            [run["curves"]["validation"][key][-1] - last[run["seed"]][key] for run in recipe["runs"]] for key in keys
+        ]
+        cells = ["", "", ""] if recipe is fourth else [difference(values) for values in differences]
+        scores = [value for run in recipe["runs"] for value in run["curves"]["train"]["score_gap"]]
+        lines.append(row(f"`{recipe['name']}`", *cells, f"{number(min(scores))} to {number(max(scores))}"))
+    return lines
+
+
 def fill(text: str, comparisons: dict[str, dict[str, Any]]) -> str:
     """Put every table between its marks."""
     for name, comparison in comparisons.items():
-        for kind, table in (("test", test_table), ("validation", validation_table)):
+        for kind, table in (("test", test_table), ("validation", validation_table), ("paired", paired_table)):
             mark = f"<!-- {name}: {kind} -->\n"
             pattern = re.compile(re.escape(mark) + r".*?(?=<!-- end -->)", re.DOTALL)
             content = mark + "\n".join(table(comparison)) + "\n"

@@ -197,7 +197,7 @@ def compare(arguments: Sequence[str], console: Console) -> None:
     root = Path(overrides.pop("output_dir", "faap_outputs/compare"))
     chosen = recipes_to_compare(given.recipes, ablate=given.ablate, **overrides)
     result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, console=console)
-    console.print(comparison_table(result))
+    console.print(comparison_table(result, console.width))
     places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
     console.print(places, highlight=False, markup=False)
     if result["failed"]:

@@ -73,11 +73,12 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
     return save(page, path)
 
 
-def comparison_table(comparison: Mapping[str, Any]) -> Group:
+def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
     """Lay out a comparison for the terminal: the baseline, and a row a recipe.
 
     Args:
         comparison: content of compare.json.
+        width: of the terminal in characters, 80 or more; below 100 the seconds are left out.
 
     Returns:
         Something `rich.print` shows.
@@ -87,18 +88,26 @@ def comparison_table(comparison: Mapping[str, Any]) -> Group:
     table = Table(
         box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, title=title, title_justify="left"
     )
-    table.add_column("", overflow="fold", min_width=8)
+    table.add_column("", overflow="fold", min_width=9)
     names = [Text(name) for name in _columns(comparison).values()]
-    for heading in (names[0], Text("change"), *names[1:], Text("criteria met"), Text("seconds")):
-        table.add_column(heading, justify="right", no_wrap=True)
-    first, *rest = (number(comparison["baseline"][key]) for key in _KEYS)
-    table.add_row("baseline", first, "", *rest, "", "", end_section=True)
+    headings = [names[0], Text("change"), *names[1:], Text("criteria"), Text("seconds")]
+    shown = len(headings) if width >= 100 else len(headings) - 1
+    for heading in headings[:shown]:
+        # the first column gives way, and not below what can be read
+        table.add_column(heading, justify="right", no_wrap=True, min_width=11 if heading in names else None)
+
+    def short(text: str) -> str:
+        return text.replace("0.", ".")
+
+    first, *rest = (short(number(comparison["baseline"][key])) for key in _KEYS)
+    table.add_row("baseline", *[first, "", *rest, "", ""][:shown], end_section=True)
     for recipe in comparison["recipes"]:
         summary = recipe["summary"]
-        first, *rest = (_spread(summary[key], "±") for key in _KEYS)
-        met = " ".join(f"{_count(recipe['success'][key])}/{len(recipe['runs'])}" for key in _KEYS)
-        change = number(summary["ap_gap"]["change"], sign=True)
-        table.add_row(Text(recipe["name"]), first, change, *rest, met, number(recipe["seconds"]["mean"], 0))
+        first, *rest = (short(_spread(summary[key], "±")) for key in _KEYS)
+        met = "-".join(_count(recipe["success"][key]) for key in _KEYS) + f"/{len(recipe['runs'])}"
+        change = short(number(summary["ap_gap"]["change"], sign=True))
+        cells = [first, change, *rest, met, number(recipe["seconds"]["mean"], 0)]
+        table.add_row(Text(recipe["name"]), *cells[:shown])
     notes = [Text(sentence) for sentence in _sentences(comparison)]
     wrong = [Text(f"{f['recipe']}, seed {f['seed']}, failed: {f['error']}", "bold red") for f in comparison["failed"]]
     return Group(table, Text(), *notes, *wrong)
