@@ -164,6 +164,18 @@ def test_both_ways_to_take_others_are_shown(tmp_path):
     assert "AP 0.6667" in text
 
 
+def test_a_split_that_repeats_another_is_said_to_and_still_counted(root):
+    for word in ("women", "men"):
+        shutil.rmtree(root / f"{word}_split" / "test")
+        (root / f"{word}_split" / "test").symlink_to(root / f"{word}_split" / "val")
+        shutil.copy(
+            root / f"{word}_split" / f"gender_{word}_val.json", root / f"{word}_split" / f"gender_{word}_test.json"
+        )
+    result = check(load_dataset(root))
+    assert result["counts"] == {"two_splits": 6}
+    assert result["splits"]["test"]["images"] == 6
+
+
 def test_facets_licence_is_shown(tmp_path):
     (tmp_path / "annotations.csv").write_text(
         'person_id,filename,bounding_box,gender_presentation_masc\n1,a.jpg,"[1, 2, 3, 4]",1\n'

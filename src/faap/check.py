@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -14,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from faap.data import Dataset, Problem, Record, Split, read_image
-from faap.errors import FaapError
+from faap.data import Dataset, Problem, Record, Split
+from faap.data.layouts import decode
 from faap.evaluation import Detections, coco_metrics
 
 # Perceptual hashes of 256 bits: pictures of other scenes differ in about 128, a smaller or re-encoded copy in a few.
@@ -38,8 +39,8 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
         Ready for JSON: root, layout, note, groups [anchor, reference], splits {name: {images, people, left_out, groups
         {group: what there is}, mixed}}, problems [{kind, file, record, reason}] and counts {kind: number}.
     """
-    problems = dataset.check()
     splits = {name: _split(dataset, name) for name in dataset.splits}
+    problems = dataset.check()
     # the whole of a data set that faap divides is no split beside the others
     parts = {name: split for name, split in splits.items() if name != "all"}
     if images:
@@ -87,8 +88,8 @@ def print_check(result: dict[str, Any], console: Console) -> None:
             console.print(f"{name}: {split['left_out']} images in which nobody has a group are left out")
         if mixed := split["mixed"]:
             console.print(
-                f"{name}: {mixed['images']} images show people of several groups. The others' boxes are regions to "
-                "ignore there. What a detector that finds everybody exactly would score:"
+                f"{name}: images that show people of several groups: {mixed['images']}. The others' boxes are regions "
+                "to ignore there. What a detector that finds everybody exactly would score:"
             )
             for group, values in mixed["perfect_detector_ap"].items():
                 console.print(
@@ -183,12 +184,16 @@ def _look(splits: dict[str, Split], console: Console | None) -> list[Problem]:
     hashes: dict[str, list[npt.NDArray[np.uint64]]] = {name: [] for name in splits}
     seen: dict[str, list[Record]] = {name: [] for name in splits}
     copies: set[frozenset[str]] = set()
+    visited: set[Path] = set()
     everything = [(name, record) for name, split in splits.items() for record in split.records]
     for name, record in track(everything, "Looking at images", console=console, transient=True, disable=not console):
+        if record.path in visited:  # one path in two places is found without opening it
+            continue
+        visited.add(record.path)
         try:
-            image = read_image(record.path)
-        except FaapError as error:
-            problems.append(Problem("unreadable_image", record.path, "", str(error).removeprefix(f"{record.path}: ")))
+            image = decode(record.path)
+        except Problem as problem:
+            problems.append(problem)
             continue
         bits = imagehash.phash(image, HASH_SIDE).hash.ravel()
         hashes[name].append(np.packbits(bits).view(np.uint64))

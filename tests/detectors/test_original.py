@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import faap
+from faap.detectors import DetectorOutput
 from faap.detectors.original import load_original
 from faap.errors import FaapError
 
@@ -67,8 +68,17 @@ def test_equals_the_original_network(
     for (layer_logits, layer_boxes), wanted_logits, wanted_boxes in zip(mine, logits, boxes, strict=True):
         torch.testing.assert_close(layer_logits, wanted_logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(layer_boxes, wanted_boxes, atol=1e-4, rtol=1e-4)
-    (out.logits.square().sum() + out.boxes.sum()).backward()
-    (logits[-1].square().sum() + boxes[-1].sum()).backward()
+    # the whole loss is the sum of the layers' own, each matched by itself
+    targets = [
+        {"labels": torch.tensor([1, 2]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.5], [0.7, 0.5, 0.3, 0.3]])},
+        {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.4, 0.8]])},
+    ]
+    loss = detector.loss(out, targets)
+    layers = [DetectorOutput(*layer, features) for layer in zip(logits, boxes, strict=True)]
+    expected = torch.stack([detector.loss(layer, targets) for layer in layers]).sum()
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    expected.backward()
     first, second = (x.grad for x in inputs)
     assert first is not None
     assert second is not None

@@ -2,12 +2,17 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import compress
 from pathlib import Path
+
+from PIL import Image
 
 from faap.data.coco import Reading, noting, read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
+from faap.data.images import read_image
 from faap.data.problems import Problem, refuse
 from faap.data.records import Record, Split
 from faap.data.tables import read_table
@@ -83,6 +88,7 @@ class Dataset:
         self._sources = layout.sources
         self._splits: dict[str, Split] = {}
         self._readings: dict[str, Reading] = {}
+        self._broken: dict[Path, Problem | None] = {}
 
     def read(self, name: str) -> Reading:
         """Read a split's files, once, with what is wrong in them.
@@ -100,8 +106,23 @@ class Dataset:
                 + (f" {self.note}" if self.note else "")
             )
         if name not in self._readings:
-            self._readings[name] = self._sources[name]()
+            reading = self._sources[name]()
+            self._readings[name] = self._decodable(reading) if self.skip_bad else reading
         return self._readings[name]
+
+    def _decodable(self, reading: Reading) -> Reading:
+        """Leave out the images that are broken behind their headers, which only decoding shows."""
+        new = list(dict.fromkeys(record.path for record in reading.records if record.path not in self._broken))
+        with ThreadPoolExecutor() as pool:
+            self._broken.update(zip(new, pool.map(_undecodable, new), strict=True))
+        kept = [self._broken[record.path] is None for record in reading.records]
+        broken = dict.fromkeys(self._broken[record.path] for record in reading.records)
+        return replace(
+            reading,
+            records=list(compress(reading.records, kept)),
+            splits=list(compress(reading.splits, kept)),
+            problems=[*reading.problems, *(problem for problem in broken if problem is not None)],
+        )
 
     def split(self, name: str) -> Split:
         """Read a split, once.
@@ -164,6 +185,22 @@ class Dataset:
                 kept = [record for record in reading.records if not any(record is double for double in doubles)]
                 self._readings[name] = replace(reading, records=kept)
         return list(problems)
+
+
+def decode(path: Path) -> Image.Image:
+    """Read an image; a Problem says what is wrong with it."""
+    try:
+        return read_image(path)
+    except FaapError as error:
+        raise Problem("unreadable_image", path, "", str(error).removeprefix(f"{path}: ")) from error
+
+
+def _undecodable(path: Path) -> Problem | None:
+    try:
+        decode(path)
+    except Problem as problem:
+        return problem
+    return None
 
 
 def load_dataset(

@@ -64,7 +64,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a CSV file with a header; what a short row lacks is empty.
 
     Args:
-        path: the file, UTF-8.
+        path: the file, UTF-8, with commas, or else semicolons or tabs, between its columns.
 
     Returns:
         The names of its columns, and its rows, each with the line that it ends in.
@@ -74,7 +74,11 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+            first = file.readline()
+            file.seek(0)
+            # as spreadsheets write it where the comma is a decimal point
+            delimiter = next((sign for sign in ",;\t" if sign in first), ",")
+            reader = csv.DictReader(file, restval="", delimiter=delimiter)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
             rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
