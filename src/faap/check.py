@@ -71,7 +71,10 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
 
 def print_check(result: dict[str, Any], console: Console) -> None:
     """Print what `check` found: what is there, then what is wrong, a few examples of each kind."""
-    table = Table("split", "group", "images", "people", "s/m/l", "crowds", "image size", "aspect", caption=_CAPTION)
+    table = Table("split", caption=_CAPTION)
+    table.add_column("group", overflow="fold")
+    for heading in ("images", "people", "s/m/l", "crowds", "image size", "aspect"):
+        table.add_column(heading, overflow="fold", justify="right")
     for name, split in result["splits"].items():
         for group, values in split["groups"].items():
             sizes = "–".join(f"{width}x{height}" for width, height in values["image_sizes"])
