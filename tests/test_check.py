@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -230,3 +232,32 @@ def test_mangled_files_never_give_a_traceback(tiny_promenade, tmp_path, data):
         (root / "table.csv").write_text(text)
         options += ["--group_csv", "table.csv"]
     assert cli.main(["check", str(root), *options]) in (0, 1, 2)
+
+
+def test_names_may_look_like_markup_or_be_unprintable(tmp_path, capsys):
+    entry = {"width": 40, "height": 30}
+    names = ("[/x]", "[red]")
+    for number in (1, 2):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    content = {
+        "images": [entry | {"id": n, "file_name": f"{n}.jpg", "gender": names[n - 1]} for n in (1, 2)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 5, 5]} for n in (1, 2)],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    content["images"].append(entry | {"id": 3, "file_name": "\ud800.jpg", "gender": "\ud800"})
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    text = printed(check(load_dataset(tmp_path, anchor="[/x]", reference="[red]")))
+    assert all(name in text for name in names)
+    code = "import sys; from faap.cli import main; sys.exit(main())"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "check", str(tmp_path), "--quick"], capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (1, "")
+    assert "missing_image: 1" in run.stdout
+
+
+def test_one_picture_twice_in_a_split_is_found(root):
+    folder = root / "women_split" / "val"
+    shutil.copy(folder / "00000.jpg", folder / "00001.jpg")
+    change(root, "women", "val", lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 1]))
+    assert check(load_dataset(root))["counts"] == {"bad_box": 1, "duplicate_image": 1}

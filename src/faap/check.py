@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from faap.data import Dataset, Problem, Record, Split
 from faap.data.layouts import decode
@@ -23,6 +24,7 @@ from faap.evaluation import Detections, coco_metrics
 HASH_SIDE, NEAR = 16, 16
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of area, in square pixels
 _SHOWN = 5
+_WHOLE_FILE = ("unreadable_file", "not_coco", "missing_column", "empty_split", "missing_group")
 _CAPTION = "s/m/l: people below 32², up to 96² and above 96² square pixels; aspect: width over height of the images"
 
 
@@ -46,7 +48,7 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
     if images:
         problems += _look(parts, console)
     for name, split in parts.items():
-        if not split.records and not dataset.read(name).problems:
+        if not split.records and not any(each.kind in _WHOLE_FILE for each in dataset.read(name).problems):
             problems.append(Problem("empty_split", dataset.root, f"split {name}", "holds no image"))
         problems += [
             Problem("empty_group", dataset.root, f"split {name}", f"has nobody of group {group!r} to find")
@@ -81,7 +83,7 @@ def print_check(result: dict[str, Any], console: Console) -> None:
             shapes = "–".join(dict.fromkeys(f"{values['image_aspect'][i]:.2f}" for i in (0, 2)))
             areas = "/".join(str(values[size]) for size in ("small", "medium", "large"))
             cells = (values["images"], values["people"], areas, values["crowds"], sizes, shapes)
-            table.add_row(name, group, *map(str, cells))
+            table.add_row(name, Text(group), *map(str, cells))
     console.print(f"{result['root']}: {result['layout']}", markup=False, highlight=False)
     console.print(table)
     if result["note"]:
@@ -99,6 +101,7 @@ def print_check(result: dict[str, Any], console: Console) -> None:
                     f"  {group}: AP {_number(values['ignored'])}; were the others' boxes left out instead, they would "
                     f"be false positives and AP {_number(values['left_out'])}",
                     highlight=False,
+                    markup=False,
                 )
     if not result["problems"]:
         console.print("Nothing is wrong with it.", style="green")
@@ -203,11 +206,13 @@ def _look(splits: dict[str, Split], console: Console | None) -> list[Problem]:
         seen[name].append(record)
         digest = hashlib.sha256(record.path.read_bytes()).hexdigest()
         split, first = exact.setdefault(digest, (name, record))
-        if first is record or (split == name and first.groups == record.groups):
+        if first is record:
             continue
         copies.add(frozenset((str(first.path), str(record.path))))
         kind, where = ("two_splits", f"{split} and {name}")
-        if split == name:
+        if split == name and first.groups == record.groups:
+            kind, where = "duplicate_image", f"{name} twice"
+        elif split == name:
             kind, where = "two_groups", f"{', '.join(first.groups)} and {', '.join(record.groups)}"
         problems.append(Problem(kind, record.path, "", f"is the same file as {first.path}: one image in {where}"))
     for one, other in combinations(splits, 2):

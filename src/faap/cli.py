@@ -1,6 +1,7 @@
 """The command line: one command a function, each a few lines that call the library."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -162,6 +163,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_exactly(arguments)
+    from faap.data import refuse
     from faap.training import measure
 
     device = resolve_device(given.device)
@@ -170,8 +172,11 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     dataset = _dataset(given, given.skip_bad)
     if dataset.note:
         console.print(dataset.note, style="yellow")
-    if given.skip_bad and (skipped := len(dataset.read(given.split).problems)):
-        console.print(f"{skipped} broken records are left out; `faap check` lists them.", style="yellow")
+    problems = dataset.check()
+    if not given.skip_bad:
+        refuse(problems)
+    elif problems:
+        console.print(f"{len(problems)} broken records are left out; `faap check` lists them.", style="yellow")
     run_dir = Path(given.output_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
@@ -275,6 +280,9 @@ def run(command: Callable[[], int | None]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `faap` with the given arguments, those of the process by default; return the exit status."""
+    # what files are called, and what is written in them, may not be printable
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())

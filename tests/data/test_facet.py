@@ -117,6 +117,13 @@ def test_an_unknown_attribute_is_named_with_the_columns(tmp_path):
         load_dataset(write(tmp_path), group_field="hair").split("test")
 
 
+def test_a_part_of_an_attributes_name_is_refused(tmp_path):
+    with pytest.raises(FaapError, match="'gender' is no attribute; did you mean 'gender_presentation'"):
+        load_dataset(write(tmp_path), group_field="gender").split("test")
+    with pytest.raises(FaapError, match="none: cannot be read: No such file"):
+        load_dataset(write(tmp_path), images_dir="none").split("test")
+
+
 def test_another_csv_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("image_id,gender\n1,female\n")
     with pytest.raises(FaapError, match=r"is not FACET's annotations\.csv"):

@@ -295,3 +295,52 @@ def test_categories_can_be_left_out_with_their_boxes(tmp_path):
     first = person.records[0]
     assert (first.boxes.tolist(), first.labels.tolist(), first.owners) == ([[4, 5, 10, 20]], [1], ("her",))
     assert len(first.areas) == len(first.crowd) == 1
+
+
+def test_a_category_name_used_twice_is_refused(tmp_path):
+    """A detector knows classes by name: one of the two would never be found."""
+    data = with_field(content(4), "images")
+    data["categories"].append({"id": 0, "name": "Person "})
+    with pytest.raises(FaapError, match=r"categories\[2\]: name 'Person ' is used by an earlier category"):
+        opened(write(tmp_path, data)).split("all")
+
+
+def test_unknown_splits_are_named(tmp_path):
+    data = with_field(content(8), "images")
+    for position, entry in enumerate(data["images"]):
+        entry["split"] = ("Train", "VALID", "holdout", "")[position // 2]
+    root = write(tmp_path, data)
+    with pytest.raises(FaapError, match=r"(?s)4 records.*image 5: split should be train, val or test, found 'holdout'"):
+        opened(root).split("train")
+    dataset = opened(root, skip_bad=True)
+    assert [[r.image_id for r in dataset.split(name).records] for name in ("train", "val")] == [[1, 2], [3, 4]]
+
+
+def test_the_folder_is_the_one_that_has_the_images(tmp_path):
+    root = write(tmp_path, with_field(content(4), "images"), images="images")
+    (root / "images" / "1.jpg").unlink()
+    reading = opened(root).read("all")
+    assert [problem.kind for problem in reading.problems] == ["missing_image"]
+    assert [record.image_id for record in reading.records] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("place", ["annotations/instances_val2017.json", ""])
+def test_cocos_own_places_are_found(tmp_path, place):
+    data = with_field(content(4), "images")
+    root = write(tmp_path, data, "annotations/instances_val2017.json", "val2017")
+    split = opened(root / place).split("all" if place else "val")
+    assert split.records[0].path == root / "val2017" / "1.jpg"
+
+
+def test_people_say_their_groups_where_images_are_empty(tmp_path):
+    data = with_field(content(4), "annotations")
+    data["images"][0]["gender"] = None
+    assert opened(write(tmp_path, data)).split("all").counts() == {"her": 2, "him": 2}
+
+
+def test_a_file_name_goes_before_a_row_number(tmp_path):
+    root = write(tmp_path, content(2))
+    assert [r.group for r in table(root, "id,file_name,gender\n1,2.jpg,her\n2,1.jpg,him\n").split("all").records] == [
+        "him",
+        "her",
+    ]

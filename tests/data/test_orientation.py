@@ -37,6 +37,15 @@ def test_a_box_turns_with_its_image(tmp_path, orientation):
     assert turn_box(list(BOX), STORED, orientation) == white_box(read_image(path))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_tiff_is_stored_as_it_is_read_without_turning(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", STORED).save(tmp_path / "a.tif", exif=exif)
+    assert read_header(tmp_path / "a.tif") == (STORED, orientation)
+    assert upright(STORED, orientation) == read_image(tmp_path / "a.tif").size
+
+
 @pytest.mark.parametrize("orientation", [0, 1, 9, 77])
 def test_other_orientations_turn_nothing(tmp_path, orientation):
     path = turned(tmp_path / "a.png", orientation)

@@ -94,7 +94,7 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, repeat, pycocotool
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
     result = paired_bootstrap(split, before, after, samples=samples, seed=3)
-    resampling = bootstrap.Resampling(split.records, 3)
+    resampling = bootstrap.Resampling(split, 3)
 
     def gaps(detections, copies):
         values = []
@@ -125,7 +125,7 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, repeat, pycocotool
 def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, repeat, pycocotools):
     split, detections, _ = split_of(6, images=8, paired=True)
     found = gap_with_error(split, detections, samples=10, seed=1)
-    resampling = bootstrap.Resampling(split.records, 1)
+    resampling = bootstrap.Resampling(split, 1)
     values = {group: [] for group in ("female", "male")}
     for b in range(10):
         for group, list_ in values.items():
@@ -147,7 +147,7 @@ def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, repeat, p
 def test_twins_come_and_go_together_and_group_sizes_stay(split_of):
     split, _, _ = split_of(0, images=9, paired=True)
     alone = [replace(r, pair=None, image_id=100 + i) for i, r in enumerate(split.records[:4])]
-    records = [*split.records, *alone]
+    records = replace(split, records=(*split.records, *alone))
     resampling = bootstrap.Resampling(records, 0)
     draws = np.array([resampling.weights(b) for b in range(50)])
     np.testing.assert_array_equal(draws[:, :9], draws[:, 9:18])
@@ -161,7 +161,7 @@ def test_twins_come_and_go_together_and_group_sizes_stay(split_of):
 
 def test_unpaired_groups_are_drawn_apart(split_of):
     split, _, _ = split_of(0, images=9)
-    draws = np.array([bootstrap.Resampling(split.records, 0).weights(b) for b in range(20)])
+    draws = np.array([bootstrap.Resampling(split, 0).weights(b) for b in range(20)])
     assert (draws[:, :9].sum(axis=1) == 9).all()
     assert not np.array_equal(draws[:, :9], draws[:, 9:])
 
@@ -209,7 +209,7 @@ def test_replicates_without_ground_truth_are_left_out(record):
         for side in (30, 40)
     )
     split = Split(name="test", records=tuple(records), categories={1: "person"}, anchor="female", reference="male")
-    copies = np.array([bootstrap.Resampling(records, 0).weights(b)[0] for b in range(60)])
+    copies = np.array([bootstrap.Resampling(split, 0).weights(b)[0] for b in range(60)])
     assert (copies == 0).any()
     assert (copies > 0).any()
     gap = paired_bootstrap(split, before, after, samples=60)["AP"]

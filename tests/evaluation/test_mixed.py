@@ -70,6 +70,15 @@ def test_metrics_are_pycocotools_with_the_others_as_crowds(mixed, pycocotools):
         assert [values[key] for key in ("AP", "AP50", "AR100")] == pytest.approx([stats[0], stats[1], stats[8]])
 
 
+def test_a_third_group_may_be_a_single_image(mixed, record):
+    split, before, after = mixed
+    kept = [i for i, each in enumerate(split.records) if each.owners is None]
+    few = split.select(kept)
+    few = replace(few, records=(*few.records, record(999, "fourth", [HER])))
+    found = [[entries[i] for i in kept] + [everybody(few.records[-1], [0.5])] for entries in (before, after)]
+    assert np.isfinite(paired_bootstrap(few, *found, samples=10)["AP"]["p_value"])
+
+
 def test_the_bootstrap_measures_the_same_gap(mixed):
     split, before, after = mixed
     metrics = [group_metrics(split, found) for found in (before, after)]

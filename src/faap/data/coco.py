@@ -125,7 +125,7 @@ def read_coco(
 
     Args:
         path: the JSON file.
-        folder: what its file names are relative to; of several the first in which its first image is.
+        folder: what its file names are relative to; of several the one in which the most of its first images are.
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field of images or annotations that holds the group.
         table: further fields of images, by image id or file name; see `read_table`.
@@ -144,7 +144,9 @@ def read_coco(
     personal = not group and _mentioned(group_field, entries)
     # if annotations say a group, not every image has to
     asked = not group and (table is not None or _mentioned(group_field, _list(content, "images", here)))
-    images, known = _images(content, here, folder, result.problems, group, group_field if asked else "", table or {})
+    images, known = _images(
+        content, here, folder, result.problems, group, group_field, table or {}, asked and not personal
+    )
     if not (group or personal or asked):
         fields = sorted({str(name) for entry in content["images"] if isinstance(entry, dict) for name in entry})
         raise here.problem(
@@ -168,14 +170,17 @@ def _mentioned(field: str, entries: list[Any]) -> bool:
 
 
 def _first_with(folders: Sequence[Path], entries: list[Any]) -> Path:
-    names = (entry.get("file_name") for entry in entries if isinstance(entry, dict))
-    name = next((name for name in names if isinstance(name, str)), "")
-    for folder in folders:
-        # what no file system takes as a name is said later, with its record
-        with suppress(OSError, ValueError):
-            if name and (folder / name).is_file():
-                return folder
-    return folders[-1]
+    names = [entry.get("file_name") for entry in entries[:50] if isinstance(entry, dict)]
+
+    def count(folder: Path) -> int:
+        found = 0
+        for name in names:
+            # what no file system takes as a name is said later, with its record
+            with suppress(OSError, ValueError):
+                found += isinstance(name, str) and bool(name) and (folder / name).is_file()
+        return found
+
+    return max(folders, key=count)  # the first of equals
 
 
 @contextmanager
@@ -224,6 +229,9 @@ def _categories(content: dict[str, Any], here: _Place, problems: list[Problem]) 
                 raise at.problem("bad_field", f"name should be a word, found {name!r:.80}")
             if key in categories:
                 raise at.problem("duplicate_id", f"id {key} is used by an earlier category; ids must differ")
+            if name.strip().casefold() in {other.strip().casefold() for other in categories.values()}:
+                # detectors know classes by name, so one of the two would never be found
+                raise at.problem("duplicate_id", f"name {name!r} is used by an earlier category; merge the two")
             categories[key] = name
     return categories
 
@@ -236,6 +244,7 @@ def _images(
     group: str,
     group_field: str,
     table: Mapping[str, Mapping[str, str]],
+    asked: bool,
 ) -> tuple[dict[int, _Image], set[int]]:
     """Check the images; return the good ones and the ids of all."""
     entries = _list(content, "images", here)
@@ -257,8 +266,8 @@ def _images(
             name = entry.get("file_name")
             names = (str(key), name, os.path.basename(name)) if isinstance(name, str) else (str(key),)
             entry = {**entry, **next((table[each] for each in names if each in table), {})}
-            image = _image(entry, folder, at, group or _word(entry, group_field, at))
-            if group_field and not image.group:
+            image = _image(entry, folder, at, group or (_word(entry, group_field, at) if group_field else ""))
+            if asked and not image.group:
                 where = "the table" if table else "the image"
                 raise at.problem("missing_group", f"{where} says no group for it (field {group_field!r}, {name})")
             images[key] = image
@@ -279,7 +288,7 @@ def _image(entry: dict[str, Any], folder: Path, at: _Place, group: str) -> _Imag
         raise at.problem("bad_field", f"scene should be a number or a word, found {scene!r:.80}")
     stored, turn = check_header(folder / name, (width, height), at.problem)
     return _Image(
-        path=folder / name,
+        path=folder / os.path.normpath(name),
         size=upright(stored, turn) if turn > 1 else (width, height),
         stored=stored,
         turn=turn,

@@ -50,7 +50,14 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
         if name not in columns and name not in voted:
             reason = f"has no column {name}; --group_field names the attribute (columns: {', '.join(columns)})"
             raise Problem("missing_column", path, "", reason)
-    where = _files_in(root)
+    starts = {group.partition("_")[0] for group in voted.values()}
+    if len(voted) > 1 and len(starts) == 1:
+        whole = f"{attribute}_{starts.pop()}"
+        raise Problem("missing_column", path, "", f"{attribute!r} is no attribute; did you mean {whole!r}?")
+    try:
+        where = _files_in(root)
+    except OSError as error:
+        raise Problem("missing_image", root, "", f"cannot be read: {error.strerror}; it should hold images") from error
     result = Reading(categories={1: "person"})
     people: dict[str, list[Row]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}

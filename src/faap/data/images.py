@@ -69,6 +69,8 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
             if image.mode.startswith("I"):
                 # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
                 wide = np.asarray(image, dtype=np.float64) / 257

@@ -150,7 +150,8 @@ class Dataset:
                     known = ", ".join(f"{key} ({count} images)" for key, count in counts.items()) or "nothing"
                     raise FaapError(
                         f"data set {self.root}: the split {name!r} has nobody of group {group!r} to find; it has "
-                        f"{known}. --anchor_group and --reference_group choose.{nearest(group, counts)}"
+                        f"{known}. --anchor_group and --reference_group choose."
+                        + ("" if group in counts else nearest(group, counts))
                     )
             self._splits[name] = split
         return self._splits[name]
@@ -336,7 +337,7 @@ def _coco(place: Path, root: Path, annotations: str, images_dir: str, group_fiel
             result.problems += problems
             found = read_coco(path, folders, group_field=group_field, table=groups)
             result = replace(found, problems=[*result.problems, *found.problems])
-        return result
+        return result if name != WHOLE else _with_known_splits(result, path)
 
     if WHOLE not in present:
         return _Layout("COCO JSON", {name: partial(read, path, name) for name, path in present.items()})
@@ -354,8 +355,16 @@ def _only_json(place: Path) -> str:
 
 def _image_folders(root: Path, annotations: Path, split: str) -> list[Path]:
     """Return where the images of a COCO JSON may be, the likeliest first."""
-    year = [root / f"{split}2017"] if annotations.stem.endswith("2017") else []
-    return [root / split, *year, root / "images" / split, root / "images", root, annotations.parent]
+    home = root.parent if root.name == "annotations" else root
+    own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
+    names = [name for name in (own, split) if name != WHOLE]
+    return [
+        *(home / folder / name for folder in (".", "images") for name in names),
+        home / "images",
+        home,
+        root,
+        annotations.parent,
+    ]
 
 
 def _part(whole: Callable[[], Reading], name: str) -> Reading:
@@ -363,13 +372,32 @@ def _part(whole: Callable[[], Reading], name: str) -> Reading:
     reading = whole()
     if name == WHOLE:
         return reading
-    told = any(reading.splits)
-    chosen = [
-        record
-        for record, split in zip(reading.records, reading.splits, strict=True)
-        if (SPLIT_NAMES.get(split, split) if told else _drawn(record)) == name
-    ]
+    if any(reading.splits):
+        homes = [SPLIT_NAMES.get(split.casefold(), split.casefold()) for split in reading.splits]
+    else:
+        homes = [_drawn(record) for record in reading.records]
+    chosen = [record for record, home in zip(reading.records, homes, strict=True) if home == name]
     return replace(reading, records=chosen, splits=[name] * len(chosen))
+
+
+def _with_known_splits(reading: Reading, path: Path) -> Reading:
+    """Leave out images without a split where others have one, or with one of another name than train, val and test."""
+    if not any(reading.splits):
+        return reading
+    kept = [SPLIT_NAMES.get(split.casefold(), split.casefold()) in SPLITS for split in reading.splits]
+    problems = [
+        Problem(
+            "bad_field", path, f"image {record.image_id}", f"split should be train, val or test, found {split!r:.80}"
+        )
+        for record, split, good in zip(reading.records, reading.splits, kept, strict=True)
+        if not good
+    ]
+    return replace(
+        reading,
+        records=list(compress(reading.records, kept)),
+        splits=list(compress(reading.splits, kept)),
+        problems=[*reading.problems, *problems],
+    )
 
 
 def _drawn(record: Record) -> str:

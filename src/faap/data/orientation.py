@@ -17,7 +17,9 @@ def read_header(path: Path) -> tuple[Size, int]:
     """
     with Image.open(path) as file:
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return file.size, orientation if orientation in range(1, 9) else 1
+        orientation = orientation if orientation in range(1, 9) else 1
+        # of a TIFF, Pillow gives the size as it is after turning
+        return (upright(file.size, orientation) if file.format == "TIFF" else file.size), orientation
 
 
 def upright(stored: Size, orientation: int) -> Size:

@@ -7,7 +7,7 @@ from faap.data.coco import noting
 from faap.data.problems import Problem
 from faap.errors import nearest
 
-_IMAGE_COLUMNS = ("image_id", "id", "file_name", "filename", "file", "image", "path")
+_IMAGE_COLUMNS = ("image_id", "file_name", "filename", "file", "image", "path", "id")
 
 
 def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]], list[Problem]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from faap.data import Record, Split
+from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import Floats, Ranking, rank
@@ -25,14 +25,15 @@ class Resampling:
     every replicate has as many images of each group as the split. Replicate b depends on (seed, b) alone.
 
     Args:
-        records: all images of a split.
+        split: the images.
         seed: 0 or more.
 
     Raises:
-        FaapError: if a group has fewer than two clusters, from which no error can be told.
+        FaapError: if the anchor or the reference group has fewer than two clusters, from which no error can be told.
     """
 
-    def __init__(self, records: Sequence[Record], seed: int) -> None:
+    def __init__(self, split: Split, seed: int) -> None:
+        records = split.records
         clusters: dict[tuple[str, str], list[int]] = defaultdict(list)
         for i, record in enumerate(records):
             clusters[("image", str(i)) if record.pair is None else ("pair", record.pair)].append(i)
@@ -42,7 +43,7 @@ class Resampling:
         for number, members in enumerate(clusters.values()):
             self.cluster_of[members] = number
             strata[tuple(sorted({group for i in members for group in records[i].groups}))].append(number)
-        for group in sorted({group for record in records for group in record.groups}):
+        for group in (split.anchor, split.reference):
             count = sum(len(numbers) for composition, numbers in strata.items() if group in composition)
             if count < 2:
                 raise FaapError(
@@ -62,7 +63,7 @@ class Resampling:
 
 def check_resampling(split: Split) -> None:
     """Raise a FaapError if a split is too small to tell the error of its metrics."""
-    Resampling(split.records, 0)
+    Resampling(split, 0)
 
 
 class _Curves:
@@ -98,7 +99,7 @@ def _draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
         raise FaapError(f"{samples} bootstrap samples; there must be 0 (none) or more")
     columns = [np.ones(len(split.records), dtype=np.int32)]
     if samples:
-        resampling = Resampling(split.records, seed)
+        resampling = Resampling(split, seed)
         columns += [resampling.weights(replicate) for replicate in range(samples)]
     return np.stack(columns, axis=1)
 
