@@ -138,11 +138,15 @@ def table(root, text):
 
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
 def test_a_spreadsheets_table_is_read(tmp_path, sign):
-    rows = [f'"image_id"{sign}"gender"{sign}"note"', f'1{sign}"her"{sign}"a b"', f'"2"{sign}him{sign}', ""]
+    rows = [f'"image_id"{sign}"gender"{sign}"note"{sign}', f'1{sign}"her"{sign}"a b"', f'"2"{sign}him{sign}', ""]
     assert table(write(tmp_path, content(2)), "\r\n".join(rows)).split("all").counts() == {"her": 1, "him": 1}
 
 
 BROKEN_TABLES = {
+    "of other images": (
+        "id,gender\n1.0,her\n2.0,him\n",
+        "the table names none of its images, which are 1, 1.jpg, .*'1.0'",
+    ),
     "no key": ("picture,gender\n1,her\n", "has no column that names images: one of image_id, .*it has picture, gender"),
     "no group": ("image_id,gendr\n1,her\n", "has no column 'gender'; --group_field.*Did you mean 'gendr'"),
     "a name twice": ("image_id,gender,gender\n1,her,him\n", "should name each column once"),

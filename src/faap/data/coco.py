@@ -250,6 +250,13 @@ def _images(
     entries = _list(content, "images", here)
     if not entries:
         raise here.problem("empty_split", "holds no image; an empty split cannot be used")
+    named = [_names(entry) for entry in entries if isinstance(entry, dict)]
+    if table and not any(name in table for names in named for name in names):
+        raise here.problem(
+            "missing_group",
+            f"the table names none of its images, which are {', '.join((named or [()])[0])} and so on, while the "
+            f"table's are {next(iter(table))!r} and so on",
+        )
     images: dict[int, _Image] = {}
     known: set[int] = set()
     for position, raw in enumerate(entries):
@@ -264,14 +271,19 @@ def _images(
             known.add(key)
             at = _Place(here.file, f"image {key}")
             name = entry.get("file_name")
-            names = (str(key), name, os.path.basename(name)) if isinstance(name, str) else (str(key),)
-            entry = {**entry, **next((table[each] for each in names if each in table), {})}
+            entry = {**entry, **next((table[each] for each in _names(entry) if each in table), {})}
             image = _image(entry, folder, at, group or (_word(entry, group_field, at) if group_field else ""))
             if asked and not image.group:
                 where = "the table" if table else "the image"
                 raise at.problem("missing_group", f"{where} says no group for it (field {group_field!r}, {name})")
             images[key] = image
     return images, known
+
+
+def _names(entry: dict[str, Any]) -> tuple[str, ...]:
+    """What a table may call an image."""
+    name = entry.get("file_name")
+    return (str(entry.get("id")), name, os.path.basename(name)) if isinstance(name, str) else (str(entry.get("id")),)
 
 
 def _image(entry: dict[str, Any], folder: Path, at: _Place, group: str) -> _Image:

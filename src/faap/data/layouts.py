@@ -377,7 +377,7 @@ def _part(whole: Callable[[], Reading], name: str) -> Reading:
     else:
         homes = [_drawn(record) for record in reading.records]
     chosen = [record for record, home in zip(reading.records, homes, strict=True) if home == name]
-    return replace(reading, records=chosen, splits=[name] * len(chosen))
+    return replace(reading, records=chosen, splits=[name] * len(chosen), left_out=0)
 
 
 def _with_known_splits(reading: Reading, path: Path) -> Reading:

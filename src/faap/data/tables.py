@@ -79,13 +79,13 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             # as spreadsheets write it where the comma is a decimal point
             delimiter = next((sign for sign in ",;\t" if sign in first), ",")
             reader = csv.DictReader(file, restval="", delimiter=delimiter)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
             rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
     except OSError as error:
         raise Problem("unreadable_file", path, "", f"cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise Problem("unreadable_file", path, "", f"not valid CSV: {error}") from error
-    if len(set(columns)) < len(columns) or not all(columns):
+    if len(set(columns)) < len(columns):
         raise Problem("missing_column", path, "", f"its first line should name each column once, found {columns}")
     return columns, rows

@@ -64,6 +64,8 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
 def _train(recipe: Recipe, console: Console) -> TrainResult:
     device = resolve_device(recipe.device)
     dataset = load_dataset(**recipe.data())
+    for name in ("train", "val", "test"):
+        dataset.read(name)  # a split that is not there is the first thing to know
     problems = dataset.check()
     if not recipe.skip_bad:
         refuse(problems)
