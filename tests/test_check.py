@@ -137,6 +137,10 @@ def test_an_empty_split_or_group_is_found(tmp_path):
         ("empty_split", "split val"),
         ("empty_split", "split test"),
     ]
+    # what is wrong with a record hides no empty split
+    content["annotations"].append(content["annotations"][0] | {"id": 2, "bbox": [1, 1, 0, 5]})
+    (tmp_path / "data.json").write_text(json.dumps(content))
+    assert check(load_dataset(tmp_path))["counts"] == {"bad_box": 1, "empty_group": 1, "empty_split": 2}
     (tmp_path / "data.json").write_text("[")
     assert check(load_dataset(tmp_path))["counts"] == {"unreadable_file": 1}
 

@@ -17,14 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from faap.data import Dataset, Problem, Record, Split
-from faap.data.layouts import decode
+from faap.data.layouts import WHOLE, decode
 from faap.evaluation import Detections, coco_metrics
 
 # Perceptual hashes of 256 bits: pictures of other scenes differ in about 128, a smaller or re-encoded copy in a few.
 HASH_SIDE, NEAR = 16, 16
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of area, in square pixels
 _SHOWN = 5
-_WHOLE_FILE = ("unreadable_file", "not_coco", "missing_column", "empty_split", "missing_group")
 _CAPTION = "s/m/l: people below 32², up to 96² and above 96² square pixels; aspect: width over height of the images"
 
 
@@ -44,11 +43,11 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
     splits = {name: _split(dataset, name) for name in dataset.splits}
     problems = dataset.check()
     # the whole of a data set that faap divides is no split beside the others
-    parts = {name: split for name, split in splits.items() if name != "all"}
+    parts = {name: split for name, split in splits.items() if name != WHOLE}
     if images:
         problems += _look(parts, console)
     for name, split in parts.items():
-        if not split.records and not any(each.kind in _WHOLE_FILE for each in dataset.read(name).problems):
+        if not split.records and not any(not each.record for each in dataset.read(name).problems):
             problems.append(Problem("empty_split", dataset.root, f"split {name}", "holds no image"))
         problems += [
             Problem("empty_group", dataset.root, f"split {name}", f"has nobody of group {group!r} to find")

@@ -99,13 +99,13 @@ def compare(
     console = console or Console()
     root = Path(output_dir)
     first = recipes[0]
-    data = first.data()
-    for field in ("dataset_root", *list(data)[3:], "detr_checkpoint", "anchor_group", "reference_group"):
+    places = ("dataset_root", "annotations", "images_dir", "group_field", "group_csv", "skip_bad", "detr_checkpoint")
+    for field in (*places, "anchor_group", "reference_group"):
         for recipe in recipes:
             if (found := getattr(recipe, field)) != (wanted := getattr(first, field)):
                 raise FaapError(f"{recipe.name} has {field} {found}, {first.name} has {wanted}; they must be the same.")
     # an error of all runs is one error, and said now
-    load_dataset(**data)
+    load_dataset(**first.data())
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
     waiting = [run for run in runs if not _is_finished(run)]
     console.print(

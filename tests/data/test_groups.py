@@ -284,6 +284,10 @@ def test_an_image_in_two_splits_or_groups_stays_in_the_first(tmp_path):
         ("duplicate_image", "3.jpg"),
         ("two_splits", "1.jpg"),
     ]
+    assert dataset.check() == dataset.check()
+    assert [record.image_id for record in dataset.read("all").records] == [*range(1, 7)]
+    assert [len(dataset.read(name).problems) for name in dataset.splits] == [1, 1, 1, 3]
+    dataset.skip_bad = True
     assert [record.image_id for name in ("train", "val", "test") for record in dataset.split(name).records] == [
         *range(1, 7)
     ]

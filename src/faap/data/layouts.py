@@ -161,17 +161,12 @@ class Dataset:
 
         An image that two splits or groups list, or one twice, stays in the first place only.
         """
-        problems: dict[Problem, None] = {}
         seen: dict[Path, tuple[str, Record]] = {}
+        doubles: dict[Record, Problem] = {}
         for name in self.splits:
-            reading = self.read(name)
-            problems |= dict.fromkeys(reading.problems)
-            if name == WHOLE:
-                continue
-            doubles = []
-            for record in reading.records:
+            for record in self.read(name).records:
                 first, earlier = seen.setdefault(record.path, (name, record))
-                if earlier is record:
+                if earlier is record:  # also where the whole of a divided file comes after its parts
                     continue
                 kind, where = "duplicate_image", f"split {name}"
                 if first != name:
@@ -179,13 +174,18 @@ class Dataset:
                 elif earlier.groups != record.groups:
                     kind, where = "two_groups", f"the groups {', '.join(earlier.groups + record.groups)}"
                 reason = f"is in {where}, as image {earlier.image_id} and image {record.image_id}; it should be in one"
-                problems[Problem(kind, record.path, "", reason)] = None
-                doubles.append(record)
-            if doubles:
-                # identity, for records hold arrays
-                kept = [record for record in reading.records if not any(record is double for double in doubles)]
-                self._readings[name] = replace(reading, records=kept)
-        return list(problems)
+                doubles.setdefault(record, Problem(kind, record.path, "", reason))
+        for name in self.splits:
+            reading = self.read(name)
+            if new := [doubles[record] for record in reading.records if record in doubles]:
+                kept = [record not in doubles for record in reading.records]
+                self._readings[name] = replace(
+                    reading,
+                    records=list(compress(reading.records, kept)),
+                    splits=list(compress(reading.splits, kept)),
+                    problems=[*reading.problems, *new],
+                )
+        return list(dict.fromkeys(problem for name in self.splits for problem in self.read(name).problems))
 
 
 def decode(path: Path) -> Image.Image:
@@ -372,10 +372,7 @@ def _part(whole: Callable[[], Reading], name: str) -> Reading:
     reading = whole()
     if name == WHOLE:
         return reading
-    if any(reading.splits):
-        homes = [SPLIT_NAMES.get(split.casefold(), split.casefold()) for split in reading.splits]
-    else:
-        homes = [_drawn(record) for record in reading.records]
+    homes = reading.splits if any(reading.splits) else [_drawn(record) for record in reading.records]
     chosen = [record for record, home in zip(reading.records, homes, strict=True) if home == name]
     return replace(reading, records=chosen, splits=[name] * len(chosen), left_out=0)
 
@@ -384,7 +381,8 @@ def _with_known_splits(reading: Reading, path: Path) -> Reading:
     """Leave out images without a split where others have one, or with one of another name than train, val and test."""
     if not any(reading.splits):
         return reading
-    kept = [SPLIT_NAMES.get(split.casefold(), split.casefold()) in SPLITS for split in reading.splits]
+    names = [SPLIT_NAMES.get(split.casefold(), split.casefold()) for split in reading.splits]
+    kept = [name in SPLITS for name in names]
     problems = [
         Problem(
             "bad_field", path, f"image {record.image_id}", f"split should be train, val or test, found {split!r:.80}"
@@ -395,7 +393,7 @@ def _with_known_splits(reading: Reading, path: Path) -> Reading:
     return replace(
         reading,
         records=list(compress(reading.records, kept)),
-        splits=list(compress(reading.splits, kept)),
+        splits=list(compress(names, kept)),
         problems=[*reading.problems, *problems],
     )
 

@@ -14,8 +14,9 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
     """Read a table from images to their group.
 
     Args:
-        path: a CSV file with a header; one column names the image by id or file name (image_id, id, file_name,
-            filename, file, image or path), the column `group_field` holds its group, and one named split its split.
+        path: a CSV file with a header. One column names the image by id or file name: the first there is of image_id,
+            file_name, filename, file, image, path and id. The column `group_field` holds its group, one named split
+            its split.
         group_field: name of the column.
 
     Returns:
