@@ -252,6 +252,8 @@ def test_names_may_look_like_markup_or_be_unprintable(tmp_path, capsys):
     (tmp_path / "data.json").write_text(json.dumps(content))
     text = printed(check(load_dataset(tmp_path, anchor="[/x]", reference="[red]")))
     assert all(name in text for name in names)
+    content["images"][0]["gender"] = "\ud800"
+    (tmp_path / "data.json").write_text(json.dumps(content))
     code = "import sys; from faap.cli import main; sys.exit(main())"
     run = subprocess.run(
         [sys.executable, "-c", code, "check", str(tmp_path), "--quick"], capture_output=True, text=True
