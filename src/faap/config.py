@@ -66,6 +66,7 @@ class Recipe:
     reference_group: str = _setting("male", "the group it is measured against")
 
     arch: str = _setting("light", "generator: light, or unet, the original", choices=("light", "unet"))
+    widths: str = _setting("", "channels of its three resolutions, as in 16,48,96; empty: the architecture's own")
     head: str = _setting(
         "stabilized",
         "projection head; none: features are only normalised",
@@ -158,18 +159,29 @@ class Recipe:
             )
         if self.anchor_group == self.reference_group:
             raise FaapError(f"anchor_group and reference_group are both {self.anchor_group!r}; they must differ.")
-        _ = self.training_edges  # refuses what is not numbers
+        _ = self.training_edges, self.generator_widths  # refuse what is not numbers
 
     @property
     def training_edges(self) -> tuple[int, ...]:
         """Return `train_edges` as numbers."""
-        words = self.train_edges.split(",")
-        edges = tuple(int(word) for word in words if word.strip().isdecimal() and int(word) > 0)
-        if len(edges) < len(words):
-            raise FaapError(
-                f"train_edges is {self.train_edges!r}; it must be whole numbers of pixels, as in 480,640,800."
-            )
-        return edges
+        return self._whole_numbers("train_edges", "of pixels, as in 480,640,800")
+
+    @property
+    def generator_widths(self) -> tuple[int, ...] | None:
+        """Return `widths` as numbers; None for the architecture's own."""
+        if not self.widths:
+            return None
+        widths = self._whole_numbers("widths", "of channels, as in 16,48,96")
+        if len(widths) != 3 or any(width % 8 for width in widths):
+            raise FaapError(f"widths is {self.widths!r}; it must be three multiples of 8, as in 16,48,96.")
+        return widths
+
+    def _whole_numbers(self, name: str, what: str) -> tuple[int, ...]:
+        words = getattr(self, name).split(",")
+        numbers = tuple(int(word) for word in words if word.strip().isdecimal() and int(word) > 0)
+        if len(numbers) < len(words):
+            raise FaapError(f"{name} is {getattr(self, name)!r}; it must be whole numbers {what}.")
+        return numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""

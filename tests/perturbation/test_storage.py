@@ -181,5 +181,5 @@ def test_the_configuration_is_plain_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "arch": "light",
         "epsilon": 0.1,
-        "widths": [24, 48, 96],
+        "widths": [16, 48, 96],
     }

@@ -11,7 +11,7 @@ def spend(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor 
 
     Args:
         pixel_values: (B, 3, H, W) ImageNet-normalised.
-        raw: (B, 3, H, W), any real values.
+        raw: (B, 3, H, W), any real values; overwritten where it needs no gradient.
         epsilon: the bound on δ, in normalised units, ≥ 0.
         pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
 
@@ -21,8 +21,11 @@ def spend(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor 
     Source: spec/recipes.md, "Notation", δ and x'.
     """
     black, white = normalise(pixel_values.new_tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
-    moved = pixel_values + epsilon * raw.to(pixel_values.dtype).tanh()
-    clamped = moved.clamp(black, white)
+    raw = raw.to(pixel_values.dtype)
+    if torch.is_grad_enabled() and (raw.requires_grad or pixel_values.requires_grad):
+        clamped = pixel_values.add(raw.tanh(), alpha=epsilon).clamp(black, white)
+    else:  # a deployment pays for every new tensor
+        clamped = torch.add(pixel_values, raw.tanh_(), alpha=epsilon, out=raw).clamp_(black, white)
     return clamped if pixel_mask is None else torch.where(pixel_mask[:, None], clamped, pixel_values)
 
 

@@ -72,7 +72,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
         Source: spec/recipes.md, "Notation".
         """
-        mask = None if pixel_mask is None else pixel_mask.bool()
+        mask = None if pixel_mask is None or bool(pixel_mask.all()) else pixel_mask.bool()
         return spend(pixel_values, self(pixel_values, mask), self.epsilon, mask)
 
     # The names in checkpoints are the network's own, as in those of the original U-Net.

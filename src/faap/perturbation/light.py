@@ -30,7 +30,8 @@ class _Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor, valid: _Valid | None = None) -> Tensor:
         if valid is None:
-            return F.silu(super().forward(x))
+            # in place where no gradient needs what went in: a new tensor's pages cost more than the arithmetic
+            return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
         x = x.float()
         size = valid.count * (x.shape[1] // GROUPS)  # (B, 1)
         mean = self._group_sums(x * valid.mask) / size  # (B, G)
@@ -56,7 +57,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor, valid: _Valid | None) -> Tensor:
         inner: Tensor = self.conv2(self.norm2(self.conv1(self.norm1(x, valid)), valid))
-        return x + inner
+        return inner.add_(x)
 
 
 class _Down(nn.Module):
@@ -77,7 +78,8 @@ class _Up(nn.Module):
         self.conv = nn.Conv2d(channels, 4 * out, 1)
 
     def forward(self, x: Tensor, skip: Tensor, valid: _Valid | None) -> Tensor:
-        return skip + F.pixel_shuffle(self.conv(self.norm(x, valid)), 2)
+        grown = F.pixel_shuffle(self.conv(self.norm(x, valid)), 2)
+        return skip + grown[..., : skip.shape[2], : skip.shape[3]]
 
 
 class Light(nn.Module):
@@ -95,7 +97,7 @@ class Light(nn.Module):
         widths: channels at 1/4, 1/8 and 1/16 of the resolution, multiples of 8.
     """
 
-    WIDTHS = (24, 48, 96)
+    WIDTHS = (16, 48, 96)
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
@@ -119,26 +121,31 @@ class Light(nn.Module):
     def forward(self, x: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Return the raw perturbation (B, 3, H, W) of images (B, 3, H, W) with mask (B, H, W), None: no padding."""
         height, width = x.shape[-2:]
-        whole = height % STRIDE == 0 and width % STRIDE == 0
-        # the mask costs time; without padding and with a whole number of cells it changes nothing
-        if pixel_mask is None or bool(pixel_mask.all()):
-            pixel_mask = None if whole else x.new_ones((len(x), height, width), dtype=torch.bool)
         valid: list[_Valid | None] = [None, None, None]
-        if pixel_mask is not None:
-            margins = (0, -width % STRIDE, 0, -height % STRIDE)
-            mask = F.pad(pixel_mask[:, None].float(), margins)
-            x = F.pad(x, margins) * mask
+        cell = PATCH
+        # masks cost time; where nothing is padded, each resolution ends with the image instead
+        if pixel_mask is not None and not bool(pixel_mask.all()):
+            cell = STRIDE
+            mask = F.pad(pixel_mask[:, None].float(), (0, -width % STRIDE, 0, -height % STRIDE))
             valid = [_valid(mask, PATCH), _valid(mask, 2 * PATCH), _valid(mask, STRIDE)]
+            x = x * pixel_mask[:, None]
+        x = F.pad(x, (0, -width % cell, 0, -height % cell))
         at4, at8, at16 = valid
-        patches = F.pixel_unshuffle(x, PATCH).contiguous(memory_format=torch.channels_last)  # (B, 48, H/4, W/4)
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        pixels = x.reshape(-1, 3, rows, PATCH, columns, PATCH)
+        # pixel_unshuffle and channels last in one copy: (B, 48, H/4, W/4)
+        patches = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, 3 * PATCH**2).permute(0, 3, 1, 2)
         quarter = self.encode4(self.stem(patches), at4)
         eighth = self.encode8(self.down8(quarter, at4), at8)
         sixteenth = self.encode16(self.down16(eighth, at8), at16)
         eighth = self.decode8(self.up8(sixteenth, eighth, at16), at8)
         quarter = self.decode4(self.up4(eighth, quarter, at8), at4)
         out = self.out(self.norm(quarter, at4))
-        own, gain = out[:, :-3], out[:, -3:].repeat_interleave(PATCH**2, 1)
-        return F.pixel_shuffle(own + gain * patches, PATCH)[..., :height, :width]
+        out = out.permute(0, 2, 3, 1)  # (B, H/4, W/4, 51): the patch's own values, and a gain for each colour
+        own = out[..., :-3].unflatten(-1, (3, PATCH, PATCH)).permute(0, 3, 1, 4, 2, 5)
+        gain = out[..., -3:].permute(0, 3, 1, 2)[:, :, :, None, :, None]
+        raw = (pixels * gain).add_(own)
+        return raw.reshape(x.shape)[..., :height, :width]
 
 
 def _valid(mask: Tensor, cell: int) -> _Valid:

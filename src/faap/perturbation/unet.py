@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,10 +56,11 @@ class UNet(nn.Module):
         self.up2 = _Up(quarter, half)
         self.up1 = _Up(half, full)
         self.out_conv = nn.Conv2d(full, 3, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Return the raw perturbation (B, 3, H, W) of images (B, 3, H, W); the mask is not looked at."""
-        full = self.down1(x)
+        full = self.down1(x.contiguous(memory_format=torch.channels_last))
         half = self.down2(full)
         deep = self.bottleneck(self.down3(half))
         out: Tensor = self.out_conv(self.up1(self.up2(deep, half), full))

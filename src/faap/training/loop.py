@@ -133,7 +133,7 @@ class _Trainer:
             num_workers=recipe.num_workers,
             pin_memory=device.type == "cuda",
         )
-        self.generator = Generator(arch=recipe.arch, epsilon=recipe.epsilon_peak)
+        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
         self.objective = Objective(recipe, detector.feature_dim)
         self.generator.to(device)
         self.objective.to(device)
