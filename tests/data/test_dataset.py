@@ -1,10 +1,14 @@
 """Samples and batches: the right targets, the right padding, the same whatever the workers."""
 
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -12,6 +16,8 @@ from faap.data import (
     FaapImages,
     GroupBalancedBatches,
     Preprocessing,
+    Record,
+    Split,
     collate,
     evaluation_transform,
     load_dataset,
@@ -117,3 +123,23 @@ def test_an_image_of_another_size_than_annotated_is_named(split, tmp_path):
     wrong = replace(split, records=(replace(split.records[0], path=path),))
     with pytest.raises(FaapError, match=r"other\.jpg: the image is 30x40 pixels .* but 40x30 in its annotations"):
         FaapImages(wrong, PREPROCESSING, {1: 0})[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    edges=st.tuples(st.integers(8, 120), st.none() | st.integers(30, 160)) | st.just((None, None)),
+    fixed=st.none() | st.tuples(st.integers(4, 90), st.integers(4, 90)),
+    multiple=st.sampled_from([1, 8, 32]),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 5),
+)
+def test_the_shape_of_a_sample_is_known_before_its_file_is_read(size, edges, fixed, multiple, seed, epoch):
+    none = np.zeros(0)
+    record = Record(1, Path("nowhere.jpg"), *size, "female", np.zeros((0, 4)), none, none, none.astype(bool), None)
+    split = Split("train", (record,) * 3, {1: "person"}, "female", "male")
+    preprocessing = Preprocessing(*edges, size=fixed, multiple=multiple)
+    images = FaapImages(split, preprocessing, {1: 0}, training=True, seed=seed, edges=(480, 700, 800))
+    shapes = [images.shape(epoch, index) for index in range(3)]
+    with patch("faap.data.dataset.read_image", lambda path: Image.new("RGB", size)):
+        assert shapes == [tuple(images[epoch, index].pixels.shape[1:]) for index in range(3)]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from faap.data import (
@@ -16,6 +18,7 @@ from faap.data import (
     read_image,
     training_transform,
 )
+from faap.data.images import TRAINING_EDGES
 from faap.errors import FaapError
 
 KEEP = Preprocessing(shortest_edge=None, longest_edge=None)
@@ -148,6 +151,79 @@ def test_kept_size_gives_the_very_pixels(rng):
     pixels, _ = evaluation_transform(Image.fromarray(values), np.zeros((0, 4)), KEEP)
     back = (denormalise(pixels) * 255).round().permute(1, 2, 0).numpy()
     assert np.array_equal(back, values)
+
+
+def test_pixels_are_the_normalised_bytes_to_the_last_bit():
+    values = np.stack([np.roll(np.arange(256, dtype=np.uint8).reshape(8, 32), shift) for shift in (0, 5, 77)], 2)
+    pixels, _ = evaluation_transform(Image.fromarray(values), np.zeros((0, 4)), KEEP)
+    assert torch.equal(pixels, normalise(torch.from_numpy(values).permute(2, 0, 1).float() / 255))
+    assert pixels.is_contiguous()
+
+
+def resized(image, shortest, longest, preprocessing, multiple=1):
+    low, high = min(image.size), max(image.size)
+    exact = float(shortest)
+    if longest is not None and high / low * shortest > longest:
+        exact = longest * low / high
+    edges = max(1, round(exact)), max(1, int(exact * high / low))
+    if low == edges[0]:
+        edges = low, high
+    edges = [max(multiple, edge // multiple * multiple) for edge in edges]
+    return image.resize(edges if image.width <= image.height else edges[::-1], preprocessing.resample)
+
+
+def augmented_step_by_step(image, box, preprocessing, rng):
+    """DETR's augmentation with each number drawn just before it is used."""
+    x0, y0, x1, y1 = box
+    if rng.random() < 0.5:
+        image, x0, x1 = ImageOps.mirror(image), image.width - x1, image.width - x0
+    own = min(preprocessing.size) if preprocessing.size else preprocessing.shortest_edge
+    if own is not None and rng.random() < 0.5:
+        before = image.size
+        image = resized(image, round(own / 800 * rng.choice([400, 500, 600])), None, preprocessing)
+        low, high = round(own / 800 * 384), round(own / 800 * 600)
+        width = min(rng.integers(low, max(low, min(image.width, high)) + 1), image.width)
+        height = min(rng.integers(low, max(low, min(image.height, high)) + 1), image.height)
+        left, top = rng.integers([image.width - width + 1, image.height - height + 1]).tolist()
+        across, down = image.width / before[0], image.height / before[1]
+        x0, x1 = (min(max(x * across - left, 0), width) for x in (x0, x1))
+        y0, y1 = (min(max(y * down - top, 0), height) for y in (y0, y1))
+        image = image.crop((left, top, left + int(width), top + int(height)))
+    w, h = image.size
+    found = [[(x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h]] if x0 < x1 and y0 < y1 else []
+    if preprocessing.size:
+        image = image.resize(preprocessing.size[::-1], preprocessing.resample)
+    elif own is not None:
+        shortest = round(own / 800 * rng.choice(TRAINING_EDGES))
+        image = resized(image, shortest, preprocessing.longest_edge, preprocessing, preprocessing.multiple)
+    return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255), found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    preprocessing=st.sampled_from(
+        [
+            Preprocessing(100, 140),
+            Preprocessing(80, None),
+            Preprocessing(100, 133, multiple=16, resample=3),
+            Preprocessing(None, None, size=(60, 90)),
+            KEEP,
+        ]
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_drawing_everything_first_changes_no_bit_of_a_sample(size, preprocessing, seed):
+    width, height = size
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image, box = Image.fromarray(noise), (width * 0.2, height * 0.1, width * 0.7, height * 0.5)
+    xywh = np.array([[box[0], box[1], box[2] - box[0], box[3] - box[1]]])
+    drawn = (np.random.default_rng([seed, 1]) for _ in range(2))
+    pixels, boxes, labels = training_transform(image, xywh, np.array([7]), preprocessing, next(drawn))
+    wanted, found = augmented_step_by_step(image, box, preprocessing, next(drawn))
+    assert torch.equal(pixels, wanted)
+    assert labels.tolist() == [7] * len(found)
+    assert boxes.numpy() == pytest.approx(np.reshape(found, (-1, 4)), abs=1e-5)
 
 
 def rectangle(size, box, value=255):

@@ -1,5 +1,6 @@
 """From records to batches of tensors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils import data
 
-from faap.data.images import TRAINING_EDGES, Preprocessing, evaluation_transform, read_image, training_transform
+from faap.data.images import (
+    TRAINING_EDGES,
+    Preprocessing,
+    evaluation_transform,
+    plan_training,
+    read_image,
+    training_transform,
+)
 from faap.data.records import Split
 from faap.errors import FaapError
 
@@ -73,7 +81,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Pad samples to a batch."""
     valid = torch.tensor([sample.pixels.shape[1:] for sample in samples])
     height, width = valid.amax(0).tolist()
-    pixel_values = torch.zeros(len(samples), 3, height, width)
+    pixel_values = _zeros(len(samples), 3, height, width)
     pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
     for index, (sample, (rows, columns)) in enumerate(zip(samples, valid.tolist(), strict=True)):
         pixel_values[index, :, :rows, :columns] = sample.pixels
@@ -87,6 +95,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         sizes=torch.tensor([sample.size for sample in samples]),
         valid=valid,
     )
+
+
+def _zeros(*shape: int) -> Tensor:
+    """Make a large tensor where that is cheapest: fetching its memory page by page takes longer than filling it.
+
+    What a worker hands on has to lie in shared memory and would be copied there; fresh shared memory is zero.
+    """
+    if data.get_worker_info() is None:
+        return torch.from_numpy(np.zeros(shape, np.float32))  # NumPy asks for huge pages, torch does not
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0).set_(storage).view(shape)
 
 
 class FaapImages(data.Dataset[Sample]):
@@ -125,6 +144,17 @@ class FaapImages(data.Dataset[Sample]):
         """Return the number of images."""
         return len(self.split.records)
 
+    def shape(self, epoch: int, index: int) -> tuple[int, int]:
+        """Return the height and width in pixels of a sample in training, without reading its file."""
+        record = self.split.records[index]
+        if self.preprocessing.size is not None:
+            return self.preprocessing.size
+        if self.preprocessing.shortest_edge is None:
+            return record.height, record.width
+        rng = np.random.default_rng([self.seed, epoch, index])
+        width, height = plan_training((record.width, record.height), self.preprocessing, rng, self.edges).size
+        return height, width
+
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Read an image.
 
@@ -146,7 +176,7 @@ class FaapImages(data.Dataset[Sample]):
                 f"{record.path}: the image is {image.width}x{image.height} pixels (as EXIF turns it), but "
                 f"{record.width}x{record.height} in its annotations"
             )
-        kept = ~record.crowd & np.isin(record.labels, list(self.label_map))
+        kept = ~record.crowd & np.array([label in self.label_map for label in record.labels.tolist()], dtype=bool)
         boxes = record.boxes[kept]
         labels = np.array([self.label_map[label] for label in record.labels[kept].tolist()], dtype=np.int64)
         if self.training:

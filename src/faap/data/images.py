@@ -52,6 +52,23 @@ class Preprocessing:
     pad_size: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What training does to an image, in this order.
+
+    Attributes:
+        flip: mirror it.
+        scaled: (width, height) in pixels to resize to before the crop; the image's own without a crop.
+        crop: (left, top, right, bottom) in pixels of that; None: no crop.
+        size: (width, height) in pixels to resize to at the end.
+    """
+
+    flip: bool
+    scaled: tuple[int, int]
+    crop: tuple[int, int, int, int] | None
+    size: tuple[int, int]
+
+
 def read_image(path: str | Path) -> Image.Image:
     """Read an image file as 8-bit RGB, the way up that it is meant to be seen.
 
@@ -68,7 +85,8 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            image: Image.Image = file
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
             if image.mode.startswith("I"):
@@ -78,7 +96,7 @@ def read_image(path: str | Path) -> Image.Image:
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB")
     # Pillow's decoders raise many kinds of errors on broken files.
     except Exception as error:
         raise FaapError(f"{path}: cannot be read as an image: {error}") from error
@@ -105,7 +123,8 @@ def evaluation_transform(image: Image.Image, boxes: Boxes, preprocessing: Prepro
     Returns:
         Pixels (3, H, W) float32, ImageNet-normalised; boxes (n, 4) float32, cxcywh in [0, 1].
     """
-    return _pixels(_fit(image, preprocessing, preprocessing.shortest_edge)), _relative(boxes, image.size)
+    size = _fitted(image.size, preprocessing, preprocessing.shortest_edge)
+    return _pixels(_resize(image, size, preprocessing)), _relative(boxes, image.size)
 
 
 def training_transform(
@@ -136,50 +155,66 @@ def training_transform(
 
     Source: Carion et al., ECCV 2020, section 4; spec/recipes.md, "Data".
     """
-    if rng.random() < 0.5:
+    plan = plan_training(image.size, preprocessing, rng, edges)
+    if plan.flip:
         image = ImageOps.mirror(image)
         boxes = boxes.copy()
         boxes[:, 0] = image.width - boxes[:, 0] - boxes[:, 2]
+    if plan.crop is not None:
+        boxes = boxes * np.tile(np.divide(plan.scaled, image.size), 2)
+        image = _resize(image, plan.scaled, preprocessing).crop(plan.crop)
+        top_left = (boxes[:, :2] - plan.crop[:2]).clip(0, image.size)
+        bottom_right = (boxes[:, :2] + boxes[:, 2:] - plan.crop[:2]).clip(0, image.size)
+        kept = (bottom_right > top_left).all(1)
+        boxes, labels = np.concatenate([top_left, bottom_right - top_left], 1)[kept], labels[kept]
+    return _pixels(_resize(image, plan.size, preprocessing)), _relative(boxes, image.size), labels
+
+
+def plan_training(
+    size: tuple[int, int],
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+    edges: Sequence[int] = TRAINING_EDGES,
+) -> TrainingPlan:
+    """Draw what `training_transform` does to an image; it needs the size alone, so no file has to be read.
+
+    Args:
+        size: width and height of the image in pixels.
+        preprocessing: the detector's.
+        rng: the only source of randomness.
+        edges: as in `training_transform`.
+
+    Returns:
+        The plan.
+    """
+    flip = bool(rng.random() < 0.5)
     edge = min(preprocessing.size) if preprocessing.size else preprocessing.shortest_edge
     if edge is None:
-        return _pixels(image), _relative(boxes, image.size), labels
+        return TrainingPlan(flip, size, None, size)
     scale = edge / EVALUATION_EDGE
+    scaled, crop, end = size, None, size
     if rng.random() < 0.5:
-        before = image.size
-        image = _resize(image, round(scale * rng.choice(CROP_EDGES)), None, preprocessing.resample)
-        boxes = boxes * np.tile(np.divide(image.size, before), 2)
-        image, boxes, labels = _crop(image, boxes, labels, [round(scale * edge) for edge in CROP_RANGE], rng)
-    size = image.size
-    image = _fit(image, preprocessing, round(scale * rng.choice(np.asarray(edges))))
-    return _pixels(image), _relative(boxes, size), labels
+        scaled = _scaled(size, round(scale * CROP_EDGES[int(rng.integers(len(CROP_EDGES)))]), None)
+        low, high = (round(scale * bound) for bound in CROP_RANGE)
+        drawn = [int(rng.integers(low, max(low, min(side, high)) + 1)) for side in scaled]
+        end = min(drawn[0], scaled[0]), min(drawn[1], scaled[1])
+        left, top = (int(rng.integers(outer - inner + 1)) for outer, inner in zip(scaled, end, strict=True))
+        crop = left, top, left + end[0], top + end[1]
+    shortest = round(scale * edges[int(rng.integers(len(edges)))])
+    return TrainingPlan(flip, scaled, crop, _fitted(end, preprocessing, shortest))
 
 
-def _crop(
-    image: Image.Image, boxes: Boxes, labels: npt.NDArray[np.int64], bounds: Sequence[int], rng: np.random.Generator
-) -> tuple[Image.Image, Boxes, npt.NDArray[np.int64]]:
-    low, high = bounds
-    size = np.array([rng.integers(low, max(low, min(edge, high)) + 1) for edge in image.size])
-    size = np.minimum(size, image.size)
-    corner = rng.integers(np.subtract(image.size, size) + 1)
-    image = image.crop((*corner.tolist(), *(corner + size).tolist()))
-    top_left = (boxes[:, :2] - corner).clip(0, size)
-    bottom_right = (boxes[:, :2] + boxes[:, 2:] - corner).clip(0, size)
-    kept = (bottom_right > top_left).all(1)
-    return image, np.concatenate([top_left, bottom_right - top_left], 1)[kept], labels[kept]
-
-
-def _fit(image: Image.Image, preprocessing: Preprocessing, shortest: int | None) -> Image.Image:
-    """Resize to the detector's fixed size if it has one, else to a shortest edge."""
+def _fitted(size: tuple[int, int], preprocessing: Preprocessing, shortest: int | None) -> tuple[int, int]:
+    """Return the detector's fixed size if it has one, else that of a shortest edge; all as (width, height)."""
     if preprocessing.size is not None:
-        height, width = preprocessing.size
-        return image.resize((width, height), Image.Resampling(preprocessing.resample))
+        return preprocessing.size[1], preprocessing.size[0]
     if shortest is None:
-        return image
-    return _resize(image, shortest, preprocessing.longest_edge, preprocessing.resample, preprocessing.multiple)
+        return size
+    return _scaled(size, shortest, preprocessing.longest_edge, preprocessing.multiple)
 
 
-def _resize(image: Image.Image, shortest: int, longest: int | None, resample: int, multiple: int = 1) -> Image.Image:
-    low, high = min(image.size), max(image.size)
+def _scaled(size: tuple[int, int], shortest: int, longest: int | None, multiple: int = 1) -> tuple[int, int]:
+    low, high = min(size), max(size)
     exact = float(shortest)
     if longest is not None and high / low * shortest > longest:
         exact = longest * low / high
@@ -187,14 +222,22 @@ def _resize(image: Image.Image, shortest: int, longest: int | None, resample: in
     if low == edges[0]:
         edges = low, high
     edges = max(multiple, edges[0] // multiple * multiple), max(multiple, edges[1] // multiple * multiple)
-    if edges == (low, high):
-        return image
-    return image.resize(edges if image.width <= image.height else edges[::-1], Image.Resampling(resample))
+    return edges if size[0] <= size[1] else edges[::-1]
+
+
+def _resize(image: Image.Image, size: tuple[int, int], preprocessing: Preprocessing) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling(preprocessing.resample))
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return normalise(values).contiguous()
+    # Band by band and in place: several times faster than whole tensors, and the same operations on each value.
+    values = np.empty((3, image.height * image.width), np.float32)
+    for plane, band, mean, std in zip(values, "RGB", MEAN, STD, strict=True):
+        plane[:] = np.frombuffer(image.tobytes("raw", band), np.uint8)
+        plane /= 255
+        plane -= mean
+        plane /= std
+    return torch.from_numpy(values.reshape(3, image.height, image.width))
 
 
 def _relative(boxes: Boxes, size: tuple[int, int]) -> Tensor:

@@ -1,11 +1,19 @@
 """The order in which training sees the images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
 from torch.utils.data import Sampler
 
 from faap.errors import FaapError
+
+# Half-batches that are paired at a time: pairing takes time as the cube, and more would save little padding.
+WINDOW = 512
+
+Integers = npt.NDArray[np.int64]
 
 
 class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
@@ -15,12 +23,23 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
     one before left off. So an epoch's batches are a function of (seed, epoch) alone. An epoch has twice as many images
     as the larger group; its last batch may be smaller.
 
+    With `shape`, an epoch has the same images, but in batches of like shapes, so that little of a batch is padding. A
+    group's images are cut into half-batches of like shapes, each anchor half-batch gets a reference half-batch that
+    fits it, and the batches come in an order that has nothing to do with shapes. If all shapes are equal, the batches
+    are as drawn; a smaller last batch always is.
+
+    Several processes share each batch: theirs, one after the other, are its anchors and its references. A process that
+    gets none of a small last batch yields that batch's first image as a stand-in; see `own`.
+
     Args:
         anchor_indices: positions of the anchor group's images in the data set.
         reference_indices: positions of the reference group's images.
         batch_size: images in a batch, even, at least 2.
         seed: at least 0.
         images_per_epoch: overrides the length of an epoch, rounded up to an even number; 0: the rule above.
+        shape: (epoch, index) -> (height, width) in pixels of the sample; None: batches are as drawn.
+        rank: this process's number, from 0.
+        world: number of processes; `batch_size` is that of all of them together.
 
     Raises:
         FaapError: the batch size is odd or too small, or a group has no image.
@@ -33,6 +52,10 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         batch_size: int,
         seed: int,
         images_per_epoch: int = 0,
+        *,
+        shape: Callable[[int, int], tuple[int, int]] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 2 or batch_size % 2:
             raise FaapError(f"batch_size is {batch_size}; it must be even and at least 2: half of it for each group")
@@ -45,6 +68,8 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         self.batch_size = batch_size
         self.seed = seed
         self.images_per_group = (images_per_epoch + 1) // 2 or max(len(indices) for indices in self.groups)
+        self.shape = shape
+        self.rank, self.world = rank, world
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -56,17 +81,100 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         return -(-self.images_per_group // (self.batch_size // 2))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the batches of the chosen epoch."""
-        epoch, half = self.epoch, self.batch_size // 2
-        anchors, references = (self._draw(number) for number in range(2))
-        for start in range(0, self.images_per_group, half):
-            chosen = [*anchors[start : start + half], *references[start : start + half]]
-            yield [(epoch, int(index)) for index in chosen]
+        """Yield this process's share of each batch of the chosen epoch."""
+        anchors, references = self._arranged()
+        for number in range(len(self)):
+            mine, theirs = self._share(number)
+            chosen = [*anchors[mine], *references[theirs]] or [anchors[number * (self.batch_size // 2)]]
+            yield [(self.epoch, int(index)) for index in chosen]
 
-    def _draw(self, number: int) -> list[int]:
+    def own(self, number: int) -> int:
+        """Return how many images of a batch, counted from 0, are this process's; 0 where it yields a stand-in."""
+        return sum(share.stop - share.start for share in self._share(number))
+
+    def _share(self, number: int) -> tuple[slice, slice]:
+        """Return where the process's anchors and references of a batch lie among the epoch's."""
+        start = number * (self.batch_size // 2)
+        count = min(self.batch_size // 2, self.images_per_group - start)
+        anchors = [count * rank // self.world for rank in (self.rank, self.rank + 1)]
+        both = [2 * count * rank // self.world for rank in (self.rank, self.rank + 1)]
+        return (
+            slice(start + anchors[0], start + anchors[1]),
+            slice(start + both[0] - anchors[0], start + both[1] - anchors[1]),
+        )
+
+    def _draw(self, number: int) -> Integers:
         indices = self.groups[number]
         start = self.epoch * self.images_per_group
         passes = range(start // len(indices), (start + self.images_per_group - 1) // len(indices) + 1)
         order = [np.random.default_rng([self.seed, number, each]).permutation(indices) for each in passes]
         offset = start - passes[0] * len(indices)
-        return list(np.concatenate(order)[offset : offset + self.images_per_group])
+        return np.concatenate(order)[offset : offset + self.images_per_group]
+
+    def _arranged(self) -> list[Integers]:
+        """Return each group's images of the epoch in the order of the batches."""
+        drawn = [self._draw(number) for number in range(2)]
+        if self.shape is None:
+            return drawn
+        shapes = [self._shapes(indices) for indices in drawn]
+        if (np.concatenate(shapes) == shapes[0][0]).all():
+            return drawn
+        halves = [self._halves(number, shapes[number]) for number in range(2)]
+        anchors, references = (of[half].max(1) for of, half in zip(shapes, halves, strict=True))
+        halves[1] = halves[1][_partners(anchors, references)]
+        order = np.random.default_rng([self.seed, 2, self.epoch]).permutation(len(anchors))
+        places = [half[order].ravel() for half in halves]
+        return [np.concatenate([of[place], of[len(place) :]]) for of, place in zip(drawn, places, strict=True)]
+
+    def _shapes(self, indices: Integers) -> Integers:
+        assert self.shape is not None
+        unique, inverse = np.unique(indices, return_inverse=True)
+        return np.array([self.shape(self.epoch, int(index)) for index in unique])[inverse]
+
+    def _halves(self, number: int, shapes: Integers) -> Integers:
+        """Cut a group's images of the epoch, but for a smaller last batch, into half-batches of like shapes.
+
+        Each pass is cut for itself: images of two passes may be one image, whose twins would always meet.
+
+        Returns:
+            (m, batch_size / 2) places among the group's images of the epoch.
+        """
+        half, length = self.batch_size // 2, len(self.groups[number])
+        end = len(shapes) // half * half
+        passes = np.arange(-self.epoch * self.images_per_group % length, end, length)
+        cuts = sorted({0, *(passes // half * half).tolist(), *(-(-passes // half) * half).tolist(), end})
+        parts = [part for cut in pairwise(cuts) for part in _split(np.arange(*cut), shapes, half)]
+        return np.sort(np.reshape(parts, (-1, half)).astype(np.int64), 1)
+
+
+def _split(places: Integers, shapes: Integers, size: int) -> Iterator[Integers]:
+    """Halve places, at the median of the side that varies more, until `size` of them are left in each part."""
+    if len(places) == size:
+        yield places
+        return
+    here = shapes[places]
+    side = (here.max(0) / here.min(0)).argmax()
+    places = places[here[:, side].argsort(kind="stable")]
+    middle = len(places) // size // 2 * size
+    yield from _split(places[:middle], shapes, size)
+    yield from _split(places[middle:], shapes, size)
+
+
+def _partners(anchors: Integers, references: Integers) -> Integers:
+    """Find the reference half-batch for each anchor half-batch that leaves the least padding.
+
+    Args:
+        anchors: (m, 2) largest height and width of each anchor half-batch.
+        references: (m, 2) those of the reference half-batches; both with like shapes close together.
+
+    Returns:
+        (m,) the number of the reference half-batch.
+    """
+    partners = np.arange(len(anchors))
+    windows = -(-len(anchors) // WINDOW)
+    for start in range(windows):
+        # In steps, so that each window has some of every shape.
+        here = slice(start, None, windows)
+        pixels = np.maximum(anchors[here, None], references[None, here]).prod(-1)
+        partners[here] = partners[here][linear_sum_assignment(pixels)[1]]
+    return partners
