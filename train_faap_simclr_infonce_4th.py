@@ -5,9 +5,7 @@ Without `--dataset_root` and `--detr_checkpoint` it uses Promenade, the embedded
 
 import sys
 
-from rich.console import Console
-
 from faap import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: cli.train(sys.argv[1:], Console(), prog=sys.argv[0], recipe="infonce_4th")))
+    sys.exit(cli.run(lambda: cli.train(sys.argv[1:], cli.terminal(), prog=sys.argv[0], recipe="infonce_4th")))

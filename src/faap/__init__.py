@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from faap.data import load_dataset as load_dataset
     from faap.detectors import load_detector as load_detector
     from faap.errors import FaapError as FaapError
-    from faap.evaluation import evaluate as evaluate
+    from faap.evaluation.evaluate import evaluate as evaluate
     from faap.perturbation import load_generator as load_generator
     from faap.training import TrainResult as TrainResult
     from faap.training import train as train

@@ -2,11 +2,12 @@
 
 import torch
 
+from faap import distributed
 from faap.errors import FaapError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn a device's name into a device that is there.
+    """Turn a device's name into a device that is there; of several processes each gets its own.
 
     Args:
         name: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
@@ -15,7 +16,7 @@ def resolve_device(name: str) -> torch.device:
         FaapError: if the name means nothing, or there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -24,4 +25,4 @@ def resolve_device(name: str) -> torch.device:
         raise FaapError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FaapError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
-    return device
+    return distributed.join(device)

@@ -13,6 +13,13 @@ import torch
 from faap.errors import FaapError
 
 
+def cache_dir() -> Path:
+    """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
+    if own := os.environ.get("FAAP_CACHE_DIR"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes its place when the block ends well."""

@@ -7,7 +7,8 @@ from PIL import Image
 
 from faap.data import load_dataset
 from faap.errors import FaapError
-from faap.promenade import build, build_promenade, cache_dir, compose, detector_dir
+from faap.files import cache_dir
+from faap.promenade import build, build_promenade, compose, detector_dir
 
 FEW = {"train": 4, "val": 2, "test": 3}
 

@@ -193,17 +193,20 @@ def test_total_is_the_weighted_sum(finished: faap.TrainResult) -> None:
 def test_test_split_is_read_once_at_the_end(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     real: Callable[..., Any] = loop.measure
-    detect: Callable[..., Any] = loop.detect
 
-    def spy_detect(detector: Any, split: Any, *rest: Any, **named: Any) -> Any:
-        seen.append(split.name)
-        return detect(detector, split, *rest, **named)
+    def spy(detect: Callable[..., Any]) -> Callable[..., Any]:
+        def spying(detector: Any, split: Any, *rest: Any, **named: Any) -> Any:
+            seen.append(split.name)
+            return detect(detector, split, *rest, **named)
+
+        return spying
 
     def spy_measure(*rest: Any, **named: Any) -> Any:
         seen.append("measure test")
         return real(*rest, **named)
 
-    monkeypatch.setattr(loop, "detect", spy_detect)
+    for name in ("detect", "detect_baseline"):
+        monkeypatch.setattr(loop, name, spy(getattr(loop, name)))
     monkeypatch.setattr(loop, "measure", spy_measure)
     train(replace(recipe, epochs=2), console=QUIET)
     # the baseline on validation once, then each epoch; test only afterwards

@@ -1,5 +1,6 @@
 """Group-wise detection metrics, gaps between groups and their errors, success criteria, image quality."""
 
+from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, gap_with_error, paired_bootstrap
 from faap.evaluation.criteria import success_criteria
 from faap.evaluation.detections import Detections, detect
@@ -15,6 +16,7 @@ __all__ = [
     "check_resampling",
     "coco_metrics",
     "detect",
+    "detect_baseline",
     "evaluate",
     "gap_with_error",
     "group_metrics",

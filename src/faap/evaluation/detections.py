@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from faap import distributed
 from faap.data import FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation.quality import image_quality
@@ -31,6 +32,16 @@ class Detections:
     boxes: npt.NDArray[np.float64]
 
 
+@dataclass
+class _Part:
+    """What came of one batch."""
+
+    number: int
+    found: list[Detections] = field(default_factory=list)
+    qualities: list[dict[str, float]] = field(default_factory=list)
+    normalised: list[float] = field(default_factory=list)
+
+
 def detect(
     detector: FrozenDetector,
     split: Split,
@@ -39,6 +50,8 @@ def detect(
     batch_size: int = 16,
 ) -> list[Detections]:
     """Run a detector over a split as a deployment would: perturbed pixels are rounded to 8 bits.
+
+    Several processes share the batches, and each returns the whole.
 
     Args:
         detector: the frozen detector.
@@ -97,20 +110,21 @@ def _run(
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
     images = FaapImages(split, detector.preprocessing, label_map)
-    found: list[Detections] = []
-    qualities: list[dict[str, float]] = []
-    normalised: list[float] = []
-    for start in range(0, len(images), batch_size):
+    parts: list[_Part] = []
+    # several processes take turns; a batch is the same whoever has it, so the numbers are, too
+    for number in range(distributed.rank(), math.ceil(len(images) / batch_size), distributed.world()):
+        start = number * batch_size
         batch = collate([images[i] for i in range(start, min(start + batch_size, len(images)))]).to(device)
+        part = _Part(number)
         pixels = batch.pixel_values
         if generator is not None:
             perturbed = generator.perturb(pixels, batch.pixel_mask)
             # padding is no part of the deployed image, and its zeros are no multiples of 1/255
             pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
         if generator is not None and compare:
-            normalised.append(float((perturbed - batch.pixel_values).abs().max()))
+            part.normalised.append(float((perturbed - batch.pixel_values).abs().max()))
             before, after = (denormalise(values).mul(255).round().div(255) for values in (batch.pixel_values, pixels))
-            qualities += [
+            part.qualities += [
                 image_quality(old[:, :height, :width], new[:, :height, :width])
                 for old, new, (height, width) in zip(before, after, batch.valid.tolist(), strict=True)
             ]
@@ -118,7 +132,7 @@ def _run(
         for image_id, image in zip(batch.image_ids.tolist(), output, strict=True):
             labels = image.labels.cpu().numpy()
             known = np.isin(labels, list(category_of))
-            found.append(
+            part.found.append(
                 Detections(
                     image_id=image_id,
                     scores=image.scores.double().cpu().numpy()[known],
@@ -126,8 +140,11 @@ def _run(
                     boxes=image.boxes.double().cpu().numpy()[known],
                 )
             )
-    return found, {
-        "linf_normalised": max(normalised, default=math.nan),
+        parts.append(part)
+    parts = sorted(distributed.merge(parts), key=lambda part: part.number)
+    qualities = [quality for part in parts for quality in part.qualities]
+    return [detected for part in parts for detected in part.found], {
+        "linf_normalised": max((value for part in parts for value in part.normalised), default=math.nan),
         "linf_pixels": max((quality["linf"] for quality in qualities), default=math.nan),
         "psnr_db": _mean([quality["psnr"] for quality in qualities]),
         "ssim": _mean([quality["ssim"] for quality in qualities]),

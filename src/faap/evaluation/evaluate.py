@@ -6,9 +6,10 @@ from typing import Any
 
 from faap.data import Dataset
 from faap.detectors import FrozenDetector
+from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, paired_bootstrap
 from faap.evaluation.criteria import success_criteria
-from faap.evaluation.detections import Detections, detect, detect_and_compare
+from faap.evaluation.detections import Detections, detect_and_compare
 from faap.evaluation.metrics import check_aligned, group_metrics
 from faap.perturbation import Generator
 
@@ -55,7 +56,7 @@ def evaluate(
         # a data set too small for its errors is found out before the detector runs
         check_resampling(images)
     if baseline is None:
-        baseline = detect(detector, images, batch_size=batch_size)
+        baseline = detect_baseline(detector, images, batch_size=batch_size)
     check_aligned(images.records, baseline)
     perturbed, distance = detect_and_compare(detector, images, generator, batch_size=batch_size)
     before, after = group_metrics(images, baseline), group_metrics(images, perturbed)

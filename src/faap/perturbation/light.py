@@ -144,7 +144,7 @@ class Light(nn.Module):
         out = out.permute(0, 2, 3, 1)  # (B, H/4, W/4, 51): the patch's own values, and a gain for each colour
         own = out[..., :-3].unflatten(-1, (3, PATCH, PATCH)).permute(0, 3, 1, 4, 2, 5)
         gain = out[..., -3:].permute(0, 3, 1, 2)[:, :, :, None, :, None]
-        raw = (pixels * gain).add_(own)
+        raw: Tensor = (pixels * gain).add_(own)
         return raw.reshape(x.shape)[..., :height, :width]
 
 

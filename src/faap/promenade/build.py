@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -14,18 +13,12 @@ from PIL import Image
 from rich.progress import track
 
 from faap.errors import FaapError
+from faap.files import cache_dir
 from faap.promenade.scenes import HEIGHT, SPLITS, WIDTH, compose
 
 SEED = 0
 SCENES: Mapping[str, int] = {"train": 1600, "val": 250, "test": 700}  # for each of the two groups
 FOLDERS = {"female": "women", "male": "men"}
-
-
-def cache_dir() -> Path:
-    """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
-    if own := os.environ.get("FAAP_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap"
 
 
 def detector_dir(arm: str = "biased") -> Path:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +15,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from faap import distributed
 from faap.config import Recipe
 from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset, refuse
 from faap.detectors import FrozenDetector, load_detector
 from faap.devices import resolve_device
 from faap.errors import FaapError
-from faap.evaluation import best_epoch, check_resampling, detect, group_metrics
+from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics
 from faap.perturbation import Generator, jitter, load_generator, save_generator
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
 from faap.training.measure import measure
-from faap.training.monitor import Monitor
+from faap.training.monitor import Monitor, Silent
 from faap.training.objective import Objective
+from faap.training.parallel import bring_together
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class TrainResult:
 def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
     """Train a generator in front of a frozen detector, choose an epoch on validation, measure it once on test.
 
+    Started in several processes by torchrun or accelerate, it trains on all their devices as on one: each takes its
+    share of every batch, the loss is that of the whole batch, and only the first process writes.
+
     Args:
         recipe: a complete configuration; see `load_recipe`.
         console: where to print; standard output by default.
@@ -63,7 +68,10 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
 
 def _train(recipe: Recipe, console: Console) -> TrainResult:
     device = resolve_device(recipe.device)
-    dataset = load_dataset(**recipe.data())
+    if distributed.rank():
+        console = Console(quiet=True)
+    with distributed.one_first():
+        dataset = load_dataset(**recipe.data())
     for name in ("train", "val", "test"):
         dataset.read(name)  # a split that is not there is the first thing to know
     problems = dataset.check()
@@ -81,10 +89,11 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
     if first >= recipe.epochs:
         console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.", markup=False)
-    run_dir = _claim(recipe, first, console)
+    run_dir = distributed.first(lambda: _claim(recipe, first, console))
 
-    monitor = Monitor(run_dir, first, first * len(trainer.batches), console)
-    measured = group_metrics(validation, detect(detector, validation))
+    writes = distributed.rank() == 0
+    monitor = Monitor(run_dir, first, first * len(trainer.batches), console) if writes else Silent()
+    measured = group_metrics(validation, detect_baseline(detector, validation))
     console.print(_opening(recipe, trainer, training, validation, measured, run_dir), highlight=False, markup=False)
     for epoch in range(first, recipe.epochs):
         started = time.perf_counter()
@@ -92,15 +101,21 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
         perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
         row["validation"] = _validation(validation, measured, perturbed)
         row["seconds"] = round(time.perf_counter() - started, 2)
-        trainer.save(checkpoint_path(run_dir, epoch), epoch)
-        monitor.epoch(row)
-        _choose(run_dir, monitor.rows, recipe.reference_group)
+        if writes:
+            trainer.save(checkpoint_path(run_dir, epoch), epoch)
+            monitor.epoch(row)
+            _choose(run_dir, monitor.rows, recipe.reference_group)
     monitor.close()
     trainer.assert_frozen()
-    chosen = _choose(run_dir, monitor.rows, recipe.reference_group)
-    generator = load_generator(run_dir / "checkpoints" / "best.pth").to(device)
-    save_generator(generator, run_dir / "generator")
-    metrics = measure(detector, generator, dataset, run_dir)
+
+    def best() -> tuple[int, Generator]:
+        chosen = _choose(run_dir, monitor.rows, recipe.reference_group)
+        return chosen, load_generator(run_dir / "checkpoints" / "best.pth")
+
+    chosen, generator = distributed.first(best)
+    if writes:
+        save_generator(generator, run_dir / "generator")
+    metrics = measure(detector, generator.to(device), dataset, run_dir)
     trainer.assert_frozen()
     return TrainResult(run_dir, metrics, chosen)
 
@@ -125,6 +140,9 @@ class _Trainer:
             recipe.batch_size,
             recipe.seed,
             recipe.images_per_epoch,
+            shape=images.shape,
+            rank=distributed.rank(),
+            world=distributed.world(),
         )
         self.loader = DataLoader(
             images,
@@ -135,12 +153,19 @@ class _Trainer:
         )
         self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
         self.objective = Objective(recipe, detector.feature_dim)
+        if distributed.world() > 1 and recipe.arch == "unet":
+            if device.type != "cuda":
+                raise FaapError(
+                    "arch is 'unet', whose batch norm looks at the whole batch: with several processes it needs "
+                    "--device cuda. Use --arch light, or one process."
+                )
+            self.generator = nn.SyncBatchNorm.convert_sync_batchnorm(self.generator)  # type: ignore[no-untyped-call]
         self.generator.to(device)
         self.objective.to(device)
         head = self.objective.head
-        parts = [list(part.parameters()) for part in (self.generator, head) if part is not None]
-        everything = list(itertools.chain(*parts))
-        self.clipped = parts if recipe.clip_apart else [everything]
+        self.parts = [list(part.parameters()) for part in (self.generator, head) if part is not None]
+        everything = list(itertools.chain(*self.parts))
+        self.clipped = self.parts if recipe.clip_apart else [everything]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.optimizer = kind(everything, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
         self.schedules = recipe.schedules()
@@ -192,7 +217,7 @@ class _Trainer:
         assert self.detector.sha256() == self.sha256, "the frozen detector has changed"
         assert not self.detector.training, "the frozen detector has left evaluation mode"
 
-    def epoch(self, epoch: int, monitor: Monitor, console: Console) -> dict[str, Any]:
+    def epoch(self, epoch: int, monitor: Monitor | Silent, console: Console) -> dict[str, Any]:
         """Train one epoch; return its line of the log but for the validation."""
         schedule = {name: values[epoch] for name, values in self.schedules.items()}
         for group in self.optimizer.param_groups:
@@ -206,9 +231,9 @@ class _Trainer:
         with _seeded(self.recipe.seed, epoch), _progress(console) as progress:
             bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
             for number, batch in enumerate(self._loaded()):
-                values = self.step(batch.to(self.device), epoch, schedule)
+                values = self.step(batch.to(self.device), epoch, schedule, self.batches.own(number))
                 monitor.step(epoch * len(self.batches) + number, values | schedule)
-                images += len(batch.groups)
+                images += round(values["n_f"] + values["n_m"])
                 steps.append(values)
                 progress.advance(bar)
         self.generator.eval()
@@ -222,28 +247,52 @@ class _Trainer:
         except FaapError as error:  # a worker process wraps the message in its traceback
             raise FaapError(str(error).strip().rpartition("FaapError: ")[2]) from None
 
-    def step(self, batch: Batch, epoch: int, schedule: dict[str, float]) -> dict[str, float]:
-        """Make one optimizer step; return every monitored number."""
+    def step(self, batch: Batch, epoch: int, schedule: dict[str, float], own: int | None = None) -> dict[str, float]:
+        """Make one optimizer step; return every monitored number.
+
+        Args:
+            batch: this process's images.
+            epoch: counted from 0.
+            schedule: the epoch's value of every schedule.
+            own: how many of the images, from the front, belong to the batch; None: all.
+        """
+        own = len(batch.groups) if own is None else own
         seeds = [(self.recipe.seed, epoch, int(image)) for image in batch.image_ids]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             perturbed = self.generator.perturb(batch.pixel_values, batch.pixel_mask)
             augmented = jitter(perturbed, self.recipe.aug_strength, seeds, batch.pixel_mask)
             out = self.detector(*self.detector.adapt(augmented, batch.pixel_mask))
-        total, seen = self.objective(self.detector, out, batch.targets, batch.groups, schedule)
+        out, targets, groups, matches = bring_together(
+            self.detector, out, batch.targets, batch.groups, own, self.recipe.anchor_group
+        )
+        total, seen = self.objective(self.detector, out, targets, groups, schedule, matches)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self._add_up_gradients()
         norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in self.clipped]
         # a part without any gradient has its norm on the CPU
         seen["gradient_norm"] = torch.stack([norm.to(self.device) for norm in norms]).norm()
-        delta = (perturbed.detach() - batch.pixel_values).flatten(1)
-        seen["delta_linf"] = delta.abs().amax()
-        seen["delta_l2"] = delta.norm(dim=1).mean()
+        delta = (perturbed.detach() - batch.pixel_values).flatten(1)[:own]
+        linf, l2 = distributed.gather(torch.stack([delta.abs().amax(1), delta.norm(dim=1)], 1)).unbind(1)
+        seen["delta_linf"], seen["delta_l2"] = linf.amax(), l2.mean()
         values = _to_floats(seen)
         if not np.isfinite(values["total"]) or not np.isfinite(values["gradient_norm"]):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             raise FaapError(f"the loss or its gradient is not finite in epoch {epoch} ({numbers}); try a lower --lr_g.")
         self.optimizer.step()
         return values
+
+    @torch.no_grad()
+    def _add_up_gradients(self) -> None:
+        """Give every process the gradient of the whole batch."""
+        if distributed.world() == 1:
+            return
+        # the generator's is that of the process's own images; the head saw the whole batch everywhere
+        head = [parameter.grad for part in self.parts[1:] for parameter in part if parameter.grad is not None]
+        for gradient in head:
+            gradient /= distributed.world()
+        own = [parameter.grad for parameter in self.parts[0] if parameter.grad is not None]
+        distributed.add_up([*own, *head])
 
 
 def _mean(values: list[float]) -> float | None:
@@ -293,7 +342,7 @@ def _claim(recipe: Recipe, first: int, console: Console) -> Path:
     return place
 
 
-def _choose(run_dir: Path, rows: list[dict[str, Any]], reference: str) -> int:
+def _choose(run_dir: Path, rows: Sequence[dict[str, Any]], reference: str) -> int:
     """Copy the checkpoint of the epoch that validation prefers to `best.pth`; return the epoch."""
     kept = [row for row in rows if checkpoint_path(run_dir, row["epoch"]).exists()]
     if not kept:

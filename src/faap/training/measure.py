@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import detect, evaluate
@@ -39,9 +40,11 @@ def measure(
         The content of `metrics.json`.
     """
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute)
-    with replacing(run_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-    write_report(run_dir, examples_of(detector, generator, dataset.split(split)))
+    examples = examples_of(detector, generator, dataset.split(split))
+    if distributed.rank() == 0:
+        with replacing(run_dir / "metrics.json") as temporary:
+            temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_report(run_dir, examples)
     return metrics
 
 

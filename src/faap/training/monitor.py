@@ -3,7 +3,7 @@
 import json
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,21 @@ class Monitor:
     def _rewrite(self) -> None:
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+class Silent:
+    """Stands in for the monitor in the processes that write nothing."""
+
+    rows: Sequence[dict[str, Any]] = ()
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ class View:
         pooled: (n, D) and (m, D) decoder states averaged over queries.
         projected: (n, d) and (m, d) unit vectors.
         scores: (n,) and (m,) image scores.
+        known_matches: the matching of every decoder layer, if it is known already.
     """
 
     detector: FrozenDetector
@@ -50,11 +51,12 @@ class View:
     pooled: tuple[Tensor, Tensor]
     projected: tuple[Tensor, Tensor]
     scores: tuple[Tensor, Tensor]
+    known_matches: list[list[Match]] | None = None
 
     @cached_property
     def matches(self) -> list[list[Match]]:
         """The matching of every decoder layer, computed once for all terms."""
-        return self.detector.match_all_layers(self.out, self.targets)
+        return self.known_matches or self.detector.match_all_layers(self.out, self.targets)
 
     @property
     def detection(self) -> Tensor:
@@ -196,6 +198,7 @@ class Objective(nn.Module):
         out: DetectorOutput,
         targets: Sequence[Mapping[str, Tensor]],
         groups: Sequence[str],
+        matches: list[list[Match]] | None = None,
     ) -> View:
         """Collect what the terms see; arguments as in `forward`."""
         recipe = self.recipe
@@ -214,6 +217,7 @@ class Objective(nn.Module):
             (pooled[anchor], pooled[reference]),
             (projected[anchor], projected[reference]),
             (scores[anchor], scores[reference]),
+            matches,
         )
 
     def forward(
@@ -223,6 +227,7 @@ class Objective(nn.Module):
         targets: Sequence[Mapping[str, Tensor]],
         groups: Sequence[str],
         schedule: Mapping[str, float],
+        matches: list[list[Match]] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
 
@@ -232,11 +237,12 @@ class Objective(nn.Module):
             targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
             groups: the group of each image.
             schedule: the epoch's value of every schedule.
+            matches: `detector.match_all_layers(out, targets)`, if it is known already.
 
         Returns:
             The total, a scalar, and every unweighted term and monitored statistic as detached scalars.
         """
-        view = self.view(detector, out, targets, groups)
+        view = self.view(detector, out, targets, groups, matches)
         values = {term.name: term.value(view) for term in self.terms}
         factors = [term.weight * (schedule[term.schedule] if term.schedule else 1.0) for term in self.terms]
         total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), out.logits.new_zeros(()))

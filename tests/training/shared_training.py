@@ -1,0 +1,69 @@
+"""Trains a few steps of several recipes and leaves what came out; the test starts it in one process and in two."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import faap
+from faap import cli, distributed
+from faap.devices import resolve_device
+from faap.evaluation.detections import detect_and_compare
+from faap.perturbation import Generator
+from faap.training.loop import _Trainer
+from faap.training.monitor import Silent
+
+RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
+
+
+class Log(Silent):
+    def __init__(self) -> None:
+        self.values: list[dict[str, float]] = []
+
+    def step(self, number: int, values: Any) -> None:
+        self.values.append(dict(values))
+
+
+def main(places: dict[str, str], out: Path) -> None:
+    torch.set_num_threads(1)
+    device = resolve_device("cpu")
+    detector = faap.load_detector(places["detr_checkpoint"], device)
+    split = faap.load_dataset(places["dataset_root"]).split("train")
+    result = {}
+    for name in RECIPES:
+        # 18 images: batches of 8, 8 and 2
+        recipe = faap.load_recipe(name, **places, batch_size=8, images_per_epoch=18, lr_g=1e-3, epochs=5)
+        torch.manual_seed(0)
+        trainer, log = _Trainer(recipe, device, detector, split), Log()
+        gradients: list[torch.Tensor] = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda optimizer, *_, kept=gradients: kept.append(
+                torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
+            )
+        )
+        rows = [trainer.epoch(epoch, log, cli.terminal()) for epoch in range(2)]
+        result[name] = {
+            "rows": json.dumps(rows),
+            "steps": log.values,
+            "first_gradient": gradients[0].clone(),
+            "generator": trainer.generator.state_dict(),
+            "objective": trainer.objective.state_dict(),
+        }
+    test = faap.load_dataset(places["dataset_root"]).split("test")
+    generator = Generator()
+    generator.load_state_dict(torch.load(out / "generator.pth", weights_only=True))
+    found, quality = detect_and_compare(detector, test, generator, batch_size=3)  # 8 images: batches of 3, 3 and 2
+    result["detections"] = {
+        "image_ids": [each.image_id for each in found],
+        "scores": [torch.from_numpy(each.scores) for each in found],
+        "boxes": [torch.from_numpy(each.boxes) for each in found],
+        "quality": quality,
+    }
+    torch.save(result, out / f"{distributed.world()}_{distributed.rank()}.pth")
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

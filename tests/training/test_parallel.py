@@ -1,0 +1,131 @@
+"""Two processes with half a batch each against one with the whole, started as a user starts them."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import faap
+from faap.errors import FaapError
+from faap.perturbation import Generator
+from faap.training.loop import _Trainer
+
+SCRIPT = Path(__file__).with_name("shared_training.py")
+
+
+def launch(processes: int, command: Sequence[str], where: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a script or `-m module` with its arguments, in as many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = [sys.executable, *(launcher if processes > 1 else []), *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FAAP_CACHE_DIR": str(where / "cache")}
+    return subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def places(tiny_promenade: Path, tiny_detector: Path) -> dict[str, str]:
+    return {"dataset_root": str(tiny_promenade), "detr_checkpoint": str(tiny_detector)}
+
+
+@pytest.fixture(scope="module")
+def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("shared")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        torch.save(Generator().state_dict(), out / "generator.pth")
+    for processes in (1, 2):
+        done = launch(processes, [str(SCRIPT), json.dumps(places), str(out)], out)
+        assert done.returncode == 0, done.stderr
+    return {path.stem: torch.load(path, weights_only=True) for path in out.glob("?_?.pth")}
+
+
+RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
+
+
+def close(one: float, other: float) -> bool:
+    return (math.isnan(one) and math.isnan(other)) or one == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_train_what_one_does(trained: dict[str, Any], recipe: str) -> None:
+    alone, shared = trained["1_0"][recipe], trained["2_0"][recipe]
+    assert len(alone["steps"]) == len(shared["steps"]) == 6
+    for number, (one, other) in enumerate(zip(alone["steps"], shared["steps"], strict=True)):
+        assert one.keys() == other.keys()
+        different = {key: (one[key], other[key]) for key in one if not close(one[key], other[key])}
+        assert not different, number
+    scale = alone["first_gradient"].abs().max()
+    assert torch.allclose(alone["first_gradient"], shared["first_gradient"], rtol=1e-3, atol=1e-5 * float(scale))
+    for part in ("generator", "objective"):
+        for key, value in alone[part].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.allclose(value.float(), shared[part][key].float(), atol=1e-4), key
+    rows = [json.loads(run["rows"]) for run in (alone, shared)]
+    assert [[row["images"] for row in each] for each in rows] == [[18, 18]] * 2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_both_processes_end_with_the_same_to_the_bit(trained: dict[str, Any], recipe: str) -> None:
+    one, other = trained["2_0"][recipe], trained["2_1"][recipe]
+    for part in ("generator", "objective"):
+        for key, value in one[part].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other[part][key]), key
+
+
+def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Path) -> None:
+    flags = [f"--{key}={value}" for key, value in places.items()]
+    flags += ["--epochs=2", "--batch_size=4", "--images_per_epoch=10", "--device=cpu"]
+    metrics, logs = {}, {}
+    for processes in (1, 2):
+        where = tmp_path / str(processes)
+        where.mkdir()
+        done = launch(processes, ["-m", "faap", "train", "infonce_4th", *flags, "--output_dir=run"], where)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run directory") == 1
+        assert {path.name for path in where.iterdir()} == {"run", "cache"}
+        names = {str(path.relative_to(where / "run")) for path in (where / "run").rglob("*") if path.is_file()}
+        assert {"metrics.json", "report.html", "config.yaml", "checkpoints/best.pth"} < names
+        assert len([name for name in names if name.startswith("tensorboard")]) == 1
+        metrics[processes] = json.loads((where / "run" / "metrics.json").read_text())
+        logs[processes] = [json.loads(line) for line in (where / "run" / "train_log.jsonl").read_text().splitlines()]
+    assert metrics[2]["images"] == {"female": 4, "male": 4}
+    assert metrics[1]["baseline"] == metrics[2]["baseline"]
+    assert metrics[1]["detector_sha256"] == metrics[2]["detector_sha256"]
+    for one, other in zip(logs[1], logs[2], strict=True):
+        assert one["train"] == pytest.approx(other["train"], rel=1e-3, abs=1e-5)
+        assert one["validation"]["baseline"] == other["validation"]["baseline"]
+    # a generator is measured alike by one process and by two, of which the second finds nothing to do
+    for processes in (1, 2):
+        command = ["-m", "faap", "evaluate", str(tmp_path / "2" / "run"), *flags[:2], "--device=cpu"]
+        done = launch(processes, [*command, f"--output_dir=measured_{processes}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+    measured = [json.loads((tmp_path / f"measured_{n}" / "metrics.json").read_text()) for n in (1, 2)]
+    assert measured[0] == measured[1]
+
+
+def test_detections_are_shared_and_merged_exactly(trained: dict[str, Any]) -> None:
+    alone = trained["1_0"]["detections"]
+    for process in ("2_0", "2_1"):
+        shared = trained[process]["detections"]
+        assert shared["image_ids"] == alone["image_ids"]
+        assert shared["quality"] == alone["quality"]
+        for name in ("scores", "boxes"):
+            assert all(torch.equal(one, other) for one, other in zip(alone[name], shared[name], strict=True))
+
+
+def test_the_original_network_is_refused_where_its_batch_norm_would_see_half_a_batch(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faap.distributed.world", lambda: 2)
+    monkeypatch.setattr("faap.distributed.rank", lambda: 0)
+    recipe = faap.load_recipe("infonce_4th", **places, arch="unet")
+    detector = faap.load_detector(recipe.detr_checkpoint)
+    with pytest.raises(FaapError, match="arch is 'unet'"):
+        _Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
