@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 # Threads that wait should spin a little, but not starve each other when the machine is busy.
 demo: export GOMP_SPINCOUNT := 10000
@@ -16,6 +16,9 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP)
+	$(BIN)/faap bench
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,12 +7,13 @@ On Promenade, with each recipe's own batch size, loading left out; the recipes t
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
 
 import torch
-from step import interleaved
 
 import faap
+from faap.bench import take_turns
 from faap.config import recipe_names
 from faap.data import Batch
 from faap.training.loop import _Trainer
@@ -50,7 +51,8 @@ def main() -> None:
 
     for name in recipe_names():
         add(name)
-    seconds = interleaved(jobs, args.repeats)
+    turns = take_turns(jobs, args.repeats, torch.device("cpu"))
+    seconds = {name: statistics.median(values) for name, values in turns.items()}
     floor = {name: seconds[f"detector, batch {faap.load_recipe(name).batch_size}"] for name in recipe_names()}
     ratios = {name: round(seconds[name] / floor[name], 2) for name in recipe_names()}
     print(json.dumps({"threads": args.threads, "step_over_detector": ratios}, indent=2))
