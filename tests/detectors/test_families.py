@@ -26,7 +26,7 @@ assert _spec.loader is not None
 _spec.loader.exec_module(_module)
 CONFIGS, SIDE, build = _module.CONFIGS, _module.SIDE, _module.build
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE = {"rtol": 5e-5, "atol": 5e-5}
 # These two are put together here, layer by layer: see `test_hugging_face`.
 REPLAYED = ("detr", "conditional_detr")
 
@@ -79,7 +79,7 @@ def images(family):
     generator = torch.Generator().manual_seed(3)
     pixels, mask = torch.randn(2, 3, SIDE, SIDE, generator=generator), torch.ones(2, SIDE, SIDE, dtype=torch.bool)
     if family.reads_mask:
-        mask[1, 49:], mask[1, :, 40:] = False, False
+        mask[1, 30:], mask[1, :, 40:] = False, False  # half of the cells at stride 32 are left
     return pixels * mask[:, None], mask
 
 
@@ -121,7 +121,7 @@ def test_outputs_are_the_librarys(case, model, detector, images):
     assert out.logits.shape[2] == 3 + (detector.activation == "softmax")
     assert detector.labels == {0: "bicycle", 1: "Person", 2: "dog"}
     assert out.logits.std() > 0.1
-    assert out.logits.std(1).min() > 1e-3
+    assert out.logits.std(1).min() > 5e-4
 
 
 def test_features_are_what_the_class_head_reads(detector, images):
@@ -247,7 +247,7 @@ def test_a_detector_of_one_size_is_trained_against_and_measured(case, saved, tin
         output_dir=str(tmp_path / "run"),
     )
     run = faap.train(recipe, console=Console(quiet=True))
-    assert run.metrics["perturbation"]["linf_pixels"] > 0
+    assert run.metrics["perturbation"]["linf_normalised"] > 0
     row = json.loads((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()[0])
     assert row["train"]["detection"] > 1
     assert row["train"]["gradient_norm"] > 0

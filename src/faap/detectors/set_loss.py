@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 Activation = Literal["softmax", "sigmoid"]
 Target = dict[str, Tensor]
@@ -78,12 +79,22 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
 def _ious(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and generalised IoU."""
-    first_low, first_high = first[..., :2] - first[..., 2:] / 2, first[..., :2] + first[..., 2:] / 2
-    second_low, second_high = second[..., :2] - second[..., 2:] / 2, second[..., :2] + second[..., 2:] / 2
-    overlap = (torch.minimum(first_high, second_high) - torch.maximum(first_low, second_low)).clamp(min=0).prod(-1)
-    union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - overlap
-    hull = (torch.maximum(first_high, second_high) - torch.minimum(first_low, second_low)).prod(-1)
-    return overlap / union, overlap / union - (hull - union) / hull
+    # Coordinate by coordinate: reductions over a last axis of two are slow.
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = _corners(first), _corners(second)
+    width = (torch.minimum(right, right2) - torch.maximum(left, left2)).clamp(min=0)
+    height = (torch.minimum(bottom, bottom2) - torch.maximum(top, top2)).clamp(min=0)
+    overlap = width * height
+    union = first[..., 2] * first[..., 3] + second[..., 2] * second[..., 3] - overlap
+    hull = (torch.maximum(right, right2) - torch.minimum(left, left2)) * (
+        torch.maximum(bottom, bottom2) - torch.minimum(top, top2)
+    )
+    iou = overlap / union
+    return iou, iou + union / hull - 1
+
+
+def _corners(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y, width, height = boxes.unbind(-1)
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 @torch.no_grad()
@@ -112,27 +123,26 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
     nothing = torch.empty(0, dtype=torch.long)
     if most == 0:
         return [[(nothing, nothing)] * batch for _ in range(layers)]
-    labels = torch.zeros(batch, most, dtype=torch.long, device=logits.device)
-    wanted = torch.full((batch, most, 4), 0.5, device=logits.device)
-    for image, target in enumerate(targets):
-        labels[image, : counts[image]] = target["labels"]
-        wanted[image, : counts[image]] = target["boxes"]
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)  # (B, T)
+    wanted = pad_sequence([target["boxes"].float() for target in targets], batch_first=True, padding_value=0.5)
 
     scores = logits.float()
+    index = labels[None, :, None].expand(layers, -1, scores.shape[2], -1)
     if criterion.activation == "softmax":
-        class_cost = -scores.softmax(-1)
+        class_cost = -scores.softmax(-1).gather(3, index)
     else:
         alpha, gamma = criterion.cost_alpha, criterion.cost_gamma
+        scores = scores.gather(3, index)
         positive = alpha * scores.sigmoid().neg().add(1) ** gamma * F.softplus(-scores)
         negative = (1 - alpha) * scores.sigmoid() ** gamma * F.softplus(scores)
         class_cost = positive - negative
-    index = labels[None, :, None, :].expand(layers, -1, scores.shape[2], -1)
-    predicted, wanted = _boxes(boxes, criterion)[:, :, :, None], wanted[None, :, None]  # (L,B,Q,1,4), (1,B,1,T,4)
-    cost = criterion.class_cost * class_cost.gather(3, index)
-    cost = cost + criterion.box_cost * (predicted - wanted).abs().sum(-1)
-    cost = cost - criterion.giou_cost * generalized_iou(predicted, wanted)
+    predicted = _boxes(boxes, criterion)
+    # (L, B, T, Q), as the solver takes it
+    cost = criterion.class_cost * class_cost.transpose(2, 3)
+    cost = cost + criterion.box_cost * torch.cdist(wanted.expand(layers, -1, -1, -1), predicted, p=1)
+    cost = cost - criterion.giou_cost * generalized_iou(predicted[:, :, None], wanted[:, :, None])
     # A diverged detector gives NaN: the loss shall say so, not the assignment.
-    matrix = np.nan_to_num(cost.transpose(2, 3).cpu().numpy(), nan=1e6, posinf=1e6, neginf=1e6)  # (L, B, T, Q)
+    matrix = cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy()
     matches = []
     for layer in matrix:
         pairs = [linear_sum_assignment(rows[:count]) for rows, count in zip(layer, counts, strict=True)]
