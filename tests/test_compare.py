@@ -275,14 +275,13 @@ def test_an_interrupt_ends_the_processes(finished: dict[str, Any], tmp_path: Pat
 def test_an_interrupt_starts_no_further_run(small: dict[str, Any], tmp_path: Path) -> None:
     ended, seen = threading.Event(), []
 
-    class Process:
-        def terminate(self) -> None:
-            ended.set()
-            time.sleep(0.5)  # long enough for the worker to take up the next run
+    def end() -> None:
+        ended.set()
+        time.sleep(0.5)  # long enough for the worker to take up the next run
 
     def execute(recipe: Recipe, log: Path, threads: int) -> None:
         seen.append(recipe.seed)
-        module._RUNNING.add(Process())  # type: ignore[arg-type]
+        module.RUNNING.add(end)
         assert ended.wait(30)
         raise FaapError("ended")
 
@@ -293,7 +292,7 @@ def test_an_interrupt_starts_no_further_run(small: dict[str, Any], tmp_path: Pat
             compare([load_recipe("moco_4th", **small)], tmp_path, seeds=3, console=QUIET, execute=execute)
     finally:
         timer.cancel()
-        module._RUNNING.clear()
+        module.RUNNING.clear()
     assert seen == [0]
 
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import faap
+from faap import distributed
 from faap.config import Recipe, load_recipe, recipe_names
 from faap.devices import resolve_device
 from faap.errors import FaapError, nearest
@@ -169,7 +171,8 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(given.detr_checkpoint, device)
-    dataset = _dataset(given, given.skip_bad)
+    with distributed.one_first():
+        dataset = _dataset(given, given.skip_bad)
     if dataset.note:
         console.print(dataset.note, style="yellow")
     problems = dataset.check()
@@ -178,7 +181,8 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     elif problems:
         console.print(f"{len(problems)} broken records are left out; `faap check` lists them.", style="yellow")
     run_dir = Path(given.output_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
     metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
     _conclude(metrics, run_dir, console)
 
@@ -188,7 +192,14 @@ def compare(arguments: Sequence[str], console: Console) -> None:
     parser = _Parser(prog="faap compare", description=compare.__doc__, allow_abbrev=False)
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
     parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
-    parser.add_argument("--jobs", type=_count, default=1, help="runs at the same time; they share the cores")
+    parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new",
+    )
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
     _add_recipe_flags(parser)
     given = parser.parse_exactly(arguments)
@@ -201,7 +212,7 @@ def compare(arguments: Sequence[str], console: Console) -> None:
 
     root = Path(overrides.pop("output_dir", "faap_outputs/compare"))
     chosen = recipes_to_compare(given.recipes, ablate=given.ablate, **overrides)
-    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, console=console)
+    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, ray=given.ray, console=console)
     console.print(comparison_table(result, console.width))
     places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
     console.print(places, highlight=False, markup=False)
@@ -214,6 +225,22 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def bench(arguments: Sequence[str], console: Console) -> None:
+    """Measure what faap costs beside the detector alone, as ratios."""
+    parser = _Parser(prog="faap bench", description=bench.__doc__, allow_abbrev=False)
+    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures, with two plots beside it")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
+    parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
+    given = parser.parse_exactly(arguments)
+    from faap import bench as benchmark
+
+    result = benchmark.bench(device=given.device, threads=given.threads, repeats=given.repeats, console=console)
+    console.print(benchmark.table(result))
+    for path in benchmark.write(result, Path(given.json)):
+        console.print(str(path), highlight=False, markup=False)
 
 
 def recipes(arguments: Sequence[str], console: Console) -> None:
@@ -257,6 +284,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
     "evaluate": evaluate,
     "compare": compare,
     "check": check,
+    "bench": bench,
     "recipes": recipes,
 }
 
@@ -264,6 +292,12 @@ COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
 def _usage() -> str:
     lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "usage: faap COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\n'faap COMMAND --help' explains one."
+
+
+def terminal() -> Console:
+    """Return where to print; of several processes only the first does."""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return Console(quiet=not alone and os.environ.get("RANK", "0") != "0")
 
 
 def run(command: Callable[[], int | None]) -> int:
@@ -276,6 +310,8 @@ def run(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        distributed.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -294,4 +330,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}.{nearest(name, COMMANDS)} See faap --help.", file=sys.stderr)
         return 2
-    return run(lambda: COMMANDS[name](rest, Console()))
+    return run(lambda: COMMANDS[name](rest, terminal()))

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ RULE = (
     "AP is not below the baseline's there, and if there is none, the smallest loss of reference AP. The test split is "
     "read once, at the chosen epoch."
 )
-# processes that train; they end when the comparison is interrupted
-_RUNNING: set["subprocess.Popen[bytes]"] = set()
+Execute = Callable[[Recipe, Path, int], None]
+# what ends the runs under way; called when the comparison is interrupted
+RUNNING: set[Callable[[], object]] = set()
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 
 
@@ -72,9 +74,10 @@ def compare(
     output_dir: str | Path,
     *,
     seeds: int = 1,
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
     console: Console | None = None,
-    execute: Callable[[Recipe, Path, int], None] | None = None,
+    execute: Execute | None = None,
 ) -> dict[str, Any]:
     """Train every recipe with every seed, and gather what came out.
 
@@ -86,15 +89,18 @@ def compare(
         recipes: what to train; their `output_dir` and `resume` are set here, and each one's `seed` is its first.
         output_dir: gets the runs, their logs (`logs/RECIPE_N.log`), compare.json and compare.html.
         seeds: runs of each recipe, with consecutive seeds.
-        jobs: runs at the same time, each a process with its share of the cores.
+        jobs: runs at the same time, each a process with its share of the cores; by default one, with Ray as many as
+            its cluster has room for.
+        ray: a Ray cluster that makes the runs, as `faap.ray_backend.on_ray` takes it; None: they are made here.
         console: where to print; standard output by default.
-        execute: how a run is made, given its recipe, its log file and its number of threads.
+        execute: how a run is made, given its recipe, its log file and its number of threads; not with Ray.
 
     Returns:
         The content of compare.json.
 
     Raises:
-        FaapError: if no data set is there, or the recipes or the runs differ in data, groups or detector.
+        FaapError: if no data set is there, the recipes or the runs differ in data, groups or detector, or there is no
+            Ray.
     """
     console = console or Console()
     root = Path(output_dir)
@@ -107,36 +113,41 @@ def compare(
     # an error of all runs is one error, and said now
     load_dataset(**first.data())
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
-    waiting = [run for run in runs if not _is_finished(run)]
+    waiting = [run for run in runs if not is_finished(run)]
+    limit = f", {jobs or 1} at a time" if jobs or ray is None else ""
     console.print(
-        f"{len(runs)} runs in {root}: {len(runs) - len(waiting)} finished before, {len(waiting)} to go, "
-        f"{jobs} at a time; logs in {root / 'logs'}",
+        f"{len(runs)} runs in {root}: {len(runs) - len(waiting)} finished before, {len(waiting)} to go{limit}; "
+        f"logs in {root / 'logs'}",
         markup=False,
         highlight=False,
     )
     failed: dict[str, str] = {}
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        futures = {
-            pool.submit(execute or run_in_process, _continued(run), _log(root, run), threads): run for run in waiting
-        }
-        for done in as_completed(futures):
-            run = futures[done]
-            name = f"{run.name}, seed {run.seed}"
-            try:
-                done.result()
-                console.print(f"{name}: {_outcome(run)}", markup=False, highlight=False)
-            except Exception as error:
-                failed[run.output_dir] = str(error).strip() or type(error).__name__
-                console.print(f"{name}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
-        for process in tuple(_RUNNING):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    place: AbstractContextManager[Execute] = nullcontext(execute or run_in_process)
+    if ray is not None and waiting:
+        from faap.ray_backend import on_ray
+
+        place = on_ray(ray, waiting, console)
+    with place as make:
+        pool = ThreadPoolExecutor(jobs or (1 if ray is None else max(1, len(waiting))))
+        try:
+            futures = {pool.submit(make, continued(run), _log(root, run), threads): run for run in waiting}
+            for done in as_completed(futures):
+                run = futures[done]
+                name = f"{run.name}, seed {run.seed}"
+                try:
+                    done.result()
+                    console.print(f"{name}: {_outcome(run)}", markup=False, highlight=False)
+                except Exception as error:
+                    failed[run.output_dir] = str(error).strip() or type(error).__name__
+                    console.print(f"{name}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
+            for end in tuple(RUNNING):
+                end()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
     comparison = gather(runs, failed)
     with replacing(root / "compare.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
@@ -165,9 +176,9 @@ def run_in_process(recipe: Recipe, log: Path, threads: int) -> None:
         assert process.stdin is not None
         process.stdin.write(json.dumps(recipe.to_dict()).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the process that nobody waits for it any more
-        _RUNNING.add(process)
+        RUNNING.add(process.terminate)
         status = process.wait()
-        _RUNNING.discard(process)
+        RUNNING.discard(process.terminate)
         process.stdin.close()
     if status:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -210,12 +221,13 @@ def _is_same(run: Recipe) -> bool:
     return all(stored[key] == value for key, value in run.to_dict().items() if key not in FREE_FIELDS)
 
 
-def _is_finished(run: Recipe) -> bool:
+def is_finished(run: Recipe) -> bool:
+    """Whether the run is in its folder, complete and with its settings."""
     folder = Path(run.output_dir)
     return all((folder / name).is_file() for name in ("metrics.json", "report.html")) and _is_same(run)
 
 
-def _continued(run: Recipe) -> Recipe:
+def continued(run: Recipe) -> Recipe:
     """Return the recipe with which an unfinished run goes on."""
     checkpoints = sorted((Path(run.output_dir) / "checkpoints").glob("epoch_*.pth"))
     return replace(run, resume=str(checkpoints[-1])) if checkpoints and _is_same(run) else run
