@@ -111,7 +111,7 @@ def test_a_recipe_says_who_it_is_and_leaves_the_rest_to_the_defaults(name: str) 
     assert recipe.description
     untouched = {
         "dataset_root", "detr_checkpoint", "output_dir", "resume", "device", "num_workers", "seed", "anchor_group",
-        "reference_group", "arch", "widths", "train_edges", "precision",
+        "reference_group", "arch", "widths", "train_edges", "precision", "compile",
     }  # fmt: skip
     assert {field: getattr(recipe, field) for field in untouched} == {
         field: getattr(Recipe(), field) for field in untouched

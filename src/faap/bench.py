@@ -6,6 +6,7 @@ weights are.
 
 import ctypes
 import gc
+import itertools
 import json
 import math
 import os
@@ -30,8 +31,10 @@ from rich.table import Table
 from torch import Tensor
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
+import faap.data.dataset
+import faap.data.images
 from faap.config import Recipe, load_recipe
-from faap.data import Batch, FaapImages, GroupBalancedBatches, Preprocessing, Record, Split, load_dataset, read_image
+from faap.data import Batch, FaapImages, GroupBalancedBatches, Preprocessing, Record, Split, load_dataset
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.detectors.set_loss import match_layers
@@ -307,27 +310,35 @@ def _steps(result: dict[str, Any], device: torch.device, repeats: int) -> None:
     )
     ours, theirs = peak_memory(step, device), peak_memory(floor, device)
     result["peak_memory_over_floor"] = ours / theirs if ours and theirs else None
-    result["profile"] = _profile(step, repeats, device)
-
-
-def _profile(step: _Step, repeats: int, device: torch.device) -> dict[str, float]:
-    """Shares of a step's time."""
-    spent: dict[str, list[float]] = {}
     trainer = step.trainer
-    with ExitStack() as stack:
-        for name, owner, attribute in (
-            ("generator", trainer.generator, "perturb"),
-            ("colour jitter", loop, "jitter"),
-            ("detector", trainer.detector, "forward"),
-            ("losses", trainer.objective, "forward"),
-            ("backward", torch.Tensor, "backward"),
-        ):
-            stack.enter_context(_clocked(spent.setdefault(name, []), owner, attribute, device))
-        whole = take_turns({"step": step}, repeats, device)["step"]
-    shares = {
-        name: statistics.median(v / w for v, w in zip(values[1:], whole, strict=True)) for name, values in spent.items()
+    parts = {
+        "generator": (trainer.generator, "perturb"),
+        "colour jitter": (loop, "jitter"),
+        "detector": (trainer.detector, "forward"),
+        "losses": (trainer.objective, "forward"),
+        "backward": (torch.Tensor, "backward"),
     }
-    return shares | {"clipping, optimizer, logging": 1 - sum(shares.values())}
+    shares, _ = _profile(step, parts, repeats, device)
+    result["profile"] = shares | {"clipping, optimizer, logging": 1 - sum(shares.values())}
+
+
+def _profile(
+    job: Job, parts: Mapping[str, tuple[Any, str]], repeats: int, device: torch.device
+) -> tuple[dict[str, float], float]:
+    """Return the shares of a job's time that it spends in functions, (owner, name) each; and its mean seconds."""
+    spent: dict[str, list[float]] = {name: [] for name in parts}
+    with ExitStack() as stack:
+        for name, (owner, attribute) in parts.items():
+            stack.enter_context(_clocked(spent[name], owner, attribute, device))
+        job()
+        for times in spent.values():
+            times.clear()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            job()
+        _wait(device)
+        whole = time.perf_counter() - started
+    return {name: sum(times) / whole for name, times in spent.items()}, whole / repeats
 
 
 @contextmanager
@@ -468,33 +479,39 @@ def _loader(result: dict[str, Any], device: torch.device, repeats: int) -> None:
         for record in split.records:
             _picture(rng, record.width, record.height).save(record.path, quality=90)
         images = FaapImages(split, Preprocessing(), {1: 0}, training=True)
-        turns = iter(range(10**6))
-        seconds = take_turns(
-            {
-                "decoding": lambda: [read_image(record.path) for record in split.records],
-                "loading": lambda epoch=turns: [images[(next(epoch), i)] for i in range(len(images))],  # type: ignore[misc]
-            },
-            2 * repeats,
+        turns = itertools.count()
+        parts = {
+            "decoding JPEGs": (faap.data.dataset, "read_image"),
+            "resizing": (faap.data.images, "_resize"),
+            "normalising": (faap.data.images, "_pixels"),
+        }
+        shares, seconds = _profile(
+            lambda: [images[(epoch, i)] for epoch in (next(turns),) for i in range(len(images))],
+            parts,
+            4 * repeats,
             torch.device("cpu"),
         )
         torch.set_num_threads(threads)
-        result["loader"] = {
-            "images_per_second_per_worker": len(images) / statistics.median(seconds["loading"]),
-            "share_of_decoding": statistics.median(seconds["decoding"]) / statistics.median(seconds["loading"]),
-            "bound": "decoding and resizing JPEGs on the CPU; workers add up until the cores are used",
-        }
+    result["loader"] = {
+        "images_per_second_per_worker": len(images) / seconds,
+        "shares": shares | {"the rest": 1 - sum(shares.values())},
+        "bound": max(shares, key=lambda name: shares[name]),
+    }
 
 
 def table(result: Mapping[str, Any]) -> Table:
     """Lay out the figures for the terminal."""
-    rows = Table("figure", "value", "target", "what it is")
+    rows = Table()
+    rows.add_column("figure", no_wrap=True)
+    rows.add_column("value", justify="right", no_wrap=True)
+    rows.add_column("target", no_wrap=True)
+    rows.add_column("what it is")
     for name, meaning in MEANING.items():
         target = f"≤ {TARGETS[name]}" if name in TARGETS else ""
         rows.add_row(name, "n/a" if result[name] is None else f"{result[name]:.3f}", target, meaning)
     loader = result["loader"]
-    rows.add_row(
-        "loader", f"{loader['images_per_second_per_worker']:.0f} /s", "", f"images a worker; {loader['bound']}"
-    )
+    meaning = f"training images a worker; most of its time goes into {loader['bound']}"
+    rows.add_row("loader", f"{loader['images_per_second_per_worker']:.0f}/s", "", meaning)
     return rows
 
 

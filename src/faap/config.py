@@ -141,6 +141,7 @@ class Recipe:
         "weak", "colour jitter of the perturbed image", choices=("none", "weak", "medium", "strong")
     )
     precision: str = _setting("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
+    compile: bool = _setting(False, "compile the detector with torch.compile; for images that all have one size")
 
     def __post_init__(self) -> None:
         for each in fields(self):

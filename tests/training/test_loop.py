@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -455,3 +456,42 @@ def test_best_pth_is_the_epoch_with_the_smallest_gap_that_costs_the_reference_no
     assert (tmp_path / "checkpoints" / "best.pth").read_text() == "1"
     assert loop._choose(tmp_path, [rows[2]], "male") == 2
     assert (tmp_path / "checkpoints" / "best.pth").read_text() == "2"
+
+
+def test_a_compiled_detector_trains_the_same(
+    recipe: Recipe, finished: faap.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made.append(torch.is_grad_enabled())
+        return graph.forward
+
+    # Inductor itself would take a minute for each shape
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    result = train(replace(recipe, compile=True, epochs=1), console=QUIET)
+    assert set(made) == {True, False}  # in training, and in evaluation
+    rows = [
+        json.loads((run / "train_log.jsonl").read_text().splitlines()[0]) for run in (result.run_dir, finished.run_dir)
+    ]
+    assert rows[0]["train"] == pytest.approx(rows[1]["train"], rel=1e-4)
+    assert rows[0]["validation"]["perturbed"] == rows[1]["validation"]["perturbed"]
+
+
+def test_a_detector_that_cannot_be_compiled(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    with pytest.raises(FaapError, match=r"cannot be compiled here: .*no compiler\nTrain without --compile\.$"):
+        train(replace(recipe, compile=True), console=QUIET)
+
+
+def test_precision_is_said_to_faap(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(
+        FaapError, match=r"accelerate .* precision fp16, and the recipe's is no: say it with --precision"
+    ):
+        train(recipe, console=QUIET)

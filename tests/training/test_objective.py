@@ -607,3 +607,20 @@ def test_a_resumed_discriminator_has_the_learning_rate_of_the_run_that_goes_on()
     second = Objective(load_recipe("wgan_7th", lr_d=1e-2), 16)
     second.load_state_dict(first.state_dict())
     assert second.states["adversarial"].optimizer.param_groups[0]["lr"] == 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_detector_in_half_precision_has_its_losses_in_float32(name: str) -> None:
+    torch.manual_seed(0)
+    objective = Objective(load_recipe(name), DIM).eval()
+    images = Images()
+    layers = [tensor.bfloat16() for tensor in (images.logits, images.boxes, images.features, *images.out.aux[0])]
+    results = []
+    for logits, boxes, features, *earlier in (layers, [tensor.float() for tensor in layers]):
+        out = DetectorOutput(logits, boxes, features, [(earlier[0], earlier[1])])
+        state = copy.deepcopy(objective)
+        results.append(state(images.detector, out, images.targets, list(images.groups), SCHEDULE, None))
+    (half, seen), (full, expected) = results
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)
+    assert all(torch.equal(value, expected[key]) or value.isnan() for key, value in seen.items())

@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader
 
 from faap import distributed
@@ -62,8 +64,20 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
     Raises:
         FaapError: if data, detector or the checkpoint to resume from cannot be used, or the loss stops being finite.
     """
-    with _seeded(recipe.seed):
-        return _train(recipe, console or Console())
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", recipe.precision):
+        raise FaapError(
+            f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}: say it with "
+            "--precision (no or bf16) and leave accelerate's at no."
+        )
+    try:
+        with _seeded(recipe.seed):
+            return _train(recipe, console or Console())
+    except TorchDynamoException as error:
+        if not recipe.compile:
+            raise
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
 
 
 def _train(recipe: Recipe, console: Console) -> TrainResult:
@@ -83,6 +97,8 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
     detector = load_detector(recipe.detr_checkpoint, device)
+    if recipe.compile:
+        detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
     validation = validation.only(detector.label_map(validation.categories))
     with _seeded(recipe.seed):
         trainer = _Trainer(recipe, device, detector, training)
