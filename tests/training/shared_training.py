@@ -15,8 +15,6 @@ from faap.perturbation import Generator
 from faap.training.loop import _Trainer
 from faap.training.monitor import Silent
 
-RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
-
 
 class Log(Silent):
     def __init__(self) -> None:
@@ -26,13 +24,13 @@ class Log(Silent):
         self.values.append(dict(values))
 
 
-def main(places: dict[str, str], out: Path) -> None:
+def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
     torch.set_num_threads(1)
     device = resolve_device("cpu")
     detector = faap.load_detector(places["detr_checkpoint"], device)
     split = faap.load_dataset(places["dataset_root"]).split("train")
     result = {}
-    for name in RECIPES:
+    for name in recipes:
         # 18 images: batches of 8, 8 and 2
         recipe = faap.load_recipe(name, **places, batch_size=8, images_per_epoch=18, lr_g=1e-3, epochs=5)
         torch.manual_seed(0)
@@ -66,4 +64,4 @@ def main(places: dict[str, str], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one with the whole, started as a user starts them."""
+"""Several processes with their share of a batch each against one with the whole, started as a user starts them."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from faap.errors import FaapError
 from faap.perturbation import Generator
 from faap.training.loop import _Trainer
 
+RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
 SCRIPT = Path(__file__).with_name("shared_training.py")
 
 
@@ -39,22 +40,20 @@ def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     with torch.random.fork_rng():
         torch.manual_seed(3)
         torch.save(Generator().state_dict(), out / "generator.pth")
-    for processes in (1, 2):
-        done = launch(processes, [str(SCRIPT), json.dumps(places), str(out)], out)
+    # of three processes one gets nothing of the last batch, which is a pair
+    for processes, recipes in ((1, RECIPES), (2, RECIPES), (3, RECIPES[:1])):
+        done = launch(processes, [str(SCRIPT), json.dumps(places), str(out), *recipes], out)
         assert done.returncode == 0, done.stderr
     return {path.stem: torch.load(path, weights_only=True) for path in out.glob("?_?.pth")}
-
-
-RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
 
 
 def close(one: float, other: float) -> bool:
     return (math.isnan(one) and math.isnan(other)) or one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_processes_train_what_one_does(trained: dict[str, Any], recipe: str) -> None:
-    alone, shared = trained["1_0"][recipe], trained["2_0"][recipe]
+@pytest.mark.parametrize(("recipe", "processes"), [*((recipe, 2) for recipe in RECIPES), (RECIPES[0], 3)])
+def test_several_processes_train_what_one_does(trained: dict[str, Any], recipe: str, processes: int) -> None:
+    alone, shared = trained["1_0"][recipe], trained[f"{processes}_0"][recipe]
     assert len(alone["steps"]) == len(shared["steps"]) == 6
     for number, (one, other) in enumerate(zip(alone["steps"], shared["steps"], strict=True)):
         assert one.keys() == other.keys()
@@ -112,7 +111,7 @@ def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Pat
 
 def test_detections_are_shared_and_merged_exactly(trained: dict[str, Any]) -> None:
     alone = trained["1_0"]["detections"]
-    for process in ("2_0", "2_1"):
+    for process in ("2_0", "2_1", "3_2"):
         shared = trained[process]["detections"]
         assert shared["image_ids"] == alone["image_ids"]
         assert shared["quality"] == alone["quality"]
