@@ -26,7 +26,7 @@ assert _spec.loader is not None
 _spec.loader.exec_module(_module)
 CONFIGS, SIDE, build = _module.CONFIGS, _module.SIDE, _module.build
 
-CLOSE = {"rtol": 5e-5, "atol": 5e-5}
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # These two are put together here, layer by layer: see `test_hugging_face`.
 REPLAYED = ("detr", "conditional_detr")
 
@@ -151,7 +151,8 @@ def test_earlier_layers_are_the_librarys(case, family, model, detector, images, 
         return
     assert len(out.aux) == len(layers) == {"yolos": 0, "d_fine": 1}.get(case, 3 if layers_of_encoder(family) else 2)
     for mine, theirs in zip(out.aux, layers, strict=True):
-        torch.testing.assert_close(mine, theirs, **CLOSE)
+        # the scores of RT-DETR's proposals, of size 1, are rounded more than others; see the test in float64
+        torch.testing.assert_close(mine, theirs, rtol=5e-5, atol=5e-5)
         assert (mine[0] - out.logits).abs().max() > 1e-2
 
 
