@@ -434,7 +434,7 @@ def _evaluate_twice(result: dict[str, Any], device: torch.device, repeats: int) 
             (place.parent / f"gender_{name}_test.json").write_text(json.dumps(content))
         dataset = load_dataset(folder)
         seconds: dict[str, list[float]] = {"first evaluation": [], "second evaluation": []}
-        for turn in range(max(2, repeats // 2)):
+        for turn in range(max(2, repeats - 1)):
             with patch.dict(os.environ, {"FAAP_CACHE_DIR": str(Path(folder) / f"cache_{turn}")}):
                 for times in seconds.values():
                     generator = Generator().to(device)
