@@ -456,7 +456,7 @@ def _coco_sizes(count: int, upright: float, rng: np.random.Generator) -> list[tu
 def _padding(result: dict[str, Any], device: torch.device, repeats: int) -> None:
     """Women are more often in upright pictures; sizes after DETR's augmentation."""
     rng = np.random.default_rng(0)
-    split = _split(_coco_sizes(3000, 2.0, rng), _coco_sizes(4000, 1.0, rng))
+    split = _split(_coco_sizes(9295, 2.0, rng), _coco_sizes(9296, 1.0, rng))
     images = FaapImages(split, Preprocessing(), {1: 0}, training=True)
     women, men = split.positions("female"), split.positions("male")
     for name, shape in (("padding_waste", images.shape), ("padding_waste_random", None)):
