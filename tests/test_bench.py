@@ -78,6 +78,11 @@ def test_jobs_take_turns_and_the_first_is_a_warm_up() -> None:
     assert result == {"ranges": {"ratio": [0.5, 3.0]}, "seconds": {"a": 2.0, "b": 2.0}, "ratio": 1.0}
 
 
+def test_where_the_system_does_not_tell_there_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert bench.peak_memory(lambda: None, CPU) is None
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system does not tell")
 @pytest.mark.parametrize("megabytes", [32, 200])
 def test_peak_memory_is_what_a_job_takes_for_a_while(megabytes: int) -> None:

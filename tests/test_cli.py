@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from faap import cli
 from faap.config import Recipe
@@ -171,3 +172,35 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in shown for name in cli.COMMANDS)
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("faap ")
+
+
+@pytest.mark.parametrize(
+    ("error", "processes", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            1,
+            "CUDA out of memory. Use a smaller",
+        ),
+        (RuntimeError("pair.cc:553: Connection reset by peer"), 2, "another process has ended"),
+        (torch.distributed.DistBackendError("NCCL"), 2, "another process has ended"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_error(
+    error: Exception, processes: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faap.distributed.world", lambda: processes)
+
+    def command() -> None:
+        raise error
+
+    assert cli.run(command) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_an_error_of_the_program_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise RuntimeError("Connection reset by peer")  # and there is no peer
+
+    with pytest.raises(RuntimeError):
+        cli.run(command)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,12 @@ def test_a_run_with_other_settings_is_moved_aside(small: dict[str, Any], tmp_pat
     assert load_recipe(tmp_path / "moco_4th" / "seed_0" / "config.yaml").lr_g == 2e-4
 
 
+def test_a_launcher_of_processes_is_refused(small: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FaapError, match="not under torchrun"):
+        compare([load_recipe("moco_4th", **small)], tmp_path, console=QUIET)
+
+
 def test_runs_of_different_baselines_are_not_compared(finished: dict[str, Any], tmp_path: Path) -> None:
     runs = []
     for name in ("infonce_4th", "wgan_7th"):
@@ -195,6 +203,9 @@ def test_runs_of_different_baselines_are_not_compared(finished: dict[str, Any], 
         runs.append(load_recipe(folder / "config.yaml", output_dir=folder))
     gather(runs, {})
     metrics = json.loads((tmp_path / "wgan_7th" / "metrics.json").read_text())
+    metrics["baseline"]["male"]["AP"] += 1e-6  # by rounding, on another device
+    (tmp_path / "wgan_7th" / "metrics.json").write_text(json.dumps(metrics))
+    gather(runs, {})
     metrics["baseline"]["male"]["AP"] += 0.01
     (tmp_path / "wgan_7th" / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(FaapError, match="other data or another detector"):
@@ -312,3 +323,33 @@ def test_a_missing_data_set_is_one_error(small: dict[str, Any], tmp_path: Path) 
     recipes = recipes_to_compare(["moco_4th", "wgan_7th"], **small | {"dataset_root": "/nowhere"})
     with pytest.raises(FaapError, match="/nowhere"):
         compare(recipes, tmp_path, console=QUIET, execute=Runner(lambda recipe: pytest.fail("trained")))
+
+
+def test_runs_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    together = threading.Barrier(3, timeout=30)
+
+    class Process:
+        def __init__(self, words: list[str], env: dict[str, str], **rest: Any) -> None:
+            self.stdin, self.terminate = io.BytesIO(), lambda: None
+            asked.append(env.get("CUDA_VISIBLE_DEVICES"))
+
+        def wait(self) -> int:
+            together.wait()
+            return 0
+
+    def run_three(device: str) -> list[str | None]:
+        asked.clear()
+        recipe = load_recipe("moco_4th", device=device)
+        with ThreadPoolExecutor(3) as pool:
+            made = [pool.submit(run_in_process, recipe, tmp_path / str(n), 1) for n in range(3)]
+        assert [each.exception() for each in made] == [None] * 3
+        return sorted(asked, key=str)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run_three("auto") in (["0", "0", "1"], ["0", "1", "1"])
+    assert run_three("cuda:1") == [None] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert set(run_three("cuda")) == {"5", "7"}

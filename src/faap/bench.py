@@ -38,7 +38,7 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Preprocessing, Re
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.detectors.set_loss import match_layers
-from faap.devices import resolve_device
+from faap.devices import own_randomness, resolve_device
 from faap.evaluation import evaluate
 from faap.files import replacing
 from faap.perturbation import Generator
@@ -119,7 +119,7 @@ def bench(
         "seconds": {},
     }
     try:
-        with torch.random.fork_rng():
+        with own_randomness():
             for part in (_steps, _growth, _matching, _evaluate_twice, _padding, _loader):
                 started = time.perf_counter()
                 part(result, place, repeats)
@@ -264,9 +264,12 @@ def peak_memory(job: Job, device: torch.device) -> float | None:
         return float(torch.cuda.max_memory_allocated(device) - there)
     if not sys.platform.startswith("linux"):
         return None
-    # what was freed goes back to the system, and the high-water mark to where we are
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
+    try:
+        # what was freed goes back to the system, and the high-water mark to where we are
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):  # another C library, or a closed /proc
+        return None
     there = _memory("VmRSS")
     job()
     return float(_memory("VmHWM") - there)

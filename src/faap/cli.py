@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -171,8 +172,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(given.detr_checkpoint, device)
-    with distributed.one_first():
-        dataset = _dataset(given, given.skip_bad)
+    dataset = distributed.one_first(lambda: _dataset(given, given.skip_bad))
     if dataset.note:
         console.print(dataset.note, style="yellow")
     problems = dataset.check()
@@ -303,15 +303,24 @@ def terminal() -> Console:
 def run(command: Callable[[], int | None]) -> int:
     """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
     try:
-        return command() or 0
+        status = command() or 0
+        distributed.leave()  # not after an error: the other processes may be waiting for this one to speak
+        return status
     except (FaapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        print(f"error: {said}. Use a smaller --batch_size or smaller images, or --device cpu.", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not distributed.is_loss_of_others(error):
+            raise
+        print("error: another process has ended; what it printed says why.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    finally:
-        distributed.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,19 +1,21 @@
 """Recipes side by side: every recipe with every seed, each an ordinary run, gathered into one comparison."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from faap.config import RECIPES, Recipe, load_recipe
@@ -29,9 +31,13 @@ RULE = (
     "AP is not below the baseline's there, and if there is none, the smallest loss of reference AP. The test split is "
     "read once, at the chosen epoch."
 )
+# by which AP or AR may differ from device to device, for the same detector and images
+ROUNDING = 1e-3
 Execute = Callable[[Recipe, Path, int], None]
 # what ends the runs under way; called when the comparison is interrupted
 RUNNING: set[Callable[[], object]] = set()
+_BUSY: Counter[int] = Counter()  # runs on each GPU
+_LOCK = threading.Lock()
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 
 
@@ -102,6 +108,8 @@ def compare(
         FaapError: if no data set is there, the recipes or the runs differ in data, groups or detector, or there is no
             Ray.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise FaapError("faap compare starts its runs itself: not under torchrun or accelerate. See --jobs and --ray.")
     console = console or Console()
     root = Path(output_dir)
     first = recipes[0]
@@ -155,8 +163,26 @@ def compare(
     return comparison
 
 
+@contextmanager
+def _gpu(recipe: Recipe) -> Iterator[dict[str, str]]:
+    """Lend a run the GPU that has the fewest runs of this comparison; as environment variables of its process."""
+    count = torch.cuda.device_count()
+    if count < 2 or recipe.device not in ("auto", "cuda"):
+        yield {}
+        return
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    with _LOCK:
+        number = min(range(count), key=lambda each: _BUSY[each])
+        _BUSY[number] += 1
+    try:
+        yield {"CUDA_VISIBLE_DEVICES": names[number] if len(names) >= count else str(number)}
+    finally:
+        with _LOCK:
+            _BUSY[number] -= 1
+
+
 def run_in_process(recipe: Recipe, log: Path, threads: int) -> None:
-    """Train a recipe in a process of its own, which ends when this one does.
+    """Train a recipe in a process of its own, which ends when this one does; of several GPUs it gets one.
 
     Args:
         recipe: what to train.
@@ -169,9 +195,13 @@ def run_in_process(recipe: Recipe, log: Path, threads: int) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     # threads that wait spin a little, but do not starve those of another run
     environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}
-    with log.open("a", encoding="utf-8") as out:
+    with _gpu(recipe) as gpu, log.open("a", encoding="utf-8") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "faap.compare"], stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment
+            [sys.executable, "-m", "faap.compare"],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            env=environment | gpu,
         )
         assert process.stdin is not None
         process.stdin.write(json.dumps(recipe.to_dict()).encode() + b"\n")
@@ -244,6 +274,14 @@ def _metrics(run: Recipe) -> dict[str, Any]:
     return metrics
 
 
+def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return the largest difference of two baselines' AP and AR of any group."""
+    if one.keys() != other.keys():
+        return math.inf
+    pairs = [(one[group][key] or 0, other[group][key] or 0) for group in one for key in ("AP", "AR100")]
+    return float(max(abs(a - b) for a, b in pairs))
+
+
 def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
     """Read finished runs as one comparison.
 
@@ -281,7 +319,8 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
     first = _metrics(good[0])
     for run in good:
         metrics = _metrics(run)
-        if any(metrics[key] != first[key] for key in ("images", "baseline", "detector_sha256")):
+        same = all(metrics[key] == first[key] for key in ("images", "detector_sha256"))
+        if not same or _distance(metrics["baseline"], first["baseline"]) > ROUNDING:
             raise FaapError(
                 f"{run.output_dir} and {good[0].output_dir} were measured on other data or another detector: nothing "
                 "can be compared. Use another --output_dir."

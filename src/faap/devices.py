@@ -1,9 +1,20 @@
 """Which device to compute on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from faap import distributed
 from faap.errors import FaapError
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave torch's random numbers as they were; on a GPU only where something has used one."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,8 +1,7 @@
 """Several processes that work as one, as torchrun or accelerate start them; a single process is the plain case."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +46,11 @@ def leave() -> None:
     """Part from the other processes."""
     if world() > 1:
         dist.destroy_process_group()
+
+
+def is_loss_of_others(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone."""
+    return world() > 1 and (isinstance(error, dist.DistError) or "by peer" in str(error))
 
 
 def world() -> int:
@@ -105,15 +109,12 @@ def merge(part: Sequence[T]) -> list[T]:
 
 
 def first(function: Callable[[], T]) -> T:
-    """Call a function in the first process only and return its result, or raise its FaapError, in all of them."""
+    """Call a function in the first process only and return its result, or raise its error, in all of them."""
     if world() == 1:
         return function()
     answer: list[Any] = [None, None]
     if rank() == 0:
-        try:
-            answer = [function(), None]
-        except FaapError as error:
-            answer = [None, error]
+        answer = _outcome(function)
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
@@ -121,16 +122,30 @@ def first(function: Callable[[], T]) -> T:
     return result
 
 
-@contextmanager
-def one_first() -> Iterator[None]:
-    """Let one process of each host go through the block before the others, who then find what it made."""
-    if world() == 1:
-        yield
-        return
-    from accelerate import PartialState
+def one_first(function: Callable[[], T]) -> T:
+    """Call a function in one process of each host, and then in the others, who find what it made.
 
-    with PartialState().local_main_process_first():
-        yield
+    If it fails for the user's fault anywhere, every process raises such an error.
+    """
+    if world() == 1:
+        return function()
+    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    answer: list[Any] = [None, None]
+    for turn in (True, False):
+        if leads is turn:
+            answer = _outcome(function)
+        errors = merge([answer[1]])
+        if any(errors):
+            raise next(filter(None, [answer[1], *errors]))
+    result: T = answer[0]
+    return result
+
+
+def _outcome(function: Callable[[], Any]) -> list[Any]:
+    try:
+        return [function(), None]
+    except (FaapError, OSError) as error:
+        return [None, error]
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:

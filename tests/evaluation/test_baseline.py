@@ -85,6 +85,12 @@ def test_what_could_change_the_detections_makes_it_run_again(
         next(frozen.model.parameters()).mul_(1.5)
     detect_baseline(frozen, split)
     assert len(runs) == 7
+    frozen.model.config.decoder_attention_heads //= 2  # type: ignore[union-attr, operator]
+    detect_baseline(frozen, split)
+    assert len(runs) == 8
+    frozen.model.model.backbone.model.embedder.pooler.stride = 1  # type: ignore[union-attr]
+    detect_baseline(frozen, split)
+    assert len(runs) == 9
 
 
 @pytest.mark.parametrize(

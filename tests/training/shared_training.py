@@ -41,10 +41,18 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
                 torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
             )
         )
+        shapes: list[tuple[int, ...]] = []
+        step = trainer.step
+        trainer.step = (
+            lambda batch, *rest, made=step, kept=shapes: (  # type: ignore[method-assign]
+                kept.append(tuple(batch.pixel_mask.shape[1:])) or made(batch, *rest)  # type: ignore[func-returns-value]
+            )
+        )
         rows = [trainer.epoch(epoch, log, cli.terminal()) for epoch in range(2)]
         result[name] = {
             "rows": json.dumps(rows),
             "steps": log.values,
+            "shapes": shapes,
             "first_gradient": gradients[0].clone(),
             "generator": trainer.generator.state_dict(),
             "objective": trainer.objective.state_dict(),

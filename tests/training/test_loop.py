@@ -495,3 +495,12 @@ def test_precision_is_said_to_faap(recipe: Recipe, monkeypatch: pytest.MonkeyPat
         FaapError, match=r"accelerate .* precision fp16, and the recipe's is no: say it with --precision"
     ):
         train(recipe, console=QUIET)
+
+
+def test_a_worker_that_dies_is_an_error(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(self: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error.")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", dies)
+    with pytest.raises(FaapError, match=r"pid 12\) is killed .*\nIts memory.* use fewer --num_workers"):
+        train(recipe, console=QUIET)

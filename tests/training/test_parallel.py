@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,8 +31,11 @@ def launch(processes: int, command: Sequence[str], where: Path) -> "subprocess.C
 
 
 @pytest.fixture(scope="module")
-def places(tiny_promenade: Path, tiny_detector: Path) -> dict[str, str]:
-    return {"dataset_root": str(tiny_promenade), "detr_checkpoint": str(tiny_detector)}
+def places(tiny_promenade: Path, tiny_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """With a detector for which images are resized, so that those of a batch differ in size and are padded."""
+    directory = shutil.copytree(tiny_detector, tmp_path_factory.mktemp("resizing") / "detector")
+    (directory / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 64, "longest_edge": 96}}')
+    return {"dataset_root": str(tiny_promenade), "detr_checkpoint": str(directory)}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,8 @@ def close(one: float, other: float) -> bool:
 @pytest.mark.parametrize(("recipe", "processes"), [*((recipe, 2) for recipe in RECIPES), (RECIPES[0], 3)])
 def test_several_processes_train_what_one_does(trained: dict[str, Any], recipe: str, processes: int) -> None:
     alone, shared = trained["1_0"][recipe], trained[f"{processes}_0"][recipe]
+    assert len(set(alone["shapes"])) > 2
+    assert shared["shapes"] == alone["shapes"]
     assert len(alone["steps"]) == len(shared["steps"]) == 6
     for number, (one, other) in enumerate(zip(alone["steps"], shared["steps"], strict=True)):
         assert one.keys() == other.keys()
@@ -128,3 +134,24 @@ def test_the_original_network_is_refused_where_its_batch_norm_would_see_half_a_b
     detector = faap.load_detector(recipe.detr_checkpoint)
     with pytest.raises(FaapError, match="arch is 'unet'"):
         _Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
+
+
+def test_more_processes_than_images_of_a_batch_are_refused(
+    places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faap.distributed.world", lambda: 5)
+    monkeypatch.setattr("faap.distributed.rank", lambda: 4)
+    recipe = faap.load_recipe("infonce_4th", **places, batch_size=4)
+    detector = faap.load_detector(recipe.detr_checkpoint)
+    with pytest.raises(FaapError, match="batch_size is 4, and 5 processes"):
+        _Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
+
+
+def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str, str], tmp_path: Path) -> None:
+    flags = ["--dataset_root=/nowhere", f"--detr_checkpoint={places['detr_checkpoint']}", "--device=cpu"]
+    done = launch(2, ["-m", "faap", "train", "infonce_4th", *flags], tmp_path)
+    assert done.returncode
+    assert "error: data set /nowhere: " in done.stderr
+    own = [line for line in done.stderr.splitlines() if "/faap/" in line and line.lstrip().startswith("File ")]
+    assert own == []
+    assert "peer" not in done.stderr

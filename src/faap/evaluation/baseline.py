@@ -5,10 +5,13 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import PIL
 import torch
+import transformers
 
 from faap import distributed
 from faap.data import Split
@@ -20,9 +23,9 @@ from faap.files import cache_dir, replacing
 def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> list[Detections]:
     """`detect` without a generator; the second time it is read from faap's cache folder.
 
-    A file of the cache belongs to the detector's tensors, preprocessing and classes, the split's annotations, the
-    images' sizes and times of change, the batch size, the kind of device, the version of torch, and the code that
-    reads images and runs detectors. Detectors of other code than faap's are not kept.
+    A file of the cache belongs to the detector's tensors, structure, settings, preprocessing and classes, the split's
+    annotations, the images' sizes and times of change, the batch size, the device, the versions of torch, transformers
+    and Pillow, and the code that reads images and runs detectors. Detectors of other code than faap's are not kept.
 
     Args:
         detector: the frozen detector.
@@ -37,27 +40,41 @@ def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int =
     """
     if not type(detector).__module__.startswith("faap.detectors."):
         return detect(detector, split, batch_size=batch_size)
-    path = cache_dir() / "baselines" / f"{_key(detector, split, batch_size)}.npz"
-    found = distributed.first(lambda: _read(path, split))
+    path, found = distributed.first(lambda: _look_up(detector, split, batch_size))
     if found is None:
         found = detect(detector, split, batch_size=batch_size)
-        if distributed.rank() == 0:
+        if path is not None and distributed.rank() == 0:
             _write(path, found)
     return found
+
+
+def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[Path | None, list[Detections] | None]:
+    try:
+        path = cache_dir() / "baselines" / f"{_key(detector, split, batch_size)}.npz"
+    except RuntimeError:  # a user without a home
+        return None, None
+    return path, _read(path, split)
 
 
 def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
     digest = hashlib.sha256(f"{detector.sha256()} {split.fingerprint()}".encode())
     labels = sorted(detector.label_map(split.categories).items())
-    device = next(detector.parameters()).device.type
-    digest.update(repr((detector.preprocessing, labels, batch_size, device, torch.__version__)).encode())
+    device = next(detector.parameters()).device
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    versions = (torch.__version__, transformers.__version__, PIL.__version__)
+    settings: Any = getattr(detector.model, "config", None)
+    # what a tensor does not tell: strides, heads, activations, how scores are read
+    parts = (detector, settings, detector.activation, detector.criterion, detector.preprocessing)
+    compiled = detector._compiled_call_impl is not None
+    digest.update(repr((*parts, labels, batch_size, kind, compiled, versions)).encode())
     for record in split.records:
         with suppress(OSError):  # an image that is missing is the reader's to tell
             stat = os.stat(record.path)
             digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    for package in ("data", "detectors"):
-        for source in sorted((Path(__file__).parents[1] / package).glob("*.py")):
-            digest.update(source.read_bytes())
+    package = Path(__file__).parents[1]
+    sources = [*package.glob("data/*.py"), *package.glob("detectors/*.py"), package / "evaluation" / "detections.py"]
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
@@ -79,7 +96,7 @@ def _read(path: Path, split: Split) -> list[Detections] | None:
 
 def _write(path: Path, found: Sequence[Detections]) -> None:
     with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(
+        np.savez_compressed(
             file,
             image_ids=[each.image_id for each in found],
             counts=[len(each.scores) for each in found],

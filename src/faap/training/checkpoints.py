@@ -124,5 +124,5 @@ def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key} was {stored.get(key)!r}, is {value!r}"
         for key, value in recipe.to_dict().items()
-        if key not in FREE_FIELDS | _PLACES and stored.get(key) != value
+        if key not in FREE_FIELDS | _PLACES and stored.get(key, getattr(Recipe(), key)) != value
     ]

@@ -21,7 +21,7 @@ from faap import distributed
 from faap.config import Recipe
 from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset, refuse
 from faap.detectors import FrozenDetector, load_detector
-from faap.devices import resolve_device
+from faap.devices import own_randomness, resolve_device
 from faap.errors import FaapError
 from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics
 from faap.perturbation import Generator, jitter, load_generator, save_generator
@@ -29,7 +29,7 @@ from faap.training.checkpoints import checkpoint_path, copy_file, differences, r
 from faap.training.measure import measure
 from faap.training.monitor import Monitor, Silent
 from faap.training.objective import Objective
-from faap.training.parallel import bring_together
+from faap.training.parallel import bring_together, padded_alike
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     device = resolve_device(recipe.device)
     if distributed.rank():
         console = Console(quiet=True)
-    with distributed.one_first():
-        dataset = load_dataset(**recipe.data())
+    dataset = distributed.one_first(lambda: load_dataset(**recipe.data()))
     for name in ("train", "val", "test"):
         dataset.read(name)  # a split that is not there is the first thing to know
     problems = dataset.check()
@@ -165,17 +164,18 @@ class _Trainer:
             batch_sampler=self.batches,
             collate_fn=collate,
             num_workers=recipe.num_workers,
-            pin_memory=device.type == "cuda",
         )
         self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
         self.objective = Objective(recipe, detector.feature_dim)
         if distributed.world() > 1 and recipe.arch == "unet":
-            if device.type != "cuda":
-                raise FaapError(
-                    "arch is 'unet', whose batch norm looks at the whole batch: with several processes it needs "
-                    "--device cuda. Use --arch light, or one process."
-                )
-            self.generator = nn.SyncBatchNorm.convert_sync_batchnorm(self.generator)  # type: ignore[no-untyped-call]
+            raise FaapError(
+                "arch is 'unet', whose batch norm looks at the whole batch, and a process has a part of it. Use --arch "
+                "light, or one process."
+            )
+        if distributed.world() > recipe.batch_size:
+            raise FaapError(
+                f"batch_size is {recipe.batch_size}, and {distributed.world()} processes share a batch: use fewer."
+            )
         self.generator.to(device)
         self.objective.to(device)
         head = self.objective.head
@@ -247,7 +247,8 @@ class _Trainer:
         with _seeded(self.recipe.seed, epoch), _progress(console) as progress:
             bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
             for number, batch in enumerate(self._loaded()):
-                values = self.step(batch.to(self.device), epoch, schedule, self.batches.own(number))
+                batch = padded_alike(batch.to(self.device))
+                values = self.step(batch, epoch, schedule, self.batches.own(number))
                 monitor.step(epoch * len(self.batches) + number, values | schedule)
                 images += round(values["n_f"] + values["n_m"])
                 steps.append(values)
@@ -262,6 +263,13 @@ class _Trainer:
             yield from self.loader
         except FaapError as error:  # a worker process wraps the message in its traceback
             raise FaapError(str(error).strip().rpartition("FaapError: ")[2]) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise FaapError(
+                f"{error}\nIts memory, or that which workers share (/dev/shm), has run out: use fewer --num_workers, "
+                "a smaller --batch_size, or more shared memory (docker run --shm-size)."
+            ) from error
 
     def step(self, batch: Batch, epoch: int, schedule: dict[str, float], own: int | None = None) -> dict[str, float]:
         """Make one optimizer step; return every monitored number.
@@ -326,7 +334,7 @@ def _to_floats(values: dict[str, Tensor]) -> dict[str, float]:
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
     """Make torch's random numbers a function of `numbers` inside, and leave the caller's generator as it was."""
-    with torch.random.fork_rng():
+    with own_randomness():
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
         yield
 

@@ -1,16 +1,31 @@
 """One batch whose images lie in several processes: what each found in its own, brought together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from faap import distributed
+from faap.data import Batch
 from faap.detectors import DetectorOutput, FrozenDetector, Match
 
 Target = dict[str, Tensor]
 Whole = tuple[DetectorOutput, list[Target], list[str], list[list[Match]] | None]
+
+
+def padded_alike(batch: Batch) -> Batch:
+    """Pad this process's images as a single process would pad the whole batch: a detector may see the difference."""
+    if distributed.world() == 1:
+        return batch
+    height, width = batch.pixel_mask.shape[1:]
+    sizes = distributed.merge([(height, width)])
+    more = (0, max(size[1] for size in sizes) - width, 0, max(size[0] for size in sizes) - height)
+    return replace(
+        batch, pixel_values=F.pad(batch.pixel_values, more), pixel_mask=F.pad(batch.pixel_mask, more, value=False)
+    )
 
 
 def bring_together(
