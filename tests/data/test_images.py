@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from faap.data import (
@@ -161,15 +162,9 @@ def test_pixels_are_the_normalised_bytes_to_the_last_bit():
 
 
 def resized(image, shortest, longest, preprocessing, multiple=1):
-    low, high = min(image.size), max(image.size)
-    exact = float(shortest)
-    if longest is not None and high / low * shortest > longest:
-        exact = longest * low / high
-    edges = max(1, round(exact)), max(1, int(exact * high / low))
-    if low == edges[0]:
-        edges = low, high
-    edges = [max(multiple, edge // multiple * multiple) for edge in edges]
-    return image.resize(edges if image.width <= image.height else edges[::-1], preprocessing.resample)
+    height, width = get_size_with_aspect_ratio(image.size[::-1], shortest, longest)  # the library's own rule
+    edges = [max(multiple, edge // multiple * multiple) for edge in (width, height)]
+    return image.resize(edges, preprocessing.resample)
 
 
 def augmented_step_by_step(image, box, preprocessing, rng):

@@ -4,9 +4,7 @@ The reference is always the library's own model in memory, neither saved nor pre
 """
 
 import copy
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +12,11 @@ from rich.console import Console
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import faap
+from detectors.tiny_families import CONFIGS, SIDE, build
 from faap.data.images import Preprocessing
 from faap.detectors import FAMILIES, load_detector
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.perturbation import Generator
-
-_spec = importlib.util.spec_from_file_location("tiny_families", Path(__file__).with_name("tiny_families.py"))
-assert _spec is not None
-_module = importlib.util.module_from_spec(_spec)
-assert _spec.loader is not None
-_spec.loader.exec_module(_module)
-CONFIGS, SIDE, build = _module.CONFIGS, _module.SIDE, _module.build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # These two are put together here, layer by layer: see `test_hugging_face`.

@@ -1,9 +1,7 @@
 """A prepared model of every family computes what the model did, with statistics, masks and heads that matter."""
 
 import copy
-import importlib.util
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from detectors.tiny_families import CONFIGS, SIDE, build
 from faap.detectors import FAMILIES
 from faap.detectors.prepare import fold_norms, prepare
-
-_spec = importlib.util.spec_from_file_location("tiny_families", Path(__file__).with_name("tiny_families.py"))
-assert _spec is not None
-_module = importlib.util.module_from_spec(_spec)
-assert _spec.loader is not None
-_spec.loader.exec_module(_module)
-CONFIGS, SIDE, build = _module.CONFIGS, _module.SIDE, _module.build
 
 
 class Doubles(TorchFunctionMode):
