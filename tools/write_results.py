@@ -1,12 +1,13 @@
 """Draw the plots and fill in the tables of docs/results.md from the comparisons in docs/results/*.json.
 
     faap compare contrastive_1st infonce_3rd infonce_3rd_fix2 infonce_4th wgan_7th moco_4th \\
-        --seeds 5 --jobs 2 --images_per_epoch 480 --output_dir faap_outputs/systems
-    faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --output_dir faap_outputs/ablation
+        --seeds 5 --jobs 2 --images_per_epoch 480 --widths 24,48,96 --output_dir faap_outputs/systems
+    faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --widths 24,48,96 \\
+        --output_dir faap_outputs/ablation
     python tools/write_results.py systems=faap_outputs/systems/compare.json ablation=faap_outputs/ablation/compare.json
 
-Without arguments it uses what docs/results holds. A table stands between `<!-- NAME: test -->` (or `validation`, or
-`paired`) and `<!-- end -->`.
+Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
+`<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`.
 """
 
 import json
@@ -35,7 +36,6 @@ HEADINGS = (
     "seconds",
     "detector passes",
 )
-PLOTS = {"ap_gap", "ap", "trade_off", "similarity", "score_gap"}
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -143,12 +143,14 @@ def main() -> None:
                 del run["run_dir"]  # where it lay says nothing to a reader
         (DOCS / "results" / f"{name}.json").write_text(json.dumps(comparison) + "\n")
     comparisons = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
+    page = DOCS / "results.md"
+    text = page.read_text(encoding="utf-8")
     for name, comparison in comparisons.items():
         for slug, _, figure in comparison_figures(comparison):
-            if slug in PLOTS:
-                figure.savefig(DOCS / "images" / f"results_{name}_{slug}.png", dpi=110)
-    page = DOCS / "results.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), comparisons), encoding="utf-8")
+            picture = f"images/results_{name}_{slug}.png"
+            if picture in text:
+                figure.savefig(DOCS / picture, dpi=110)
+    page.write_text(fill(text, comparisons), encoding="utf-8")
 
 
 if __name__ == "__main__":
