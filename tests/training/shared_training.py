@@ -9,6 +9,7 @@ import torch
 
 import faap
 from faap import cli, distributed
+from faap.data import Batch
 from faap.devices import resolve_device
 from faap.evaluation.detections import detect_and_compare
 from faap.perturbation import Generator
@@ -22,6 +23,20 @@ class Log(Silent):
 
     def step(self, number: int, values: Any) -> None:
         self.values.append(dict(values))
+
+
+def watched(trainer: Any) -> list[tuple[int, int]]:
+    """Return a list that gets the height and width of every batch the trainer steps on."""
+    shapes: list[tuple[int, int]] = []
+    step = trainer.step
+
+    def noting(batch: Batch, *rest: Any) -> dict[str, float]:
+        height, width = batch.pixel_mask.shape[1:]
+        shapes.append((height, width))
+        return step(batch, *rest)
+
+    trainer.step = noting
+    return shapes
 
 
 def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
@@ -41,13 +56,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
                 torch.cat([p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None])
             )
         )
-        shapes: list[tuple[int, ...]] = []
-        step = trainer.step
-        trainer.step = (
-            lambda batch, *rest, made=step, kept=shapes: (  # type: ignore[method-assign]
-                kept.append(tuple(batch.pixel_mask.shape[1:])) or made(batch, *rest)  # type: ignore[func-returns-value]
-            )
-        )
+        shapes = watched(trainer)
         rows = [trainer.epoch(epoch, log, cli.terminal()) for epoch in range(2)]
         result[name] = {
             "rows": json.dumps(rows),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import faap
+from faap import distributed
 from faap.errors import FaapError
 from faap.perturbation import Generator
 from faap.training.loop import _Trainer
@@ -155,3 +156,18 @@ def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str
     own = [line for line in done.stderr.splitlines() if "/faap/" in line and line.lstrip().startswith("File ")]
     assert own == []
     assert "peer" not in done.stderr
+
+
+@pytest.mark.parametrize(("process", "order"), [("0", ["call", "meet", "meet"]), ("1", ["meet", "call", "meet"])])
+def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", process)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "merge", lambda part: seen.append("meet") or [*part, *part])
+    assert distributed.one_first(lambda: seen.append("call") or "made") == "made"
+    assert seen == order
+    monkeypatch.setattr(distributed, "merge", lambda part: [FaapError("of another"), *part])
+    seen.clear()
+    with pytest.raises(FaapError, match="of another"):
+        distributed.one_first(lambda: seen.append("call"))
+    assert seen == (["call"] if process == "0" else [])  # what failed there is not tried here
