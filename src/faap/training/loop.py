@@ -147,7 +147,7 @@ class _Trainer:
             detector.label_map(split.categories),
             training=True,
             seed=recipe.seed,
-            edges=recipe.training_edges,
+            edges=recipe.train_edges,
         )
         self.batches = GroupBalancedBatches(
             [i for i, record in enumerate(split.records) if record.group == recipe.anchor_group],
@@ -165,7 +165,7 @@ class _Trainer:
             collate_fn=collate,
             num_workers=recipe.num_workers,
         )
-        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
+        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None)
         self.objective = Objective(recipe, detector.feature_dim)
         if distributed.world() > 1 and recipe.arch == "unet":
             raise FaapError(
