@@ -166,20 +166,14 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_exactly(arguments)
-    from faap.data import refuse
     from faap.training import measure
 
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(given.detr_checkpoint, device)
     dataset = distributed.one_first(lambda: _dataset(given, given.skip_bad))
-    if dataset.note:
-        console.print(dataset.note, style="yellow")
-    problems = dataset.check()
-    if not given.skip_bad:
-        refuse(problems)
-    elif problems:
-        console.print(f"{len(problems)} broken records are left out; `faap check` lists them.", style="yellow")
+    for said in dataset.usable(given.split):
+        console.print(said, style="yellow", markup=False)
     run_dir = Path(given.output_dir)
     if distributed.rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
