@@ -261,13 +261,14 @@ def compare(given: Given, console: Console) -> None:
     overrides = _overrides(given)
     if "resume" in overrides:
         raise FaapError("--resume is not for compare: repeat the command, and what is unfinished goes on by itself.")
+    from faap.compare import RayRunner, recipes_to_compare
     from faap.compare import compare as run_all
-    from faap.compare import recipes_to_compare
     from faap.report import comparison_table
 
     root = Path(overrides.pop("output_dir", "faap_outputs/compare"))
     chosen = recipes_to_compare(given.recipes, ablate=given.ablate, **overrides)
-    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, ray=given.ray, console=console)
+    runner = None if given.ray is None else RayRunner(given.ray)
+    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, runner=runner, console=console)
     console.print(comparison_table(result, console.width))
     places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
     console.print(places, highlight=False, markup=False)
