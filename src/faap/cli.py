@@ -47,9 +47,9 @@ class _Parser(argparse.ArgumentParser):
         return found
 
 
-def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+def _add_recipe_flags(parser: argparse.ArgumentParser, kind: type[Recipe] = Recipe) -> None:
     group = parser.add_argument_group("fields of the recipe")
-    for field in fields(Recipe):
+    for field in fields(kind):
         if field.name not in ("name", "description"):
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.type is bool else {}
             group.add_argument(
@@ -66,8 +66,8 @@ def _flags(field: "Field[Any]") -> list[str]:
     return [f"--{field.name}", *(["--skip-bad"] if field.name == "skip_bad" else [])]
 
 
-def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = {field.name for field in fields(Recipe)} - {"name"}
+def _overrides(arguments: argparse.Namespace, kind: type[Recipe] = Recipe) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)} - {"name"}
     return {key: value for key, value in vars(arguments).items() if key in names}
 
 
@@ -81,12 +81,20 @@ def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
 
 def train(arguments: Sequence[str], console: Console, prog: str = "faap train", recipe: str | None = None) -> None:
     """Train a recipe in front of a frozen detector and measure it."""
+    # the recipe's terms may bring flags of their own
+    first = _Parser(prog=prog, allow_abbrev=False, add_help=False)
+    if recipe is None:
+        first.add_argument("recipe", nargs="?")
+    _add_recipe_flags(first)
+    known, _ = first.parse_known_args(arguments)
+    named = recipe or known.recipe
+    kind = type(load_recipe(named, **_overrides(known))) if named else Recipe
     parser = _Parser(prog=prog, description=train.__doc__, allow_abbrev=False)
     if recipe is None:
         parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    _add_recipe_flags(parser)
+    _add_recipe_flags(parser, kind)
     given = parser.parse_exactly(arguments)
-    result = faap.train(_recipe(recipe or given.recipe, _overrides(given)), console=console)
+    result = faap.train(_recipe(recipe or given.recipe, _overrides(given, kind)), console=console)
     _conclude(result.metrics, result.run_dir, console)
 
 
