@@ -1,8 +1,8 @@
 """The typed recipe: every setting of a training, named once, with its unit and default."""
 
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -134,10 +134,8 @@ class Recipe(
         for key in values:
             if key not in known:
                 raise FaapError(f"{place}: unknown field {shown(key)}.{nearest(str(key)[:80], known)}")
-        try:
+        with _named(place):
             return cls(**values)
-        except FaapError as error:
-            raise FaapError(f"{place}: {error}") from None
 
     def require_terms(self) -> None:
         """Raise if the recipe has terms of a user's own and does not hold them: a file's word imports nothing."""
@@ -218,7 +216,9 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
         refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
     values |= overrides
     folder = None if path.parent == RECIPES else path.parent
-    return recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides).of(values, name_or_path)
+    with _named(name_or_path):
+        kind = recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides)
+    return kind.of(values, name_or_path)
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:
@@ -272,3 +272,12 @@ def refuse_code(stored: Mapping[str, Any], typed: Mapping[str, Any], place: Path
                 f"{place}: {key} is {shown(value)}, which is code, and what a file says is never run. If you trust it, "
                 f"type --{key} {shown(value)[1:-1]}."
             )
+
+
+@contextmanager
+def _named(place: str | Path) -> Iterator[None]:
+    """Let an error say where the values are from."""
+    try:
+        yield
+    except FaapError as error:
+        raise FaapError(f"{place}: {error}") from error
