@@ -231,7 +231,7 @@ def _count(text: str) -> int:
 def bench(arguments: Sequence[str], console: Console) -> None:
     """Measure what faap costs beside the detector alone, as ratios."""
     parser = _Parser(prog="faap bench", description=bench.__doc__, allow_abbrev=False)
-    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures, with two plots beside it")
+    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
     parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
@@ -240,8 +240,8 @@ def bench(arguments: Sequence[str], console: Console) -> None:
 
     result = benchmark.bench(device=given.device, threads=given.threads, repeats=given.repeats, console=console)
     console.print(benchmark.table(result))
-    for path in benchmark.write(result, Path(given.json)):
-        console.print(str(path), highlight=False, markup=False)
+    benchmark.write(result, Path(given.json))
+    console.print(given.json, highlight=False, markup=False)
 
 
 def recipes(arguments: Sequence[str], console: Console) -> None:
