@@ -188,13 +188,14 @@ def test_a_file_without_a_base_starts_from_the_defaults(tmp_path: Path) -> None:
     [
         ("temprature: 1", "unknown field 'temprature'. Did you mean 'temperature'?"),
         ("base: infonce_5th", "base is 'infonce_5th'; it must be one of contrastive_1st, "),
-        ("base: [a]", "base is ['a']"),
+        ("base: [a]", "line 1: base is a sequence; it must be a single value"),
         ("- a\n- b", "must be a mapping"),
         ("", "must be a mapping"),
         ("a: [", "not valid YAML"),
-        ("temperature: [1]", "must be a number"),
-        ("name: {a: b}", "must be text"),
-        ("? [a]\n: b", ""),
+        ("seed: 1\ntemperature: [1]", "line 2: temperature is a sequence; it must be a single value"),
+        ("name: {a: b}", "line 1: name is a mapping; it must be a single value"),
+        ("? [a]\n: b", "a sequence stands where a field's name should"),
+        ("seed: 1\nlr_g: 1\nseed: 2", "line 3: seed stands there for the second time"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -206,11 +207,14 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FaapError, match=r"gone\.yaml: cannot be read"):
+    with pytest.raises(FaapError, match=r"gone\.yaml: no recipe of this name, and no file"):
         load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(FaapError, match=r"binary\.yaml: "):
+    with pytest.raises(FaapError, match=r"binary\.yaml: is not valid YAML"):
         load_recipe(tmp_path / "binary.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * 200_000)
+    with pytest.raises(FaapError, match=r"large\.yaml: has more than 100,000 bytes"):
+        load_recipe(tmp_path / "large.yaml")
 
 
 def test_a_saved_recipe_comes_back_equal(tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("faap.config.os.replace", fail)
+    monkeypatch.setattr("faap.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         Recipe(seed=2).save(path)
     assert load_recipe(path).seed == 1

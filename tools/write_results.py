@@ -1,10 +1,10 @@
 """Draw the plots and fill in the tables of docs/results.md from the comparisons in docs/results/*.json.
 
-    faap compare contrastive_1st infonce_3rd infonce_3rd_fix2 infonce_4th wgan_7th moco_4th \\
+    .venv/bin/faap compare contrastive_1st infonce_3rd infonce_3rd_fix2 infonce_4th wgan_7th moco_4th \\
         --seeds 5 --jobs 2 --images_per_epoch 480 --widths 24,48,96 --output_dir faap_outputs/systems
-    faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --widths 24,48,96 \\
+    .venv/bin/faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --widths 24,48,96 \\
         --output_dir faap_outputs/ablation
-    python tools/write_results.py systems=faap_outputs/systems/compare.json ablation=faap_outputs/ablation/compare.json
+    .venv/bin/python tools/write_results.py systems=faap_outputs/systems/compare.json ablation=faap_outputs/ablation/compare.json
 
 Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
 `<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`.

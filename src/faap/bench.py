@@ -277,7 +277,8 @@ def table(result: Mapping[str, Any]) -> Table:
     return rows
 
 
-def write(result: Mapping[str, Any], path: Path) -> None:
-    """Write the figures as JSON."""
+def write(result: Mapping[str, Any], path: Path) -> Path:
+    """Write the figures as JSON; return the path."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -67,7 +67,7 @@ def test_what_could_change_the_detections_makes_it_run_again(
 ) -> None:
     detect_baseline(frozen, split)
     detect_baseline(frozen, split, batch_size=3)
-    detect_baseline(frozen, split.select(range(7)))
+    detect_baseline(frozen, split.subset(range(7)))
     other = replace(split, records=tuple(reversed(split.records)))
     assert same(detect_baseline(frozen, other), detect_baseline(frozen, split)[::-1])
     assert runs == [16, 3, 16, 16]

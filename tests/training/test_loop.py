@@ -431,7 +431,7 @@ def test_a_detector_of_other_normalisation_gets_its_own_units(
 
 def test_loss_that_is_not_finite_stops_with_its_terms(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "faap.training.objective.infonce", lambda *_, **__: torch.tensor(float("nan"), requires_grad=True)
+        "faap.objectives.contrastive.infonce", lambda *_, **__: torch.tensor(float("nan"), requires_grad=True)
     )
     with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce nan"):
         train(recipe, console=QUIET)

@@ -75,7 +75,7 @@ class _Curves:
         for group in groups_of(split):
             # COCO goes through images by id, which decides between equal scores
             mine = sorted(split.positions(group), key=lambda i: split.records[i].image_id)
-            records, found = [split.records[i].seen_by(group) for i in mine], [detections[i] for i in mine]
+            records, found = [split.records[i].ignoring_others(group) for i in mine], [detections[i] for i in mine]
             self.groups[group] = mine, [rank(records, found, category) for category in split.categories]
 
     def accumulate(self, weights: npt.NDArray[np.int32]) -> dict[str, Floats]:

@@ -51,7 +51,7 @@ def evaluate(
     """
     images = dataset.split(split)
     # what the detector cannot name it cannot find: only the classes that both know are measured
-    images = images.only(detector.label_map(images.categories))
+    images = images.with_categories(detector.label_map(images.categories))
     if bootstrap:
         # a data set too small for its errors is found out before the detector runs
         check_resampling(images)

@@ -115,5 +115,5 @@ def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetric
     by_group = {}
     for group in groups_of(split):
         mine = [detections[i] for i in split.positions(group)]
-        by_group[group] = coco_metrics(split.of(group), mine, split.categories)
+        by_group[group] = coco_metrics(split.group(group), mine, split.categories)
     return by_group

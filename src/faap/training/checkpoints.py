@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from faap.config import Recipe, load_recipe
+from faap.config import Recipe, resumed_recipe
 from faap.errors import FaapError
 from faap.files import read_tensors, replacing
 from faap.perturbation import Generator
@@ -111,12 +111,7 @@ def recipe_to_resume(path: Path, name: str, overrides: Mapping[str, Any]) -> Rec
     Raises:
         FaapError: if the checkpoint cannot be read or is of another recipe.
     """
-    stored = read_checkpoint(path)["recipe"]
-    asked = load_recipe(name, **overrides)
-    if stored.get("name") != asked.name:
-        raise FaapError(f"{path}: a checkpoint of the recipe {stored.get('name')!r}, not of {asked.name!r}.")
-    kept = {key: value for key, value in stored.items() if key not in FREE_FIELDS}
-    return load_recipe(name, **(kept | dict(overrides)))
+    return resumed_recipe(name, read_checkpoint(path)["recipe"], path, **overrides)
 
 
 def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -124,5 +119,5 @@ def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key} was {stored.get(key)!r}, is {value!r}"
         for key, value in recipe.to_dict().items()
-        if key not in FREE_FIELDS | _PLACES and stored.get(key, getattr(Recipe(), key)) != value
+        if key not in FREE_FIELDS | _PLACES and stored.get(key, getattr(type(recipe)(), key)) != value
     ]

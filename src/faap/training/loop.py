@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from faap import distributed
 from faap.config import Recipe
-from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset, refuse
+from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, load_dataset
 from faap.detectors import FrozenDetector, load_detector
 from faap.devices import own_randomness, resolve_device
 from faap.errors import FaapError
@@ -85,20 +85,15 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     if distributed.rank():
         console = Console(quiet=True)
     dataset = distributed.one_first(lambda: load_dataset(**recipe.data()))
-    for name in ("train", "val", "test"):
-        dataset.read(name)  # a split that is not there is the first thing to know
-    problems = dataset.check()
-    if not recipe.skip_bad:
-        refuse(problems)
-    elif problems:
-        console.print(f"{len(problems)} broken records are left out; `faap check` lists them.", style="yellow")
+    for said in dataset.usable("train", "val", "test"):
+        console.print(said, style="yellow", markup=False)
     training, validation = dataset.split("train"), dataset.split("val")
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
     detector = load_detector(recipe.detr_checkpoint, device)
     if recipe.compile:
         detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
-    validation = validation.only(detector.label_map(validation.categories))
+    validation = validation.with_categories(detector.label_map(validation.categories))
     with _seeded(recipe.seed):
         trainer = _Trainer(recipe, device, detector, training)
     first = trainer.resume(Path(recipe.resume), console) if recipe.resume else 0
@@ -147,7 +142,7 @@ class _Trainer:
             detector.label_map(split.categories),
             training=True,
             seed=recipe.seed,
-            edges=recipe.training_edges,
+            edges=recipe.train_edges,
         )
         self.batches = GroupBalancedBatches(
             [i for i, record in enumerate(split.records) if record.group == recipe.anchor_group],
@@ -165,7 +160,7 @@ class _Trainer:
             collate_fn=collate,
             num_workers=recipe.num_workers,
         )
-        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
+        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None)
         self.objective = Objective(recipe, detector.feature_dim)
         if distributed.world() > 1 and recipe.arch == "unet":
             raise FaapError(

@@ -56,7 +56,7 @@ def examples_of(detector: FrozenDetector, generator: Generator, split: Split) ->
     for group in (split.anchor, split.reference):
         positions = split.positions(group)
         chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, min(half, len(positions))).astype(int)]
-    few = split.select(list(dict.fromkeys(chosen)))
+    few = split.subset(list(dict.fromkeys(chosen)))
     before, after = detect(detector, few), detect(detector, few, generator)
     images = FaapImages(few, detector.preprocessing, detector.label_map(few.categories))
     examples = []
