@@ -256,7 +256,7 @@ def test_a_recipe_stays_in_its_folder(name: str, small: dict[str, Any], here: An
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["file", "file/out", "/proc/faap", "bad\0name"])
+@pytest.mark.parametrize("place", ["file", "file/out", "/proc/faap"])
 def test_a_folder_that_cannot_be_made_is_one_error(
     place: str, small: dict[str, Any], here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

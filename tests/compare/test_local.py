@@ -16,8 +16,11 @@ import torch
 from rich.console import Console
 
 from faap.compare import LocalRunner, compare
+from faap.compare.local import rebuilt, sent
+from faap.compare.standing import standing
 from faap.config import load_recipe
 from faap.errors import FaapError
+from faap.runs import Run
 
 RECIPE = load_recipe("moco_4th")
 
@@ -43,10 +46,39 @@ def test_a_run_in_its_own_process(finished: Any, tmp_path: Path, monkeypatch: py
     assert "validation AP gap" in Path("logs/run.log").read_text()
 
 
+def test_terms_of_ones_own_go_with_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "dispersion.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from faap.objectives import Term, setting\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Settings:\n"
+        "    lambda_spread: float = setting(0.1, 'weight of the spread', low=0)\n"
+        "def terms(recipe, feature_dim, projected_dim):\n"
+        "    yield Term('spread', recipe.lambda_spread, lambda view: -view.projected[0].var(0).sum())\n"
+    )
+    (mine / "own.yaml").write_text("base: moco_4th\nterms: dispersion\nlambda_spread: 0.3\n")
+    recipe = load_recipe(mine / "own.yaml")
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    again = rebuilt(json.loads(json.dumps(sent(recipe))))
+    assert again.to_dict() == recipe.to_dict()
+    assert again.own is not None
+    assert again.to_dict()["lambda_spread"] == 0.3
+    # what lies in a run's folder is held against them, and a run folder alone brings nothing in
+    run = Run(there)
+    replace(recipe, resume="").save(run.config)
+    run.log.touch()
+    assert "other settings" not in standing(replace(recipe, output_dir=str(there))).note
+    assert "other settings" in standing(replace(RECIPE, output_dir=str(there))).note
+
+
 def test_a_process_for_which_nobody_waits_ends(finished: Any, tmp_path: Path) -> None:
     recipe = replace(finished.recipes[0], output_dir=str(tmp_path / "run"), epochs=100_000)
     process = subprocess.Popen(LocalRunner.command, stdin=subprocess.PIPE)
-    process.communicate(json.dumps(recipe.to_dict()).encode() + b"\n", timeout=60)
+    process.communicate(json.dumps(sent(recipe)).encode() + b"\n", timeout=60)
     assert process.returncode == 1
 
 
@@ -73,7 +105,7 @@ def test_a_process_reads_its_recipe_and_has_its_threads(tmp_path: Path, monkeypa
     runner("import os; print(os.environ['OMP_NUM_THREADS'], input())").train(RECIPE, log, 3)
     threads, _, fields = log.read_text().partition(" ")
     assert threads == "3"
-    assert json.loads(fields) == RECIPE.to_dict()
+    assert rebuilt(json.loads(fields)) == RECIPE
 
 
 def test_an_interrupt_ends_the_processes_and_starts_no_further_run(small: dict[str, Any], tmp_path: Path) -> None:

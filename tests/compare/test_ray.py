@@ -16,6 +16,7 @@ from rich.console import Console
 import faap
 from faap import cli
 from faap.compare import RayRunner, compare
+from faap.compare.local import sent
 from faap.compare.ray import _train
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
@@ -155,7 +156,7 @@ def test_a_node_without_the_working_directory(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FaapError, match=r"No such file or directory: '.*far'\. .* every node shares"):
-        _train(load_recipe("moco_4th").to_dict(), Path("log"), "1", str(tmp_path / "far"))
+        _train(sent(load_recipe("moco_4th")), Path("log"), "1", str(tmp_path / "far"))
 
 
 @pytest.mark.parametrize(

@@ -15,24 +15,12 @@ from rich.console import Console
 from faap.compare.gather import gather, outcome
 from faap.compare.local import LocalRunner, Runner
 from faap.compare.standing import Standing, standing
-from faap.config import RECIPES, Recipe, load_recipe
+from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
 from faap.files import replacing
 from faap.report import write_comparison
 
-# what all recipes must agree in: the data, who is compared in it, and the detector
-_SHARED = (
-    "dataset_root",
-    "annotations",
-    "images_dir",
-    "group_field",
-    "group_csv",
-    "skip_bad",
-    "detr_checkpoint",
-    "anchor_group",
-    "reference_group",
-)
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
 
 
@@ -109,7 +97,7 @@ def compare(
     load_dataset(**runs[0].data())
     try:
         (root / "logs").mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # the latter for a name that is none
+    except OSError as error:
         raise FaapError(f"{root}: cannot be written to ({error}). Choose another --output_dir.") from None
     found = [standing(run) for run in runs]
     waiting = [each for each in found if not each.finished]
@@ -146,7 +134,7 @@ def _refuse(runs: Sequence[Recipe]) -> None:
     if not runs:
         raise FaapError("nothing to compare: it takes a recipe and a seed.")
     first = runs[0]
-    for field in _SHARED:
+    for field in fields_of("data", "groups"):
         for run in runs:
             if (value := getattr(run, field)) != (wanted := getattr(first, field)):
                 raise FaapError(f"{run.name} has {field} {value}, {first.name} has {wanted}; they must be the same.")

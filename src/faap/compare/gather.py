@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from faap.config import Recipe
+from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
@@ -24,7 +24,7 @@ ROUNDING = 1e-3
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 VERDICTS = ("met", "not met", "cannot be told")
 # in which recipes differ without differing in what they train
-_OWN = {"name", "description", "seed", "output_dir", "resume", "device", "num_workers"}
+_OWN = {*fields_of("run"), "seed"}
 
 _NUMBER = (float, None)
 _METRICS = {

@@ -16,8 +16,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from rich.console import Console
 
-from faap.config import Recipe, load_recipe
+from faap.config import Recipe, recipe_class
 from faap.errors import FaapError
+from faap.process import outcome
+from faap.training import train
 
 T = TypeVar("T")
 
@@ -105,7 +107,7 @@ class LocalRunner(Runner):
             with self._start(begin) as process:
                 assert process.stdin is not None
                 with suppress(BrokenPipeError):  # it has ended already, and its log says why
-                    process.stdin.write(json.dumps(recipe.to_dict()).encode() + b"\n")
+                    process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
                 # left open: its end tells the process that nobody waits for it any more
                 status = process.wait()
                 process.stdin.close()
@@ -137,24 +139,26 @@ class LocalRunner(Runner):
                 self._busy[number] -= 1
 
 
-def rebuilt(fields: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that has these fields, which another process of the same user sent: all of them."""
-    return load_recipe("infonce_4th", **fields)
+def sent(recipe: Recipe) -> dict[str, Any]:
+    """Return what another process makes the recipe of: its fields, and where terms of the user's own lie."""
+    return {"fields": recipe.to_dict(), "terms": recipe.own.source if recipe.own else ""}
+
+
+def rebuilt(message: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that another process of the same user has sent."""
+    return recipe_class(message["terms"])(**message["fields"])
 
 
 def child() -> int:
     """Train the recipe that the first line of standard input holds; give up when standard input ends."""
-    import faap
-    from faap.cli import run
-
     line = sys.stdin.readline()
 
     def watch() -> None:
         sys.stdin.read()
         os._exit(1)
 
-    def train() -> None:
-        faap.train(rebuilt(json.loads(line)))
+    def run() -> None:
+        train(rebuilt(json.loads(line)))
 
     threading.Thread(target=watch, daemon=True).start()
-    return run(train)
+    return outcome(run)

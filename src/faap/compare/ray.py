@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from rich.console import Console
 
-from faap.compare.local import LocalRunner, Runner, rebuilt
+from faap.compare.local import LocalRunner, Runner, rebuilt, sent
 from faap.compare.standing import standing
 from faap.config import Recipe
 from faap.errors import FaapError
@@ -73,7 +73,7 @@ class RayRunner(Runner):
         # what a node cannot spare is not asked for, and the threads stay: their number is seen in the last bits
         cpus = min(torch.get_num_threads() if asked else threads, max(_room(self._nodes, gpus), default=threads))
         task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, name=f"{recipe.name}, seed {recipe.seed}")
-        with self._start(lambda: task.remote(recipe.to_dict(), log, asked or str(threads), os.getcwd())) as running:
+        with self._start(lambda: task.remote(sent(recipe), log, asked or str(threads), os.getcwd())) as running:
             try:
                 host = ray.get(running)
             except ray.exceptions.RayTaskError as error:
@@ -114,7 +114,7 @@ def _room(nodes: Sequence[dict[str, float]], gpus: int) -> list[int]:
     return [max(1, cpu // gpu if gpus else cpu) for cpu, gpu in fit if cpu >= 1 and gpu >= gpus]
 
 
-def _train(fields: Mapping[str, Any], log: Path, threads: str, folder: str) -> str:
+def _train(message: Mapping[str, Any], log: Path, threads: str, folder: str) -> str:
     """Train a recipe on the node that Ray chose; return its host."""
     import ray
 
@@ -128,5 +128,5 @@ def _train(fields: Mapping[str, Any], log: Path, threads: str, folder: str) -> s
     with log.open("a", encoding="utf-8") as out:
         print(f"Ray node {ray.get_runtime_context().get_node_id()}, host {host}", file=out)
     # by now the run may have a checkpoint of a worker that was lost
-    LocalRunner().train(standing(rebuilt(fields)).recipe, log, 1)
+    LocalRunner().train(standing(rebuilt(message)).recipe, log, 1)
     return host

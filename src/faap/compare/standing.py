@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 
 from faap.compare.gather import read, read_log
-from faap.config import Recipe, load_recipe
+from faap.config import Recipe, fields_of
 from faap.errors import FaapError
+from faap.recipes import read as read_recipe
 from faap.runs import Run
-from faap.training.checkpoints import FREE_FIELDS, read_checkpoint
+from faap.training.checkpoints import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def standing(run: Recipe) -> Standing:
 def _is_trained_with(folder: Run, run: Recipe) -> bool:
     """Whether what lies in the folder was trained with the run's settings."""
     try:
-        stored = load_recipe(folder.config).to_dict()
+        # the run's own class reads the file, so that nothing it names is imported
+        stored = type(run).of(read_recipe(folder.config), folder.config).to_dict()
     except (FaapError, RecursionError):
         return False
-    return all(stored[key] == value for key, value in run.to_dict().items() if key not in FREE_FIELDS)
+    return all(stored[key] == value for key, value in run.to_dict().items() if key not in fields_of("run"))
