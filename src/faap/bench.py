@@ -40,8 +40,8 @@ from faap.detectors.prepare import prepare
 from faap.detectors.set_loss import match_layers
 from faap.devices import own_randomness, resolve_device
 from faap.evaluation import evaluate
-from faap.files import replacing
-from faap.perturbation import Generator
+from faap.files import atomic_write
+from faap.perturbation import build_generator
 from faap.report.charts import ANCHOR_COLOUR, QUIET, REFERENCE_COLOUR, style
 from faap.training import loop
 
@@ -285,7 +285,7 @@ def _steps(result: dict[str, Any], device: torch.device, repeats: int) -> None:
     stock, prepared = stock_detector(device), prepared_detector(device)
     step = _Step(prepared, device, BATCH, SIZE)
     pixels, mask = step.batch.pixel_values, step.batch.pixel_mask
-    light, unet = Generator().eval().to(device), Generator("unet").eval().to(device)
+    light, unet = build_generator().eval().to(device), build_generator("unet").eval().to(device)
     large = torch.randn(1, 3, *LARGE, device=device).clamp(-2, 2)
     floor = _through(stock, pixels, mask)
     seconds = take_turns({"floor": floor, "step": step, "prepared": _through(prepared, pixels, mask)}, repeats, device)
@@ -440,7 +440,7 @@ def _evaluate_twice(result: dict[str, Any], device: torch.device, repeats: int) 
         for turn in range(max(2, repeats - 1)):
             with patch.dict(os.environ, {"FAAP_CACHE_DIR": str(Path(folder) / f"cache_{turn}")}):
                 for times in seconds.values():
-                    generator = Generator().to(device)
+                    generator = build_generator().to(device)
                     _wait(device)
                     started = time.perf_counter()
                     evaluate(detector, generator, dataset, "test", batch_size=BATCH)
@@ -528,12 +528,12 @@ def write(result: Mapping[str, Any], path: Path) -> list[Path]:
         path.with_name(f"{path.stem}_growth.png"): _draw_growth,
         path.with_name(f"{path.stem}_profile.png"): _draw_profile,
     }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for place, draw in pictures.items():
         with style():
             figure = draw(result)
-        with replacing(place) as temporary:
+        with atomic_write(place) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
     return [path, *pictures]
 

@@ -22,7 +22,7 @@ from faap.config import RECIPES, Recipe, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.report import read_log, write_comparison
 from faap.training.checkpoints import FREE_FIELDS
 
@@ -157,7 +157,7 @@ def compare(
         finally:
             pool.shutdown(cancel_futures=True)
     comparison = gather(runs, failed)
-    with replacing(root / "compare.json") as temporary:
+    with atomic_write(root / "compare.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
     write_comparison(comparison, root / "compare.html")
     return comparison

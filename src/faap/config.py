@@ -11,7 +11,7 @@ import yaml
 
 from faap import schedules
 from faap.errors import FaapError, nearest
-from faap.files import replacing
+from faap.files import atomic_write
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -203,7 +203,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def schedules(self) -> dict[str, list[float]]:

@@ -16,7 +16,7 @@ from detectors.tiny_families import CONFIGS, SIDE, build
 from faap.data.images import Preprocessing
 from faap.detectors import FAMILIES, load_detector
 from faap.detectors.hugging_face import HuggingFaceDetector
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # These two are put together here, layer by layer: see `test_hugging_face`.
@@ -245,6 +245,6 @@ def test_a_detector_of_one_size_is_trained_against_and_measured(case, saved, tin
     assert row["train"]["detection"] > 1
     assert row["train"]["gradient_norm"] > 0
     metrics = faap.evaluate(
-        load_detector(saved(case)[1]), Generator(epsilon=0.0), faap.load_dataset(tiny_promenade), split="val"
+        load_detector(saved(case)[1]), build_generator(epsilon=0.0), faap.load_dataset(tiny_promenade), split="val"
     )
     assert metrics["baseline"] == metrics["perturbed"]

@@ -24,7 +24,7 @@ from faap.detectors import FrozenDetector, load_detector
 from faap.devices import own_randomness, resolve_device
 from faap.errors import FaapError
 from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics
-from faap.perturbation import Generator, jitter, load_generator, save_generator
+from faap.perturbation import Generator, build_generator, jitter, load_generator, save_generator
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
 from faap.training.measure import measure
 from faap.training.monitor import Monitor, Silent
@@ -165,7 +165,7 @@ class _Trainer:
             collate_fn=collate,
             num_workers=recipe.num_workers,
         )
-        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
+        self.generator = build_generator(recipe.arch, recipe.epsilon_peak, recipe.generator_widths)
         self.objective = Objective(recipe, detector.feature_dim)
         if distributed.world() > 1 and recipe.arch == "unet":
             raise FaapError(
