@@ -151,7 +151,7 @@ def prepared_detector(device: torch.device, queries: int = 100) -> HuggingFaceDe
         prepare(stock_detector(device, queries)),
         name="DETR-R50",
         preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
-        checkpoint_sha256="",
+        file_sha256="",
     )
 
 

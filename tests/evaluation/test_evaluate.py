@@ -32,7 +32,7 @@ class Quarters(FrozenDetector):
             feature_dim=8,
             preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
             activation="softmax",
-            checkpoint_sha256="",
+            file_sha256="",
         )
         self.seen = []
 
@@ -174,7 +174,7 @@ def test_metrics_json(dataset):
     assert result["success"] == success_criteria(
         group_metrics(split, before), group_metrics(split, after), anchor="female", reference="male"
     )
-    assert result["detector_sha256"] == detector.sha256()
+    assert result["detector_sha256"] == detector.tensors_sha256()
     assert list(result["perturbation"]) == ["epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     perturbation = result["perturbation"]
     assert perturbation["epsilon"] == 0.1

@@ -57,7 +57,7 @@ def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[P
 
 
 def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
-    digest = hashlib.sha256(f"{detector.sha256()} {split.fingerprint()}".encode())
+    digest = hashlib.sha256(f"{detector.tensors_sha256()} {split.fingerprint()}".encode())
     labels = sorted(detector.label_map(split.categories).items())
     device = next(detector.parameters()).device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

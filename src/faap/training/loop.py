@@ -140,7 +140,7 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
         self.recipe, self.device, self.detector = recipe, device, detector
-        self.sha256, self.data_sha256 = detector.sha256(), split.fingerprint()
+        self.sha256, self.data_sha256 = detector.tensors_sha256(), split.fingerprint()
         images = FaapImages(
             split,
             detector.preprocessing,
@@ -195,7 +195,7 @@ class _Trainer:
                 f"{path}: trained on other data than {self.recipe.dataset_root} (fingerprint {theirs[:12]}…, here "
                 f"{mine[:12]}…). Resume with --dataset_root of that data."
             )
-        mine, theirs = self.detector.checkpoint_sha256, content["detector_file_sha256"]
+        mine, theirs = self.detector.file_sha256, content["detector_file_sha256"]
         if mine != theirs:
             raise FaapError(
                 f"{path}: trained against another detector (its weights' SHA-256 is {theirs[:12]}…, that of "
@@ -225,12 +225,12 @@ class _Trainer:
             generator=self.generator,
             objective=self.objective,
             optimizer=self.optimizer,
-            detector_file_sha256=self.detector.checkpoint_sha256,
+            detector_file_sha256=self.detector.file_sha256,
             data_sha256=self.data_sha256,
         )
 
     def assert_frozen(self) -> None:
-        assert self.detector.sha256() == self.sha256, "the frozen detector has changed"
+        assert self.detector.tensors_sha256() == self.sha256, "the frozen detector has changed"
         assert not self.detector.training, "the frozen detector has left evaluation mode"
 
     def epoch(self, epoch: int, monitor: Monitor | Silent, console: Console) -> dict[str, Any]:
@@ -405,6 +405,6 @@ def _opening(
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
         f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {trainer.detector.name} "
-        f"({trainer.detector.checkpoint_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
+        f"({trainer.detector.file_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
         f"({len(validation.records)} images)\nrun directory: {run_dir}"
     )
