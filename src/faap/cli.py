@@ -167,7 +167,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     given = parser.parse_exactly(arguments)
     from faap.data import refuse
-    from faap.training import measure
+    from faap.report import measure
 
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)

@@ -23,7 +23,8 @@ from faap.data import load_dataset
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.files import replacing
-from faap.report import read_log, write_comparison
+from faap.report import write_comparison
+from faap.runs import Run
 from faap.training.checkpoints import FREE_FIELDS
 
 RULE = (
@@ -265,7 +266,7 @@ def continued(run: Recipe) -> Recipe:
 
 def _outcome(run: Recipe) -> str:
     gap = _metrics(run)["gap"]["AP"]
-    seconds = sum(row["seconds"] for row in read_log(Path(run.output_dir) / "train_log.jsonl"))
+    seconds = sum(row["seconds"] for row in Run(run.output_dir).read_log())
     return f"AP gap {gap['baseline']:.4f} → {gap['perturbed']:.4f}, {seconds:.0f} s"
 
 
@@ -329,7 +330,7 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
     settings = [runs_of[0].to_dict() for runs_of in by_name.values()]
     own = {"name", "description", "seed", "output_dir", "resume", "device", "num_workers"}
     shared = {k: v for k, v in settings[0].items() if k not in own and all(each[k] == v for each in settings)}
-    log = read_log(Path(good[0].output_dir) / "train_log.jsonl")
+    log = Run(good[0].output_dir).read_log()
     baseline = _four(first["baseline"], anchor, reference)
     return comparison | {
         "images": first["images"],
@@ -366,7 +367,7 @@ def _minus(one: float | None, other: float | None) -> float | None:
 
 def _run(run: Recipe, anchor: str, reference: str) -> dict[str, Any]:
     """One run's row of the comparison."""
-    metrics, log = _metrics(run), read_log(Path(run.output_dir) / "train_log.jsonl")
+    metrics, log = _metrics(run), Run(run.output_dir).read_log()
     validation = [_four(row["validation"]["perturbed"], anchor, reference) for row in log]
     gap = metrics["gap"]["AP"]
     return {

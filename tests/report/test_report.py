@@ -185,7 +185,7 @@ def test_an_evaluation_without_training_has_no_curves(tmp_path, metrics, write_r
 def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
     rows = log(1)
     rows[0]["train"]["sim_f2f"] = rows[0]["train"]["infonce"] = None
-    rows[0]["validation"]["gap"]["AR"] = None
+    rows[0]["validation"]["gap"]["AR"] = rows[0]["validation"]["perturbed"]["male"]["AR100"] = None
     data = metrics()
     for which in ("baseline", "perturbed"):
         data[which]["female"]["APs"] = None

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,14 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
-from faap.evaluation import METRICS, Detections, best_epoch
+from faap.evaluation import GAPS, HEADLINE, METRICS, Detections, best_epoch
 from faap.files import replacing
 from faap.report import words
-from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, run_charts
+from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Chart, Training, embed, training_of
+from faap.runs import Run
 
 SCORE_THRESHOLD = 0.5
 MAX_EXAMPLES = 6
@@ -29,6 +30,34 @@ _LONGEST_EDGE = 640
 _EXACT_PIXELS = 256 * 256
 
 Pixels = npt.NDArray[np.uint8]
+
+# what the page needs of metrics.json and of a line of train_log.jsonl
+_NUMBER = (float, None)
+_INTERVAL = (list, None)
+_GROUP = dict.fromkeys(METRICS, _NUMBER)
+_METRICS = {
+    "split": str,
+    "images": {str: int},
+    "categories_left_out?": {str: [str]},
+    "baseline": {str: _GROUP},
+    "perturbed": {str: _GROUP},
+    "gap": dict.fromkeys(
+        GAPS,
+        dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER) | {"ci95": _INTERVAL},
+    ),
+    "success": {name: {"value": _NUMBER, "target": _NUMBER, "met": bool, "verdict?": str} for name in HEADLINE},
+    "warnings?": [str],
+    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
+    "provenance?": {"dataset": str, "split_sha256": str, "detector": {str: str}, "versions": {str: str}, "date": str},
+    "detector_sha256": str,
+}
+_VALIDATED = {str: dict.fromkeys(GAPS.values(), _NUMBER)}
+_ROW = {
+    "epoch": int,
+    "train": {str: _NUMBER},
+    "schedule": {str: _NUMBER},
+    "validation": {"baseline": _VALIDATED, "perturbed": _VALIDATED, "gap": dict.fromkeys(GAPS, _NUMBER)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +79,28 @@ class Example:
     after: Detections
 
 
-def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
+def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Path:
     """Write `report.html` into a run directory.
 
     Args:
-        run_dir: holds metrics.json, and, after a training, config.yaml and train_log.jsonl; what is missing is left
-            out of the page.
+        run: holds metrics.json, and, after a training, config.yaml and train_log.jsonl; what is missing is left out of
+            the page.
         examples: images to show; the first six are.
 
     Returns:
         Path of the page.
 
     Raises:
-        FaapError: if metrics.json is missing, or it or train_log.jsonl is broken.
+        FaapError: if metrics.json is missing, or one of these files is broken.
     """
-    run_dir = Path(run_dir)
-    metrics_file, config_file, log_file = (run_dir / n for n in ("metrics.json", "config.yaml", "train_log.jsonl"))
-    if not metrics_file.exists():
-        raise FaapError(f"{metrics_file} does not exist; a report needs the metrics of an evaluation")
-    metrics = _parse(metrics_file, metrics_file.read_text(encoding="utf-8"))
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    log = read_log(log_file)
-
+    run = run if isinstance(run, Run) else Run(run)
+    metrics, log, config = run.read_metrics(), run.read_log(), _read_config(run.config)
+    conform(metrics, _METRICS, str(run.metrics))
+    conform(log, [_ROW], str(run.log))
     groups = list(metrics["baseline"])
-    anchor, reference = groups[:2]
+    anchor, reference, *_ = [*groups, "", ""]
+    for which in ("baseline", "perturbed"):
+        conform(metrics[which], dict.fromkeys((anchor, reference), _GROUP), f"{run.metrics}: {which}")
     chosen = best_epoch(log, reference) if log else None
     colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
     shown = list(examples[:MAX_EXAMPLES])
@@ -92,23 +119,49 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
             words.gap_sentence(metrics, anchor, reference),
             words.group_sentence(metrics, anchor, reference),
         ],
+        notes=words.notes(metrics),
         criteria=words.criteria_rows(metrics, anchor, reference),
-        charts=run_charts(log, chosen, anchor, reference) if chosen is not None else [],
+        provenance=words.provenance_rows(metrics),
+        charts=[] if chosen is None else _charts(training_of(log, chosen, anchor, reference)),
         chosen=chosen,
         epochs=len(log),
         examples=[_example(example, factor) for example in shown],
         factor=factor,
         threshold=SCORE_THRESHOLD,
     )
-    return save(page, run_dir / "report.html")
+    return save(page, run.report)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read what a run was trained with, to be shown as it stands; nothing without a training."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise FaapError(f"{path}: not YAML: {error}") from None
+    conform(config, {str: object}, str(path))
+    return dict(config)
+
+
+def _charts(training: Training) -> list[tuple[str, list[Chart]]]:
+    """All curves of a run, by subject."""
+    subjects = {
+        "Validation": [*training.gap("ap_gap"), *training.gap("ar_gap"), *training.groups()],
+        "Representation and scores": training.representation(),
+        "Loss terms, mean over the steps": training.losses(),
+        "Schedules": training.schedules(),
+    }
+    return [
+        (subject, [embed(figure, title, f"{title} over the epochs") for _, title, figure in figures])
+        for subject, figures in subjects.items()
+    ]
 
 
 def render(template: str, **values: Any) -> str:
     """Fill one of the templates of this folder; what is put in is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval)
-    environment.globals["difference"] = words.difference
+    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
+    environment.globals.update(difference=words.difference, marks=words.MARKS)
     return environment.get_template(template).render(values)
 
 
@@ -117,24 +170,6 @@ def save(page: str, path: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a train_log.jsonl; none if there is no such file.
-
-    Raises:
-        FaapError: if a line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [_parse(path, line) for line in lines if line.strip()]
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        parsed: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FaapError(f"{path}: not JSON: {error}") from None
-    return parsed
 
 
 def _magnification(examples: Sequence[Example]) -> int:

@@ -23,10 +23,10 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, l
 from faap.detectors import FrozenDetector, load_detector
 from faap.devices import own_randomness, resolve_device
 from faap.errors import FaapError
-from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics
+from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics, validation_row
 from faap.perturbation import Generator, jitter, load_generator, save_generator
+from faap.report import measure
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
-from faap.training.measure import measure
 from faap.training.monitor import Monitor, Silent
 from faap.training.objective import Objective
 from faap.training.parallel import bring_together, padded_alike
@@ -114,7 +114,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor, console)
         perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
-        row["validation"] = _validation(validation, measured, perturbed)
+        row["validation"] = validation_row(measured, perturbed, validation.anchor, validation.reference)
         row["seconds"] = round(time.perf_counter() - started, 2)
         if writes:
             trainer.save(checkpoint_path(run_dir, epoch), epoch)
@@ -374,24 +374,6 @@ def _choose(run_dir: Path, rows: Sequence[dict[str, Any]], reference: str) -> in
     chosen = best_epoch(kept, reference)
     copy_file(checkpoint_path(run_dir, chosen), run_dir / "checkpoints" / "best.pth")
     return chosen
-
-
-def _validation(split: Split, baseline: dict[str, Any], perturbed: dict[str, Any]) -> dict[str, Any]:
-    def short(metrics: dict[str, Any]) -> dict[str, Any]:
-        return {group: {key: _or_none(values[key]) for key in ("AP", "AR100")} for group, values in metrics.items()}
-
-    def gap(key: str) -> float | None:
-        return _or_none(perturbed[split.reference][key] - perturbed[split.anchor][key])
-
-    return {
-        "baseline": short(baseline),
-        "perturbed": short(perturbed),
-        "gap": {"AP": gap("AP"), "AR": gap("AR100")},
-    }
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _opening(
