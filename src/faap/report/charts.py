@@ -4,12 +4,14 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -44,37 +46,6 @@ _SCHEDULES = {
 Drawn = tuple[str, str, Figure]
 
 
-class Chart(NamedTuple):
-    """A titled picture: a data URI and its description."""
-
-    title: str
-    source: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """One curve over the epochs of one or more runs: their mean, lowest and highest value (NaN leaves a gap)."""
-
-    label: str
-    epochs: Sequence[int]
-    mean: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
-    colour: str
-    baseline: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One of several small charts: its curves, others to hold them against, and the epochs that its runs chose."""
-
-    title: str
-    bands: Sequence[Band]
-    others: Sequence[Band] = ()
-    chosen: Sequence[int] = ()
-
-
 class Curve(NamedTuple):
     """What a chart shows of every recipe."""
 
@@ -85,6 +56,23 @@ class Curve(NamedTuple):
     shift: float = 0.0  # subtracted from the values
 
 
+class Band(NamedTuple):
+    """A curve of one recipe: (runs, epochs) its values, NaN where there is none."""
+
+    curve: Curve
+    colour: str
+    values: npt.NDArray[np.float64]
+
+
+class Panel(NamedTuple):
+    """One of several small charts: its curves, others to hold them against, and the epochs that its runs chose."""
+
+    title: str
+    bands: Sequence[Band]
+    others: Sequence[Band]
+    chosen: Sequence[int]
+
+
 def style() -> AbstractContextManager[None]:
     """Fonts of all pictures; a name is never read as a formula."""
     return matplotlib.rc_context(
@@ -92,12 +80,12 @@ def style() -> AbstractContextManager[None]:
     )
 
 
-def embed(figure: Figure, title: str, description: str) -> Chart:
-    """Make a figure a picture that a page carries."""
+def embed(figure: Figure) -> str:
+    """Make a figure a picture that a page carries, as a data URI."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Chart(title, "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(), description)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def style_axes(axes: Axes) -> None:
@@ -139,10 +127,10 @@ def small_multiples(unit: str, panels: Sequence[Panel], others: str, *, zero: bo
     wide = min(columns, max(2, len(panels))) if panels[0].title else 1
     rows = math.ceil(len(panels) / wide)
     every = [band for panel in panels for band in (*panel.bands, *panel.others)]
-    values = [v for band in every for v in (*band.low, *band.high, band.baseline) if v is not None and math.isfinite(v)]
-    low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
+    baselines = [band.curve.baseline for band in every if band.curve.baseline is not None]
+    known = np.concatenate([*(band.values.ravel() for band in every), baselines, [0.0] if zero else []])
+    low, high = np.nanmin(known), np.nanmax(known)
     margin = (high - low) or abs(high) or 1.0
-    epochs = [epoch for band in every for epoch in band.epochs]
     with style():
         figure = Figure(
             figsize=(10.8 * wide / columns, 0.75 + (2.25 if columns < 5 else 1.85) * rows), layout="constrained"
@@ -155,7 +143,7 @@ def small_multiples(unit: str, panels: Sequence[Panel], others: str, *, zero: bo
             _draw_panel(axes, panels[i], zero)
             axes.set_title("\n".join(textwrap.wrap(panels[i].title, 26)), fontsize=_FONT, fontweight="bold", loc="left")
             axes.tick_params(labelbottom=i + wide >= len(panels))
-        grid[0, 0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        grid[0, 0].set_xlim(-0.5, max(band.values.shape[1] for band in every) - 0.5)
         grid[0, 0].set_ylim(low - 0.14 * margin, high + 0.06 * margin)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         figure.supxlabel("epoch", fontsize=_FONT)
@@ -166,14 +154,14 @@ def small_multiples(unit: str, panels: Sequence[Panel], others: str, *, zero: bo
 
 def _signs(panels: Sequence[Panel], every: Sequence[Band], others: str) -> dict[str, Artist]:
     signs: dict[str, Artist] = {
-        band.label: Line2D([], [], color=band.colour) for panel in panels for band in panel.bands
+        band.curve.label: Line2D([], [], color=band.colour) for panel in panels for band in panel.bands
     }
-    seeds = any(low < high for band in every for low, high in zip(band.low, band.high, strict=True))
+    several = any(len(band.values) > 1 for band in every)
     if len(signs) == 1:
-        signs = {"mean over seeds" if seeds else "one seed": Line2D([], [], color=QUIET)}
-    if seeds:
+        signs = {"mean over seeds" if several else "one seed": Line2D([], [], color=QUIET)}
+    if several:
         signs["lowest to highest seed"] = Patch(color=QUIET, alpha=0.3, linewidth=0)
-    if any(band.baseline is not None for band in every):
+    if any(band.curve.baseline is not None for band in every):
         signs["baseline"] = Line2D([], [], color=QUIET, linewidth=1, linestyle=DASHES)
     if any(panel.others for panel in panels):
         signs[others] = Line2D([], [], color=_FAINT, linewidth=1)
@@ -187,12 +175,14 @@ def _draw_panel(axes: Axes, panel: Panel, zero: bool) -> None:
     if zero:
         axes.axhline(0, color=GAP_COLOUR, linewidth=0.8)
     for band in panel.others:
-        axes.plot(band.epochs, band.mean, color=_FAINT, linewidth=1)
+        axes.plot(np.ma.masked_invalid(band.values).mean(axis=0), color=_FAINT, linewidth=1)
     for band in panel.bands:
-        if band.baseline is not None:
-            axes.axhline(band.baseline, color=QUIET, linewidth=0.9, linestyle=DASHES)
-        axes.fill_between(band.epochs, band.low, band.high, color=band.colour, alpha=0.25, linewidth=0)
-        axes.plot(band.epochs, band.mean, color=band.colour, linewidth=1.4, marker="o", markersize=1.8)
+        values = np.ma.masked_invalid(band.values)
+        if band.curve.baseline is not None:
+            axes.axhline(band.curve.baseline, color=QUIET, linewidth=0.9, linestyle=DASHES)
+        epochs = np.arange(values.shape[1])
+        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=band.colour, alpha=0.25, linewidth=0)
+        axes.plot(values.mean(axis=0), color=band.colour, linewidth=1.4, marker="o", markersize=1.8)
     heights = [0.04 + 0.06 * sum(panel.chosen[j] == epoch for j in range(i)) for i, epoch in enumerate(panel.chosen)]
     place = axes.get_xaxis_transform()
     axes.plot(panel.chosen, heights, color=QUIET, marker="^", markersize=3.5, linestyle="none", transform=place)
@@ -280,20 +270,14 @@ class Training:
         return [(slug, title, small_multiples(unit, panels, others, zero=zero))] if panels else []
 
 
-def _band(runs: Iterable[Mapping[str, Any]], part: str, curve: Curve, colour: str) -> Band | None:
+def _band(runs: Sequence[Mapping[str, Any]], part: str, curve: Curve, colour: str) -> Band | None:
     """Gather one curve of several runs; None if none of them has a value."""
-    seen: dict[int, list[float]] = {}
-    for run in runs:
+    values = np.full((len(runs), 1 + max(epoch for run in runs for epoch in run["curves"]["epoch"])), np.nan)
+    for row, run in zip(values, runs, strict=True):
         curves = run["curves"]
-        for epoch, value in zip(curves["epoch"], curves[part].get(curve.name) or [], strict=False):
-            known = value is not None and math.isfinite(value)
-            seen.setdefault(epoch, []).extend([value - curve.shift] if known else [])
-    if not any(seen.values()):
-        return None
-    epochs = sorted(seen)
-    mean = [math.fsum(seen[epoch]) / len(seen[epoch]) if seen[epoch] else math.nan for epoch in epochs]
-    low, high = ([pick(seen[epoch], default=math.nan) for epoch in epochs] for pick in (min, max))
-    return Band(curve.label, epochs, mean, low, high, curve.colour or colour, curve.baseline)
+        if found := curves[part].get(curve.name):
+            row[curves["epoch"]] = np.array(found, dtype=np.float64) - curve.shift
+    return Band(curve, curve.colour or colour, values) if np.isfinite(values).any() else None
 
 
 def _loss_title(name: str) -> str:

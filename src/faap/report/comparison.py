@@ -22,7 +22,6 @@ from faap.report.charts import (
     QUIET,
     Drawn,
     Training,
-    embed,
     legend,
     style,
     style_axes,
@@ -45,12 +44,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    sections = [
-        (heading, note, [embed(figure, title, f"{title}, one panel or mark a recipe") for _, title, figure in figures])
-        for heading, note, figures in _sections(comparison)
-        if figures
-    ]
-    return save(render("comparison.html", **page_content(comparison), sections=sections), path)
+    return save(render("comparison.html", **page_content(comparison), sections=_sections(comparison)), path)
 
 
 def page_content(comparison: Mapping[str, Any]) -> dict[str, Any]:

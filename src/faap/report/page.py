@@ -19,7 +19,7 @@ from faap.errors import FaapError
 from faap.evaluation import GAPS, HEADLINE, METRICS, Detections, best_epoch
 from faap.files import replacing
 from faap.report import words
-from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Chart, Training, embed, training_of
+from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Drawn, Training, embed, training_of
 from faap.runs import Run
 
 SCORE_THRESHOLD = 0.5
@@ -33,30 +33,35 @@ Pixels = npt.NDArray[np.uint8]
 
 # what the page needs of metrics.json and of a line of train_log.jsonl
 _NUMBER = (float, None)
-_INTERVAL = (list, None)
-_GROUP = dict.fromkeys(METRICS, _NUMBER)
+_CHANGE = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER)
+_DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
+_CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": bool}
 _METRICS = {
     "split": str,
     "images": {str: int},
     "categories_left_out?": {str: [str]},
-    "baseline": {str: _GROUP},
-    "perturbed": {str: _GROUP},
-    "gap": dict.fromkeys(
-        GAPS,
-        dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER) | {"ci95": _INTERVAL},
-    ),
-    "success": {name: {"value": _NUMBER, "target": _NUMBER, "met": bool, "verdict?": str} for name in HEADLINE},
+    "baseline": {str: dict},
+    "perturbed": {str: dict},
+    "gap": {name: {**_CHANGE, "ci95": (list, None)} for name in GAPS},
+    "success": {name: {**_CRITERION, "ci95?": (list, None)} for name in HEADLINE},
     "warnings?": [str],
-    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
-    "provenance?": {"dataset": str, "split_sha256": str, "detector": {str: str}, "versions": {str: str}, "date": str},
+    "perturbation": _DISTANCE,
+    "provenance?": {
+        "dataset": str,
+        "split_sha256": str,
+        "detector": dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str),
+        "generator": {"arch": str, "epsilon": float, "sha256": str},
+        "versions": {str: str},
+        "date": str,
+    },
     "detector_sha256": str,
 }
-_VALIDATED = {str: dict.fromkeys(GAPS.values(), _NUMBER)}
+_VALIDATED = dict.fromkeys(GAPS.values(), _NUMBER)
 _ROW = {
     "epoch": int,
     "train": {str: _NUMBER},
     "schedule": {str: _NUMBER},
-    "validation": {"baseline": _VALIDATED, "perturbed": _VALIDATED, "gap": dict.fromkeys(GAPS, _NUMBER)},
+    "validation": {"baseline": {str: dict}, "perturbed": {str: dict}, "gap": dict.fromkeys(GAPS, _NUMBER)},
 }
 
 
@@ -94,13 +99,15 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         FaapError: if metrics.json is missing, or one of these files is broken.
     """
     run = run if isinstance(run, Run) else Run(run)
-    metrics, log, config = run.read_metrics(), run.read_log(), _read_config(run.config)
-    conform(metrics, _METRICS, str(run.metrics))
-    conform(log, [_ROW], str(run.log))
+    metrics, log = _read_metrics(run), run.read_log()
+    config = _read_config(run.config)
     groups = list(metrics["baseline"])
-    anchor, reference, *_ = [*groups, "", ""]
-    for which in ("baseline", "perturbed"):
-        conform(metrics[which], dict.fromkeys((anchor, reference), _GROUP), f"{run.metrics}: {which}")
+    anchor, reference = groups[:2]
+    conform(log, [_ROW], str(run.log))
+    for row in log:
+        for which in ("baseline", "perturbed"):
+            for group in groups[:2]:
+                conform(row["validation"][which].get(group), _VALIDATED, f"{run.log}: {which}: {group}")
     chosen = best_epoch(log, reference) if log else None
     colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
     shown = list(examples[:MAX_EXAMPLES])
@@ -122,7 +129,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         notes=words.notes(metrics),
         criteria=words.criteria_rows(metrics, anchor, reference),
         provenance=words.provenance_rows(metrics),
-        charts=[] if chosen is None else _charts(training_of(log, chosen, anchor, reference)),
+        charts={} if chosen is None else _charts(training_of(log, chosen, anchor, reference)),
         chosen=chosen,
         epochs=len(log),
         examples=[_example(example, factor) for example in shown],
@@ -130,6 +137,23 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         threshold=SCORE_THRESHOLD,
     )
     return save(page, run.report)
+
+
+def _read_metrics(run: Run) -> dict[str, Any]:
+    """Read metrics.json, of at least two groups."""
+    metrics, place = run.read_metrics(), str(run.metrics)
+    conform(metrics, _METRICS, place)
+    if len(metrics["baseline"]) < 2:
+        raise FaapError(f"{place}: baseline: names {len(metrics['baseline'])} groups; it should be two or more.")
+    for which in ("baseline", "perturbed"):
+        for group in metrics["baseline"]:
+            conform(metrics[which].get(group), dict.fromkeys(METRICS, _NUMBER), f"{place}: {which}: {group}")
+    for part in ("gap", "success"):
+        for name, entry in metrics[part].items():
+            conform(entry.get("ci95") or [], [float], f"{place}: {part}: {name}: ci95")
+            if entry.get("ci95") is not None and len(entry["ci95"]) != 2:
+                raise FaapError(f"{place}: {part}: {name}: ci95: holds {len(entry['ci95'])} bounds; it should be two.")
+    return metrics
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -142,18 +166,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _charts(training: Training) -> list[tuple[str, list[Chart]]]:
+def _charts(training: Training) -> dict[str, list[Drawn]]:
     """All curves of a run, by subject."""
-    subjects = {
+    return {
         "Validation": [*training.gap("ap_gap"), *training.gap("ar_gap"), *training.groups()],
         "Representation and scores": training.representation(),
         "Loss terms, mean over the steps": training.losses(),
         "Schedules": training.schedules(),
     }
-    return [
-        (subject, [embed(figure, title, f"{title} over the epochs") for _, title, figure in figures])
-        for subject, figures in subjects.items()
-    ]
 
 
 def render(template: str, **values: Any) -> str:
@@ -161,7 +181,7 @@ def render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
-    environment.globals.update(difference=words.difference, marks=words.MARKS)
+    environment.globals.update(difference=words.difference, embed=embed, marks=words.MARKS)
     return environment.get_template(template).render(values)
 
 
