@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from faap.evaluation import MET, NOT_MET, UNKNOWN, success_criteria, verdict_of, warnings_about
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, success_criteria, verdict_of, warnings_about
 
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 
@@ -169,7 +169,7 @@ def test_a_detector_that_finds_nobody_meets_nothing(dead, other):
 def test_a_generator_that_blinds_the_detector_is_told_from_a_wrong_detector():
     assert verdicts(DEAD, shared=0.0) == [UNKNOWN, UNKNOWN, NOT_MET, NOT_MET]
     (said,) = warnings_about(BASELINE, DEAD, anchor="f", reference="m")
-    assert said.startswith("With the generator the detector finds nobody (f AP 0.0000, m AP 0.0000)")
+    assert said.startswith("With the generator the detector finds nobody to speak of (f AP 0.0000, m AP 0.0000)")
     assert "checkpoint" not in said
 
 
@@ -179,7 +179,9 @@ def test_one_group_that_is_not_found():
     # losing men is no way to be fair to women who are not found, and nothing is no more than nothing
     assert verdicts(fewer, half, own=0.0) == [UNKNOWN, UNKNOWN, NOT_MET, NOT_MET]
     assert verdicts(fewer, half, own=0.0, absolute=True)[0] == NOT_MET
-    assert "finds nobody of group f (f AP 0.0000)" in warnings_about(half, fewer, anchor="f", reference="m")[0]
+    assert (
+        "finds nobody of group f to speak of (f AP 0.0000)" in warnings_about(half, fewer, anchor="f", reference="m")[0]
+    )
     # found at last, they count
     assert verdicts(GOOD, half, own=1e-6) == [MET] * 4
 

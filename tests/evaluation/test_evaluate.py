@@ -13,17 +13,9 @@ from torch import nn
 from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
-from faap.evaluation import (
-    MET,
-    METRICS,
-    UNKNOWN,
-    detect,
-    evaluate,
-    group_metrics,
-    paired_bootstrap,
-    replicate,
-    success_criteria,
-)
+from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap
+from faap.evaluation.bootstrap import replicate
+from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.perturbation import Generator
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height

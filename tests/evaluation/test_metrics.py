@@ -11,10 +11,10 @@ from faap.evaluation import (
     METRICS,
     Detections,
     coco_metrics,
-    comparable_categories,
     group_metrics,
     paired_bootstrap,
 )
+from faap.evaluation.metrics import comparable_categories
 
 
 @pytest.mark.parametrize("levels", [0, 40])

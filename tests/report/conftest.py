@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from faap.data import Record
-from faap.evaluation import METRICS, Detections, success_criteria
+from faap.evaluation import METRICS, Detections
+from faap.evaluation.criteria import success_criteria
 from faap.report import Example
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from faap.evaluation import MET, NOT_MET, UNKNOWN
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
 from faap.report import comparison_figures, comparison_table, write_comparison
 from faap.report.comparison import page_content
 from faap.report.page import render

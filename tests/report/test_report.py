@@ -237,7 +237,7 @@ def test_the_three_verdicts_are_shown_with_their_intervals(tmp_path, metrics, wr
     words = read(write_report(write_run(tmp_path, data))).words
     for verdict, count in (("✓ met", 1), ("✗ not met", 2), ("? cannot be told", 1)):
         assert words.count(verdict) == count
-    assert "? cannot be told 0.4424 0.4391 at least 0.4424 −0.0071 to +0.0005" in words
+    assert "? cannot be told 0.4424 0.4391 ≥ 0.4424 −0.0071 to +0.0005" in words
 
 
 def test_warnings_and_left_out_categories_come_before_the_numbers(tmp_path, metrics, write_run):

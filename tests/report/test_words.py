@@ -84,7 +84,9 @@ def test_terminal_summary(metrics):
 def test_terminal_summary_fits_eighty_columns(metrics):
     console = Console(file=io.StringIO(), width=80)
     console.print(summary(metrics()))
-    assert "−0.0121 to −0.0029   0.002" in console.file.getvalue()
+    text = console.file.getvalue()
+    assert "−0.0121 to −0.0029   0.002" in text
+    assert "size ≤ 0.0919   ✓ met" in text
 
 
 def test_the_terminal_says_loudly_what_is_wrong_and_where_it_comes_from(metrics):

@@ -18,6 +18,8 @@ from faap.detectors import FrozenDetector
 from faap.evaluation.detections import Detections, detect
 from faap.files import cache_dir, replacing
 
+_COLUMNS = ("scores", "labels", "boxes")
+
 
 def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> Sequence[Detections]:
     """`detect` without a generator, kept in faap's cache folder for detectors of faap's own code.
@@ -71,30 +73,17 @@ def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
 def _read(path: Path, split: Split) -> list[Detections] | None:
     try:
         with np.load(path) as file:
-            stored = {name: file[name] for name in ("image_ids", "counts", "scores", "labels", "boxes")}
-        if stored["image_ids"].tolist() != [record.image_id for record in split.records]:
-            return None
-        total = int(stored["counts"].sum())
-        shapes = [(stored[name].dtype, stored[name].shape) for name in ("scores", "labels", "boxes")]
-        if shapes != [(np.float64, (total,)), (np.int64, (total,)), (np.float64, (total, 4))]:
-            return None
-        ends = np.cumsum(stored["counts"])[:-1]
-        columns = (np.split(stored[name], ends) for name in ("scores", "labels", "boxes"))
-        return [
-            Detections(image_id, *row)
-            for image_id, row in zip(stored["image_ids"].tolist(), zip(*columns, strict=True), strict=True)
-        ]
+            image_ids, ends = file["image_ids"].tolist(), np.cumsum(file["counts"])[:-1]
+            columns = [np.split(file[name], ends) for name in _COLUMNS]
+        if image_ids == [record.image_id for record in split.records]:
+            return [Detections(*row) for row in zip(image_ids, *columns, strict=True)]
     except Exception:  # absent, cut short, or whatever else: it is computed again
-        return None
+        pass
+    return None
 
 
 def _write(path: Path, found: Sequence[Detections]) -> None:
+    columns: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in found]) for name in _COLUMNS}
+    counts = [len(each.scores) for each in found]
     with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            image_ids=[each.image_id for each in found],
-            counts=[len(each.scores) for each in found],
-            scores=np.concatenate([each.scores for each in found]),
-            labels=np.concatenate([each.labels for each in found]),
-            boxes=np.concatenate([each.boxes for each in found]),
-        )
+        np.savez_compressed(file, image_ids=[each.image_id for each in found], counts=counts, **columns)

@@ -132,33 +132,23 @@ def warnings_about(
 ) -> list[str]:
     """Say what makes a result worthless: who is not found at all, whose numbers are unknown, which gap is none."""
     said = []
-    unknown = [group for group, metrics in baseline.items() if np.isnan(metrics["AP"])]
-    if unknown:
-        said.append(f"There is nothing to find of {_names(unknown)} in what is measured: the numbers are unknown.")
-    dead_before, dead_after = ([g for g in metrics if is_dead(metrics[g])] for metrics in (baseline, perturbed))
-    if dead_before:
-        said.append(
-            f"Without the generator the detector {_blindness(dead_before, baseline)}: right checkpoint? right class "
-            "names?"
-        )
-    if blinded := [group for group in dead_after if group not in dead_before]:
-        said.append(f"With the generator the detector {_blindness(blinded, perturbed)}: the perturbation blinds it.")
+    if unknown := [group for group, metrics in baseline.items() if np.isnan(metrics["AP"])]:
+        said.append(f"There is nothing to find of group {', '.join(unknown)} in what is measured: no numbers, no gap.")
+    blind: list[str] = []
+    for which, metrics, cause in (
+        ("Without", baseline, "right checkpoint? right class names?"),
+        ("With", perturbed, "the perturbation blinds it."),
+    ):
+        if dead := [group for group in metrics if is_dead(metrics[group]) and group not in blind]:
+            whom = "" if len(dead) == len(metrics) else f" of group {', '.join(dead)}"
+            numbers = ", ".join(f"{group} AP {metrics[group]['AP']:.4f}" for group in dead)
+            said.append(f"{which} the generator the detector finds nobody{whom} to speak of ({numbers}): {cause}")
+        blind += dead
     for name, metric in GAPS.items():
         size = gap(baseline, metric, anchor, reference)
-        if size <= 0 and not absolute and not {anchor, reference} <= set(dead_before):
+        if size <= 0 and not absolute and not all(is_dead(baseline[group]) for group in (anchor, reference)):
             said.append(
                 f"Without the generator the {name} gap ({reference} − {anchor}) is {size:.4f}: {anchor} is found no "
                 "worse there, so there is nothing to shrink, and whether it shrank as it should cannot be told."
             )
     return said
-
-
-def _blindness(dead: list[str], metrics: Metrics) -> str:
-    degree = "finds nobody" if all(metrics[group]["AP"] == 0 for group in dead) else "finds nobody to speak of"
-    whom = "" if len(dead) == len(metrics) else f" of {_names(dead)}"
-    numbers = ", ".join(f"{group} AP {metrics[group]['AP']:.4f}" for group in dead)
-    return f"{degree}{whom} ({numbers})"
-
-
-def _names(groups: list[str]) -> str:
-    return f"group{'s' * (len(groups) > 1)} {', '.join(groups)}"

@@ -134,18 +134,19 @@ def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]
     Returns:
         The names of the first; for each of the others, of which some groups have ground truth, the groups that lack it.
     """
-    groups = groups_of(split)
-    present = []
-    for group in groups:
-        known = {int(label) for record in split.of(group) for label in record.labels[~record.crowd]}
-        present.append(np.array([category in known for category in split.categories], dtype=bool))
-    counted = comparable(present) & np.any(present, axis=0)
-    lacking = {
-        name: [group for group, has in zip(groups, present, strict=True) if has.any() and not has[i]]
-        for i, name in enumerate(split.categories.values())
-        if any(has[i] for has in present) and not counted[i]
+    known = {
+        group: {int(label) for record in split.of(group) for label in record.labels[~record.crowd]}
+        for group in groups_of(split)
     }
-    return [name for name, each in zip(split.categories.values(), counted, strict=True) if each], lacking
+    known = {group: labels for group, labels in known.items() if labels}
+    shared, lacking = [], {}
+    for category, name in split.categories.items():
+        without = [group for group, labels in known.items() if category not in labels]
+        if not without:
+            shared.append(name)
+        elif len(without) < len(known):
+            lacking[name] = without
+    return shared, lacking
 
 
 def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetrics:

@@ -14,7 +14,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from faap.evaluation import HEADLINE, UNKNOWN, is_dead, t_interval, verdict_of
+from faap.evaluation import HEADLINE, t_interval, verdict_of
+from faap.evaluation.criteria import UNKNOWN, is_dead
 from faap.report.charts import (
     DASHES,
     GAP_COLOUR,
@@ -55,11 +56,7 @@ def page_content(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "columns": _columns(comparison),
         "colours": _recipe_colours(comparison),
         "sentences": _sentences(comparison),
-        "verdicts": {
-            (recipe["name"], run["seed"]): {key: _verdict(run, key) for key in HEADLINE}
-            for recipe in comparison["recipes"]
-            for run in recipe["runs"]
-        },
+        "verdict": _verdict,
     }
 
 

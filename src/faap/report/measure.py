@@ -11,7 +11,8 @@ from rich.console import Console
 from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
-from faap.evaluation import Detections, detect, detect_baseline, evaluate, measurable
+from faap.evaluation import Detections, detect, detect_baseline, evaluate
+from faap.evaluation.evaluate import measurable
 from faap.perturbation import Generator, quantise
 from faap.report.page import MAX_EXAMPLES, Example, Pixels, write_report
 from faap.runs import Run

@@ -16,7 +16,8 @@ from PIL import Image
 from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
-from faap.evaluation import GAPS, HEADLINE, METRICS, Detections, best_epoch
+from faap.evaluation import HEADLINE, METRICS, Detections, best_epoch
+from faap.evaluation.gaps import GAPS
 from faap.files import replacing
 from faap.report import words
 from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Drawn, Training, embed, training_of

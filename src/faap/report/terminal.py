@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from faap.evaluation import MET, NOT_MET, UNKNOWN
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
 from faap.report.words import criteria_rows, difference, interval, notes, number, provenance_rows
 
 _STYLES = {MET: "green", NOT_MET: "bold red", UNKNOWN: "yellow"}

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from faap.evaluation import HEADLINE, MET, NOT_MET, UNKNOWN, headline, verdict_of
+from faap.evaluation import HEADLINE, headline, verdict_of
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
 
 # changes below this are shown as none, because four decimals are printed
 _VISIBLE = 5e-5
@@ -117,7 +118,7 @@ def criteria_rows(metrics: Mapping[str, Any], anchor: str, reference: str) -> li
     before = headline(metrics["baseline"], anchor, reference)
     rows = []
     for name, criterion in metrics["success"].items():
-        bound = "size at most" if HEADLINE[name][0] == "gap" else "at least"
+        bound = "size ≤" if HEADLINE[name][0] == "gap" else "≥"
         verdict = verdict_of(criterion)
         rows.append(
             {
