@@ -16,7 +16,14 @@ from faap.errors import FaapError
 from faap.report import write_report
 from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
 
-CONFIG = {"name": "infonce_4th", "description": "Attract <the> anchor group & wait.", "temperature": 0.1, "epochs": 24}
+CONFIG = {
+    "name": "infonce_4th",
+    "description": "Attract <the> anchor group & wait.",
+    "temperature": 0.1,
+    "epochs": 24,
+    "skip_bad": False,
+    "terms": None,
+}
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,6 @@ _METRICS = {
     },
     "detector_sha256": str,
 }
-_VALIDATED = dict.fromkeys(GAPS.values(), _NUMBER)
 _ROW = {
     "epoch": int,
     "train": {str: _NUMBER},
@@ -106,9 +105,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     anchor, reference = groups[:2]
     conform(log, [_ROW], str(run.log))
     for row in log:
-        for which in ("baseline", "perturbed"):
-            for group in groups[:2]:
-                conform(row["validation"][which].get(group), _VALIDATED, f"{run.log}: {which}: {group}")
+        _conform_groups(row["validation"], groups[:2], list(GAPS.values()), f"{run.log}: validation")
     chosen = best_epoch(log, reference) if log else None
     colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
     shown = list(examples[:MAX_EXAMPLES])
@@ -146,9 +143,7 @@ def _read_metrics(run: Run) -> dict[str, Any]:
     conform(metrics, _METRICS, place)
     if len(metrics["baseline"]) < 2:
         raise FaapError(f"{place}: baseline: names {len(metrics['baseline'])} groups; it should be two or more.")
-    for which in ("baseline", "perturbed"):
-        for group in metrics["baseline"]:
-            conform(metrics[which].get(group), dict.fromkeys(METRICS, _NUMBER), f"{place}: {which}: {group}")
+    _conform_groups(metrics, list(metrics["baseline"]), METRICS, place)
     for part in ("gap", "success"):
         for name, entry in metrics[part].items():
             conform(entry.get("ci95") or [], [float], f"{place}: {part}: {name}: ci95")
@@ -157,13 +152,19 @@ def _read_metrics(run: Run) -> dict[str, Any]:
     return metrics
 
 
+def _conform_groups(metrics: Mapping[str, Any], groups: Sequence[str], names: Sequence[str], place: str) -> None:
+    for which in ("baseline", "perturbed"):
+        for group in groups:
+            conform(metrics[which].get(group), dict.fromkeys(names, _NUMBER), f"{place}: {which}: {group}")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """Read what a run was trained with, to be shown as it stands; nothing without a training."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (yaml.YAMLError, ValueError) as error:
         raise FaapError(f"{path}: not YAML: {error}") from None
-    conform(config, {str: object}, str(path))
+    conform(config, {str: (object, bool)}, str(path))
     return dict(config)
 
 
