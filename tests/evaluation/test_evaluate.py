@@ -16,7 +16,7 @@ from faap.errors import FaapError
 from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap
 from faap.evaluation.bootstrap import replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
 
