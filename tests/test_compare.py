@@ -154,19 +154,19 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 ) -> None:
     recipe = load_recipe("moco_4th", **small)
     compare([recipe], tmp_path / "whole", console=QUIET, execute=Runner())
-    from faap.training import loop
+    from faap.training import Trainer
 
-    real = loop._Trainer.epoch
+    real = Trainer.epoch
 
     def dies(self: Any, epoch: int, *rest: Any) -> Any:
         if epoch == 1:
             raise KeyboardInterrupt
         return real(self, epoch, *rest)
 
-    monkeypatch.setattr(loop._Trainer, "epoch", dies)
+    monkeypatch.setattr(Trainer, "epoch", dies)
     with pytest.raises(KeyboardInterrupt):
         compare([recipe], tmp_path / "cut", console=QUIET, execute=Runner())
-    monkeypatch.setattr(loop._Trainer, "epoch", real)
+    monkeypatch.setattr(Trainer, "epoch", real)
     runner = Runner()
     compare([recipe], tmp_path / "cut", console=QUIET, execute=runner)
     assert [Path(seen.resume).name for seen in runner.seen] == ["epoch_0000.pth"]

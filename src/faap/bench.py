@@ -38,12 +38,12 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Preprocessing, Re
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.detectors.set_loss import match_layers
-from faap.devices import own_randomness, resolve_device
+from faap.distributed import resolve_device
 from faap.evaluation import evaluate
 from faap.files import replacing
 from faap.perturbation import Generator
 from faap.report.charts import ANCHOR_COLOUR, QUIET, REFERENCE_COLOUR, style
-from faap.training import loop
+from faap.training.trainer import Trainer, forked_rng
 
 SIZE = (320, 416)
 LARGE = (800, 1066)
@@ -119,7 +119,7 @@ def bench(
         "seconds": {},
     }
     try:
-        with own_randomness():
+        with forked_rng():
             for part in (_steps, _growth, _matching, _evaluate_twice, _padding, _loader):
                 started = time.perf_counter()
                 part(result, place, repeats)
@@ -181,7 +181,7 @@ class _Step:
         height, width = size
         half = [(width, height)] * max(1, batch // 2)
         recipe: Recipe = load_recipe("infonce_4th", batch_size=2 * len(half))
-        self.trainer = loop._Trainer(recipe, device, detector, _split(half, half))
+        self.trainer = Trainer(recipe, device, detector, _split(half, half))
         self.trainer.generator.train()
         self.trainer.objective.train()
         self.schedule = {name: values[-1] for name, values in recipe.schedules().items()}
@@ -316,7 +316,7 @@ def _steps(result: dict[str, Any], device: torch.device, repeats: int) -> None:
     trainer = step.trainer
     parts = {
         "generator": (trainer.generator, "perturb"),
-        "colour jitter": (loop, "jitter"),
+        "colour jitter": (sys.modules[Trainer.__module__], "jitter"),
         "detector": (trainer.detector, "forward"),
         "losses": (trainer.objective, "forward"),
         "backward": (torch.Tensor, "backward"),

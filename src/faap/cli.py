@@ -17,7 +17,7 @@ from rich.table import Table
 import faap
 from faap import distributed
 from faap.config import Recipe, load_recipe, recipe_names
-from faap.devices import resolve_device
+from faap.distributed import resolve_device
 from faap.errors import FaapError, nearest
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def evaluate(arguments: Sequence[str], console: Console) -> None:
     device = resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(given.detr_checkpoint, device)
-    dataset = distributed.one_first(lambda: _dataset(given, given.skip_bad))
+    dataset = distributed.host_first(lambda: _dataset(given, given.skip_bad))
     if dataset.note:
         console.print(dataset.note, style="yellow")
     problems = dataset.check()
@@ -304,7 +304,7 @@ def run(command: Callable[[], int | None]) -> int:
     """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
     try:
         status = command() or 0
-        distributed.leave()  # not after an error: the other processes may be waiting for this one to speak
+        distributed.shutdown()  # not after an error: the other processes may be waiting for this one to speak
         return status
     except (FaapError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,7 +24,7 @@ from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.files import replacing
 from faap.report import read_log, write_comparison
-from faap.training.checkpoints import FREE_FIELDS
+from faap.runs import FREE_FIELDS
 
 RULE = (
     "Each run's epoch is chosen on the validation split: the smallest AP gap in size among the epochs whose reference "

@@ -141,7 +141,7 @@ def _run(
                 )
             )
         parts.append(part)
-    parts = sorted(distributed.merge(parts), key=lambda part: part.number)
+    parts = sorted(distributed.gather_objects(parts), key=lambda part: part.number)
     qualities = [quality for part in parts for quality in part.qualities]
     return [detected for part in parts for detected in part.found], {
         "linf_normalised": max((value for part in parts for value in part.normalised), default=math.nan),
