@@ -2,10 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -17,14 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from faap.data import Dataset, Problem, Record, Split
-from faap.data.layouts import WHOLE, decode
-from faap.evaluation import Detections, coco_metrics
+from faap.data.layouts import WHOLE, decode, file_identity
 
 # Perceptual hashes of 256 bits: pictures of other scenes differ in about 128, a smaller or re-encoded copy in a few.
 HASH_SIDE, NEAR = 16, 16
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of area, in square pixels
 _SHOWN = 5
-_CAPTION = "s/m/l: people below 32², up to 96² and above 96² square pixels; aspect: width over height of the images"
+_CAPTION = "s/m/l: objects below 32², up to 96² and above 96² square pixels; aspect: width over height of the images"
 
 
 def check(dataset: Dataset, *, images: bool = True, console: Console | None = None) -> dict[str, Any]:
@@ -37,30 +34,36 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
         console: where progress is shown; None: nowhere.
 
     Returns:
-        Ready for JSON: root, layout, note, groups [anchor, reference], splits {name: {images, people, left_out, groups
-        {group: what there is}, mixed}}, problems [{kind, file, record, reason}] and counts {kind: number}.
+        Ready for JSON: root, layout, notes, groups [anchor, reference], splits {name: {images, categories, left_out,
+        mixed, groups {group: what there is}}}, problems [{kind, file, record, reason}] and counts {kind: number}.
     """
-    splits = {name: _split(dataset, name) for name in dataset.splits}
-    problems = dataset.check()
+    splits = {}
+    for name in dataset.splits:
+        reading = dataset.unchecked(name)
+        splits[name] = Split(name, tuple(reading.records), reading.categories, dataset.anchor, dataset.reference)
+    problems = dataset.problems()
     # the whole of a data set that faap divides is no split beside the others
     parts = {name: split for name, split in splits.items() if name != WHOLE}
     if images:
-        problems += _look(parts, console)
-    for name, split in parts.items():
-        if not split.records and not any(not each.record for each in dataset.read(name).problems):
-            problems.append(Problem("empty_split", dataset.root, f"split {name}", "holds no image"))
-        problems += [
-            Problem("empty_group", dataset.root, f"split {name}", f"has nobody of group {group!r} to find")
-            for group in (dataset.anchor, dataset.reference)
-            if split.records and not any((~record.crowd).any() for record in split.of(group))
-        ]
+        problems += _decode_and_find_copies(parts, console)
+    notes = [note for name in splits for note in (dataset.note, *dataset.unchecked(name).notes) if note]
+    for split in parts.values():
+        problems += _empty(dataset, split)
+        notes += _unequal(split)
     return {
         "root": str(dataset.root),
         "layout": dataset.layout,
-        "note": dataset.note,
+        "notes": list(dict.fromkeys(notes)),
         "groups": [dataset.anchor, dataset.reference],
         "splits": {
-            name: _contents(split) | {"left_out": dataset.read(name).left_out} for name, split in splits.items()
+            name: {
+                "images": len(split.records),
+                "categories": {str(key): category for key, category in split.categories.items()},
+                "groups": {group: _group(split, group) for group in split.counts()},
+                "mixed": sum(len(record.groups) > 1 for record in split.records),
+                "left_out": dataset.unchecked(name).left_out,
+            }
+            for name, split in splits.items()
         },
         "problems": [
             {"kind": each.kind, "file": str(each.file), "record": each.record, "reason": each.reason}
@@ -70,89 +73,83 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
     }
 
 
+def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
+    """Say what a split has none of."""
+    where = f"split {split.name}"
+    if not split.records and all(problem.record for problem in dataset.unchecked(split.name).problems):
+        yield Problem("empty_split", dataset.root, where, "holds no image")
+    for group in (split.anchor, split.reference) if split.records else ():
+        if not split.objects(group):
+            yield Problem("empty_group", dataset.root, where, f"has no object of group {group!r} to find")
+
+
+def _unequal(split: Split) -> Iterator[str]:
+    """Say what is there for one group only, or too little of."""
+    found = {group: split.objects(group) for group in (split.anchor, split.reference)}
+    for group, other in (tuple(found), tuple(found)[::-1]):
+        if found[other] and (alone := ", ".join(sorted(set(found[group]) - set(found[other])))):
+            yield (
+                f"split {split.name}: only {group} has {alone}; gaps are of the categories that both groups have, and "
+                "nothing can be averaged over the others"
+            )
+        if len(split.positions(group)) == 1:
+            yield f"split {split.name}: {group} has one image; of how far its numbers can be off, one says nothing"
+
+
 def print_check(result: dict[str, Any], console: Console) -> None:
     """Print what `check` found: what is there, then what is wrong, a few examples of each kind."""
     table = Table("split", caption=_CAPTION)
-    table.add_column("group", overflow="fold")
-    for heading in ("images", "people", "s/m/l", "crowds", "image size", "aspect"):
-        table.add_column(heading, overflow="fold", justify="right")
+    for heading in ("group", "images", "objects", "s/m/l", "crowds", "image size", "aspect"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "group" else "right")
     for name, split in result["splits"].items():
         for group, values in split["groups"].items():
             sizes = "–".join(f"{width}x{height}" for width, height in values["image_sizes"])
             shapes = "–".join(dict.fromkeys(f"{values['image_aspect'][i]:.2f}" for i in (0, 2)))
             areas = "/".join(str(values[size]) for size in ("small", "medium", "large"))
-            cells = (values["images"], values["people"], areas, values["crowds"], sizes, shapes)
-            table.add_row(name, Text(group), *map(str, cells))
-    console.print(f"{result['root']}: {result['layout']}", markup=False, highlight=False)
+            objects = "\n".join(f"{category}: {count}" for category, count in values["objects"].items()) or 0
+            cells = (name, group, values["images"], objects, areas, values["crowds"], sizes, shapes)
+            table.add_row(*(Text(str(cell)) for cell in cells))
+
+    def say(text: str, **options: Any) -> None:
+        console.print(text, markup=False, highlight=False, **options)
+
+    say(f"{result['root']}: {result['layout']}")
     console.print(table)
-    if result["note"]:
-        console.print(result["note"], style="yellow")
+    for note in result["notes"]:
+        say(note, style="yellow")
     for name, split in result["splits"].items():
         if split["left_out"]:
-            console.print(f"{name}: {split['left_out']} images in which nobody has a group are left out")
-        if mixed := split["mixed"]:
-            console.print(
-                f"{name}: images that show people of several groups: {mixed['images']}. The others' boxes are regions "
-                "to ignore there. What a detector that finds everybody exactly would score:"
-            )
-            for group, values in mixed["perfect_detector_ap"].items():
-                console.print(
-                    f"  {group}: AP {_number(values['ignored'])}; were the others' boxes left out instead, they would "
-                    f"be false positives and AP {_number(values['left_out'])}",
-                    highlight=False,
-                    markup=False,
-                )
+            say(f"{name}: {split['left_out']} images in which nothing has a group are left out")
+        if split["mixed"]:
+            say(f"{name}: {split['mixed']} images show several groups; the boxes of others are regions to ignore there")
     if not result["problems"]:
-        console.print("Nothing is wrong with it.", style="green")
+        say("Nothing is wrong with it.", style="green")
     for kind, count in result["counts"].items():
-        console.print(f"{kind}: {count}", style="bold red", highlight=False)
+        say(f"{kind}: {count}", style="bold red")
         chosen = [problem for problem in result["problems"] if problem["kind"] == kind]
         for problem in chosen[:_SHOWN]:
-            words = ": ".join(problem[key] for key in ("file", "record", "reason") if problem[key])
-            console.print(f"  {words}", markup=False, highlight=False)
+            say("  " + ": ".join(problem[key] for key in ("file", "record", "reason") if problem[key]))
         if count > _SHOWN:
-            console.print(f"  … and {count - _SHOWN} more (--json lists all)")
-
-
-def _split(dataset: Dataset, name: str) -> Split:
-    reading = dataset.read(name)
-    return Split(name, tuple(reading.records), reading.categories, dataset.anchor, dataset.reference)
-
-
-def _contents(split: Split) -> dict[str, Any]:
-    mixed = sum(len(record.groups) > 1 for record in split.records)
-    groups = split.counts()
-    return {
-        "images": len(split.records),
-        "categories": {str(key): name for key, name in split.categories.items()},
-        "groups": {group: _group(split, group) for group in groups},
-        "mixed": {"images": mixed, "perfect_detector_ap": _perfect(split, list(groups))} if mixed else None,
-    }
+            say(f"  … and {count - _SHOWN} more (--json lists all)")
 
 
 def _group(split: Split, group: str) -> dict[str, Any]:
-    """Describe the images that count for a group, and the group's own people in them."""
-    records = [split.records[position] for position in split.positions(group)]
-    own = [np.array([owner == group for owner in _owners(record)], dtype=bool) for record in records]
-    people = [mine & ~record.crowd for mine, record in zip(own, records, strict=True)]
-    areas = np.concatenate([record.areas[mine] for mine, record in zip(people, records, strict=True)])
-    heights = np.concatenate([record.boxes[mine, 3] for mine, record in zip(people, records, strict=True)])
+    """Describe the images that count for a group, and the group's own objects in them."""
+    records = [record.with_boxes(record.boxes_of(group)) for record in split.records if group in record.groups]
+    crowd = np.concatenate([record.crowd for record in records])
+    areas, boxes = (np.concatenate([getattr(r, name) for r in records])[~crowd] for name in ("areas", "boxes"))
     sizes = sorted({(record.width, record.height) for record in records}, key=lambda size: (size[0] * size[1], size))
     return {
         "images": len(records),
-        "people": len(areas),
+        "objects": split.objects(group),
         "small": int((areas < SMALL).sum()),
         "medium": int(((areas >= SMALL) & (areas <= LARGE)).sum()),
         "large": int((areas > LARGE).sum()),
-        "crowds": int(sum((mine & record.crowd).sum() for mine, record in zip(own, records, strict=True))),
+        "crowds": int(crowd.sum()),
         "image_sizes": [list(size) for size in (sizes[:1] if len(sizes) == 1 else [sizes[0], sizes[-1]])],
         "image_aspect": _range([record.width / record.height for record in records]),
-        "box_height": _range(heights.tolist()),
+        "box_height": _range(boxes[:, 3].tolist()),
     }
-
-
-def _owners(record: Record) -> Sequence[str]:
-    return [record.group] * len(record.boxes) if record.owners is None else record.owners
 
 
 def _range(values: list[float]) -> list[float] | None:
@@ -160,41 +157,19 @@ def _range(values: list[float]) -> list[float] | None:
     return [round(float(value), 4) for value in np.percentile(values, [0, 50, 100])] if values else None
 
 
-def _perfect(split: Split, groups: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Measure a detector that finds everybody exactly, with others' boxes ignored, and naively, with them left out."""
-    result = {}
-    for group in groups:
-        positions = split.positions(group)
-        found = [_exactly(split.records[position]) for position in positions]
-        naive = [_only(split.records[position], group) for position in positions]
-        values = [coco_metrics(records, found, split.categories)["AP"] for records in (split.of(group), naive)]
-        ignored, left_out = (value if np.isfinite(value) else None for value in values)
-        result[group] = {"ignored": ignored, "left_out": left_out}
-    return result
-
-
-def _exactly(record: Record) -> Detections:
-    real = ~record.crowd
-    return Detections(record.image_id, np.ones(int(real.sum())), record.labels[real], record.boxes[real])
-
-
-def _only(record: Record, group: str) -> Record:
-    return replace(record.choose(np.array([owner == group for owner in _owners(record)], dtype=bool)), owners=None)
-
-
-def _look(splits: dict[str, Split], console: Console | None) -> list[Problem]:
+def _decode_and_find_copies(splits: dict[str, Split], console: Console | None) -> list[Problem]:
     """Decode every image once; name the broken ones, and copies in other splits or other groups."""
     problems: list[Problem] = []
     exact: dict[str, tuple[str, Record]] = {}
     hashes: dict[str, list[npt.NDArray[np.uint64]]] = {name: [] for name in splits}
     seen: dict[str, list[Record]] = {name: [] for name in splits}
     copies: set[frozenset[str]] = set()
-    visited: set[Path] = set()
+    visited: set[object] = set()
     everything = [(name, record) for name, split in splits.items() for record in split.records]
     for name, record in track(everything, "Looking at images", console=console, transient=True, disable=not console):
-        if record.path in visited:  # one path in two places is found without opening it
+        if (identity := file_identity(record.path)) in visited:  # one file in two places is found without opening it
             continue
-        visited.add(record.path)
+        visited.add(identity)
         try:
             image = decode(record.path)
         except Problem as problem:
@@ -234,7 +209,3 @@ def _near(
         distances = np.bitwise_count(bits ^ wanted).sum(1)
         found += [(i, int(j), int(distances[j])) for j in np.flatnonzero(distances <= NEAR)]
     return found
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

@@ -106,7 +106,7 @@ def test_a_broken_row_is_named(tmp_path, row, message):
 def test_a_broken_image_is_named_once(tmp_path):
     root = write(tmp_path)
     (root / "imgs_2" / "sa_1.jpg").write_bytes(b"none")
-    (problem,) = load_dataset(root).check()
+    (problem,) = load_dataset(root).problems()
     assert (problem.kind, problem.record) == ("unreadable_image", "line 2 (person 1)")
 
 

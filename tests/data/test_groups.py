@@ -194,8 +194,8 @@ def test_people_may_have_groups_of_their_own(tmp_path):
     assert split.categories == {1: "person"}, "a category in which nobody has a group is left out"
     assert reading.left_out == 1, "and so is an image"
     assert split.counts() == {"her": 2, "him": 2}
-    assert [record.crowd.tolist() for record in split.of("her")] == [[False, True], [False, True]]
-    assert [record.crowd.tolist() for record in split.of("him")] == [[True, False], [False]]
+    assert [record.crowd.tolist() for record in split.group("her")] == [[False, True], [False, True]]
+    assert [record.crowd.tolist() for record in split.group("him")] == [[True, False], [False]]
     assert both.crowd.tolist() == [False, False]
 
 
@@ -231,7 +231,7 @@ def test_a_missing_field_is_named_with_those_that_are_there(tmp_path):
 
 def test_a_missing_group_is_named_with_those_that_are_there(tmp_path):
     root = write(tmp_path, with_field(content(4), "images"))
-    with pytest.raises(FaapError, match=r"'all' has nobody of group 'she' to find; it has her \(2 images\), him"):
+    with pytest.raises(FaapError, match=r"'all' has no object of group 'she' to find; it has her \(2 images\), him"):
         load_dataset(root, anchor="she", reference="him").split("all")
 
 
@@ -279,12 +279,12 @@ def test_an_image_in_two_splits_or_groups_stays_in_the_first(tmp_path):
     ]
     data["annotations"] += [data["annotations"][0] | {"id": n, "image_id": n} for n in (7, 8, 9)]
     dataset = opened(write(tmp_path, data))
-    assert [(problem.kind, problem.file.name) for problem in dataset.check()] == [
+    assert [(problem.kind, problem.file.name) for problem in dataset.problems()] == [
         ("two_groups", "2.jpg"),
         ("duplicate_image", "3.jpg"),
         ("two_splits", "1.jpg"),
     ]
-    assert dataset.check() == dataset.check()
+    assert dataset.problems() == dataset.problems()
     assert [record.image_id for record in dataset.read("all").records] == [*range(1, 7)]
     assert [len(dataset.read(name).problems) for name in dataset.splits] == [1, 1, 1, 3]
     dataset.skip_bad = True
@@ -297,8 +297,8 @@ def test_categories_can_be_left_out_with_their_boxes(tmp_path):
     data = with_field(content(2), "annotations")
     data["annotations"].append({"id": 9, "image_id": 1, "category_id": 2, "bbox": [1, 1, 5, 5], "gender": "him"})
     split = opened(write(tmp_path, data)).split("all")
-    assert split.only([1, 2, 3]) is split
-    person = split.only([1])
+    assert split.with_categories([1, 2, 3]) is split
+    person = split.with_categories([1])
     assert person.categories == {1: "person"}
     first = person.records[0]
     assert (first.boxes.tolist(), first.labels.tolist(), first.owners) == ([[4, 5, 10, 20]], [1], ("her",))
@@ -309,6 +309,7 @@ def test_a_category_name_used_twice_is_refused(tmp_path):
     """A detector knows classes by name: one of the two would never be found."""
     data = with_field(content(4), "images")
     data["categories"].append({"id": 0, "name": "Person "})
+    data["annotations"][0]["category_id"] = 0
     with pytest.raises(FaapError, match=r"categories\[2\]: name 'Person ' is used by an earlier category"):
         opened(write(tmp_path, data)).split("all")
 

@@ -73,7 +73,7 @@ def test_metrics_are_pycocotools_with_the_others_as_crowds(mixed, pycocotools):
 def test_a_third_group_may_be_a_single_image(mixed, record):
     split, before, after = mixed
     kept = [i for i, each in enumerate(split.records) if each.owners is None]
-    few = split.select(kept)
+    few = split.subset(kept)
     few = replace(few, records=(*few.records, record(999, "fourth", [HER])))
     found = [[entries[i] for i in kept] + [everybody(few.records[-1], [0.5])] for entries in (before, after)]
     assert np.isfinite(paired_bootstrap(few, *found, samples=10)["AP"]["p_value"])

@@ -20,14 +20,14 @@ def test_layout_and_content(tmp_path: Path) -> None:
         split = dataset.split(name)
         assert split.counts() == {"female": count, "male": count}
         for group in ("female", "male"):
-            for index, record in enumerate(split.of(group)):
+            for index, record in enumerate(split.group(group)):
                 scene = compose(build.SEED, name, index, group)
                 assert np.array_equal(record.boxes, scene.boxes)
                 with Image.open(record.path) as image:
                     error = np.abs(np.asarray(image, float) - scene.image).mean()
                 assert error < 6  # JPEG
                 assert (record.pair is None) == (name == "train")
-    women, men = (dataset.split("test").of(group) for group in ("female", "male"))
+    women, men = (dataset.split("test").group(group) for group in ("female", "male"))
     assert [record.pair for record in women] == [record.pair for record in men]
 
 

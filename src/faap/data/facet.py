@@ -1,13 +1,16 @@
 """FACET's annotations: a CSV file with a person a row."""
 
 import json
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from faap.data.coco import MakeProblem, Reading, Row, check_box, check_header, noting, record_of
+from faap.data.coco import MISSING, Reading, Row, check_box, check_header, record_of
+from faap.data.finding import Finder
 from faap.data.orientation import upright
-from faap.data.problems import Problem
+from faap.data.problems import MakeProblem, Problem, noting, place
 from faap.data.tables import read_csv
 
 FACET_COLUMNS = ("filename", "bounding_box")
@@ -55,20 +58,18 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
         whole = f"{attribute}_{starts.pop()}"
         raise Problem("missing_column", path, "", f"{attribute!r} is no attribute; did you mean {whole!r}?")
     try:
-        where = _files_in(root)
+        finder = Finder([*sorted(path for path in root.iterdir() if path.is_dir()), root])
     except OSError as error:
         raise Problem("missing_image", root, "", f"cannot be read: {error.strerror}; it should hold images") from error
     result = Reading(categories={1: "person"})
     people: dict[str, list[Row]] = {}
     sizes: dict[str, tuple[int, int] | None] = {}
+    paths: dict[str, Path] = {}
     seen: set[str] = set()
     for line, row in rows:
         person = row.get("person_id", "")
         record = f"line {line}" + (f" (person {person})" if person else "")
-
-        def problem(kind: str, reason: str, record: str = record) -> Problem:
-            return Problem(kind, path, record, reason)
-
+        problem = place(path, record)
         with noting(result.problems):
             if person and person in seen:
                 raise problem("duplicate_id", "the person_id is used by an earlier line; ids must differ")
@@ -78,8 +79,8 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
                 raise problem("leaves_folder", f"filename {name!r:.80} should be a name without folders")
             if name not in sizes:
                 sizes[name] = None  # so that a broken image is said to be once
-                stored, turn = check_header(where.get(name, root / name), None, problem)
-                sizes[name] = upright(stored, turn)
+                paths[name] = finder.find(name, problem)
+                sizes[name] = upright(*check_header(paths[name], problem))
             size = sizes[name]
             if size is None:
                 continue
@@ -91,7 +92,7 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     for number, (name, rows_of) in enumerate(people.items(), start=1):
         size = sizes[name]
         assert size is not None  # or it would have no people
-        result.add(record_of(number, where[name], size, rows_of))
+        result.add(record_of(number, paths[name], size, rows_of))
     return result
 
 
@@ -108,16 +109,11 @@ def _most_voted(row: dict[str, str], voted: dict[str, str], problem: MakeProblem
     """Return the group that the most annotators saw; empty for a tie, for na, and where nobody saw any."""
     votes: dict[str, float] = {}
     for column, group in voted.items():
-        try:
-            votes[group] = float(row[column] or 0)
-        except ValueError:
-            raise problem("bad_field", f"{column} should be a number of votes, found {row[column]!r:.80}") from None
+        said = "0" if row[column].casefold() in MISSING else row[column]
+        with suppress(ValueError):
+            votes[group] = float(said)
+        if not 0 <= votes.get(group, -1) < math.inf:
+            raise problem("bad_field", f"{column} should be a number of votes, found {row[column]!r:.80}")
     most = max(votes.values())
     winners = [group for group, count in votes.items() if count == most]
     return winners[0] if most > 0 and len(winners) == 1 and winners[0] != "na" else ""
-
-
-def _files_in(root: Path) -> dict[str, Path]:
-    """Return the files in a folder and in the folders in it, by name; images there go before others."""
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return {path.name: path for folder in reversed(folders) for path in folder.iterdir() if path.is_file()}

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from faap.data.orientation import orientation_of
+from faap.data.problems import unreadable
 from faap.errors import FaapError
 
 MEAN = (0.485, 0.456, 0.406)
@@ -20,6 +22,17 @@ EVALUATION_EDGE = 800
 TRAINING_EDGES = tuple(range(480, 801, 32))
 CROP_EDGES = (400, 500, 600)
 CROP_RANGE = (384, 600)
+
+# How Pillow turns an image of each EXIF orientation; its own function rewrites the whole EXIF block, which may fail.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Boxes = npt.NDArray[np.float64]
 
@@ -85,8 +98,10 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
+            file.load()  # which turns a TIFF, and so comes first
             image: Image.Image = file
-            ImageOps.exif_transpose(image, in_place=True)
+            if (orientation := orientation_of(file)) > 1:
+                image = file.transpose(TURNS[orientation])
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
             if image.mode.startswith("I"):
@@ -99,7 +114,7 @@ def read_image(path: str | Path) -> Image.Image:
             return image if image.mode == "RGB" else image.convert("RGB")
     # Pillow's decoders raise many kinds of errors on broken files.
     except Exception as error:
-        raise FaapError(f"{path}: cannot be read as an image: {error}") from error
+        raise FaapError(f"{path}: {unreadable(Path(path), error, ' as an image')}") from error
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

@@ -1,19 +1,20 @@
 """Finding a data set's splits on disk, whatever its layout."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import compress
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from PIL import Image
 
-from faap.data.coco import Reading, noting, read_coco
+from faap.data.coco import Reading, read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
 from faap.data.images import read_image
-from faap.data.problems import Problem, refuse
+from faap.data.problems import Problem, lfs_pointer, noting, refuse
 from faap.data.records import Record, Split
 from faap.data.tables import read_table
 from faap.errors import FaapError, nearest
@@ -21,18 +22,25 @@ from faap.errors import FaapError, nearest
 # The split-folder layout names its folders and files by these words.
 FOLDER_WORDS = {"female": "women", "male": "men"}
 SPLITS = ("train", "val", "test")
+# What others call the splits.
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # Where a folder's COCO JSON files are looked for, one a split.
 PATTERNS = (
     "{split}.json",
     "annotations/{split}.json",
     "annotations/instances_{split}.json",
     "annotations/instances_{split}2017.json",
+    "{split}/_annotations.coco.json",
 )
-# What others call the splits.
-SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 # Shares of an undivided data set that become val and test.
 VAL_SHARE, TEST_SHARE = 0.15, 0.15
 WHOLE = "all"
+DIVIDED = "COCO JSON, divided"
+DRAWN = (
+    " The file does not say its splits, which are drawn by a hash of its images' names: give images a field split "
+    "(train, val or test), or evaluate the whole file with --split all."
+)
 
 LAYOUTS = (
     "'promenade'; a folder with women_split/gender_women_{train,val,test}.json, men_split/gender_men_{train,val,test}"
@@ -85,87 +93,105 @@ class Dataset:
             raise FaapError(f"anchor and reference group are both {self.anchor!r}; they must differ")
         self.splits = tuple(layout.sources)
         self.skip_bad = skip_bad
-        self._sources = layout.sources
-        self._splits: dict[str, Split] = {}
+        self._sources = {name: cache(source) for name, source in layout.sources.items()}
         self._readings: dict[str, Reading] = {}
+        self._splits: dict[str, Split] = {}
         self._broken: dict[Path, Problem | None] = {}
 
-    def read(self, name: str) -> Reading:
-        """Read a split's files, once, with what is wrong in them.
-
-        Args:
-            name: one of `splits`.
-
-        Raises:
-            FaapError: there is no such split.
-        """
-        if name not in self.splits:
-            known = ", ".join(self.splits)
-            raise FaapError(
-                f"data set {self.root} has no split {name!r}; it has {known}.{nearest(name, self.splits)}"
-                + (f" {self.note}" if self.note else "")
-            )
-        if name not in self._readings:
-            reading = self._sources[name]()
-            self._readings[name] = self._decodable(reading) if self.skip_bad else reading
-        return self._readings[name]
-
-    def _decodable(self, reading: Reading) -> Reading:
-        """Leave out the images that are broken behind their headers, which only decoding shows."""
-        new = list(dict.fromkeys(record.path for record in reading.records if record.path not in self._broken))
-        with ThreadPoolExecutor() as pool:
-            self._broken.update(zip(new, pool.map(_undecodable, new), strict=True))
-        kept = [self._broken[record.path] is None for record in reading.records]
-        broken = dict.fromkeys(self._broken[record.path] for record in reading.records)
-        return replace(
-            reading,
-            records=list(compress(reading.records, kept)),
-            splits=list(compress(reading.splits, kept)),
-            problems=[*reading.problems, *(problem for problem in broken if problem is not None)],
-        )
-
     def split(self, name: str) -> Split:
-        """Read a split, once.
+        """Return a split of a data set in which nothing is wrong: the annotations of all splits are checked for it.
 
         Image ids stay those of the files unless one is used by both groups: then they count from 1.
 
         Args:
-            name: one of `splits`.
-
-        Returns:
-            The images of all groups.
+            name: one of `splits`; "valid" and "validation" are "val", too.
 
         Raises:
-            FaapError: there is no such split, the anchor or the reference group has nothing in it, or, unless
-                `skip_bad`, something is wrong with a file or record.
+            FaapError: there is no such split, the anchor or the reference group has nothing in it, or something is
+                wrong with a file or record of any split, such as an image in two splits. With `skip_bad` the broken
+                records are left out instead.
         """
+        name = self._known(name)
+        if not self.skip_bad:
+            refuse(self.problems())
         if name not in self._splits:
             reading = self.read(name)
-            if not self.skip_bad:
-                refuse(reading.problems)
             split = Split(name, tuple(reading.records), reading.categories, self.anchor, self.reference)
-            counts = split.counts()
             for group in (self.anchor, self.reference):
-                if not any((~record.crowd).any() for record in split.of(group)):
-                    known = ", ".join(f"{key} ({count} images)" for key, count in counts.items()) or "nothing"
-                    raise FaapError(
-                        f"data set {self.root}: the split {name!r} has nobody of group {group!r} to find; it has "
-                        f"{known}. --anchor_group and --reference_group choose."
-                        + ("" if group in counts else nearest(group, counts))
-                    )
+                if not split.objects(group):
+                    raise FaapError(self._without(group, split))
             self._splits[name] = split
         return self._splits[name]
 
-    def check(self) -> list[Problem]:
-        """Read all splits and return what is wrong in them, and with images that are in two places.
+    def usable(self, *names: str) -> list[str]:
+        """Refuse splits that `split` would refuse, and those that are not there first.
 
-        An image that two splits or groups list, or one twice, stays in the first place only.
+        Returns:
+            What the user should know of a data set that can be used, a sentence each.
         """
-        seen: dict[Path, tuple[str, Record]] = {}
-        doubles: dict[Record, Problem] = {}
+        names = tuple(self._known(name) for name in names)
+        for name in names:
+            self.split(name)
+        readings = [self.read(name) for name in names]
+        count = len({problem for reading in readings for problem in reading.problems})
+        left_out = [f"{count} broken records are left out; `faap check` lists them."] if count else []
+        return [
+            *([self.note] if self.note else []),
+            *left_out,
+            *dict.fromkeys(note for reading in readings for note in reading.notes),
+        ]
+
+    def problems(self) -> list[Problem]:
+        """Return what is wrong in all splits, and with images that are in two places."""
+        return list(dict.fromkeys(problem for name in self.splits for problem in self.read(name).problems))
+
+    def read(self, name: str) -> Reading:
+        """Return what is left of a split without its broken records, and all that is wrong in it.
+
+        An image that two splits or groups list, or one twice, stays in the first place only. With `skip_bad` those go,
+        too, that are broken behind their headers, which only decoding shows.
+
+        Raises:
+            FaapError: there is no such split.
+        """
+        name = self._known(name)
+        if name not in self._readings:
+            reading = self.unchecked(name)
+            bad = {record: self._repeats[record] for record in reading.records if record in self._repeats}
+            if self.skip_bad:
+                new = list(dict.fromkeys(r.path for r in reading.records if r.path not in self._broken))
+                with ThreadPoolExecutor() as pool:
+                    self._broken.update(zip(new, pool.map(_undecodable, new), strict=True))
+                bad |= {record: broken for record in reading.records if (broken := self._broken[record.path])}
+            self._readings[name] = replace(
+                reading,
+                records=[record for record in reading.records if record not in bad],
+                problems=[*reading.problems, *dict.fromkeys(bad.values())],
+            )
+        return self._readings[name]
+
+    def unchecked(self, name: str) -> Reading:
+        """Return what a split's files hold, with what is wrong in each of them by itself."""
+        return self._sources[self._known(name)]()
+
+    def _known(self, name: str) -> str:
+        known = name if name in self.splits else SPLIT_NAMES.get(name, name)
+        if known not in self.splits:
+            raise FaapError(
+                f"data set {self.root} has no split {name!r}; it has {', '.join(self.splits)}."
+                + nearest(name, self.splits)
+                + (f" {self.note}" if self.note else "")
+            )
+        return known
+
+    @cached_property
+    def _repeats(self) -> dict[Record, Problem]:
+        """Say of each image that is listed again after its first place, where else it is."""
+        seen: dict[object, tuple[str, Record]] = {}
+        repeats: dict[Record, Problem] = {}
         for name in self.splits:
-            for record in self.read(name).records:
-                first, earlier = seen.setdefault(record.path, (name, record))
+            for record in self.unchecked(name).records:
+                first, earlier = seen.setdefault(file_identity(record.path), (name, record))
                 if earlier is record:  # also where the whole of a divided file comes after its parts
                     continue
                 kind, where = "duplicate_image", f"split {name}"
@@ -174,18 +200,48 @@ class Dataset:
                 elif earlier.groups != record.groups:
                     kind, where = "two_groups", f"the groups {', '.join(earlier.groups + record.groups)}"
                 reason = f"is in {where}, as image {earlier.image_id} and image {record.image_id}; it should be in one"
-                doubles.setdefault(record, Problem(kind, record.path, "", reason))
-        for name in self.splits:
-            reading = self.read(name)
-            if new := [doubles[record] for record in reading.records if record in doubles]:
-                kept = [record not in doubles for record in reading.records]
-                self._readings[name] = replace(
-                    reading,
-                    records=list(compress(reading.records, kept)),
-                    splits=list(compress(reading.splits, kept)),
-                    problems=[*reading.problems, *new],
-                )
-        return list(dict.fromkeys(problem for name in self.splits for problem in self.read(name).problems))
+                repeats.setdefault(record, Problem(kind, record.path, "", reason))
+        return repeats
+
+    def _without(self, group: str, split: Split) -> str:
+        """Say that a group has nothing in a split; of other groups only the likely spelling is proposed."""
+        counts = split.counts()
+        known = ", ".join(f"{key} ({count} images)" for key, count in counts.items()) or "nothing"
+        return (
+            f"data set {self.root}: the split {split.name!r} has no object of group {group!r} to find; it has {known}. "
+            "--anchor_group and --reference_group choose."
+            + _likely(group, set(counts) - {self.anchor, self.reference})
+            + (
+                DRAWN
+                if self.layout == DIVIDED
+                and split.name != WHOLE
+                and not any(r.split for r in self.unchecked(WHOLE).records)
+                else ""
+            )
+        )
+
+
+def file_identity(path: Path) -> object:
+    """Tell files apart, however they are linked."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return (found.st_dev, found.st_ino) if found.st_ino else path
+    return path
+
+
+def _likely(group: str, known: Iterable[str]) -> str:
+    """Propose a spelling, but never another group: male is no slip of female, nor 1 of 10."""
+    return nearest(
+        group,
+        [
+            name
+            for name in known
+            if name[:1].casefold() == group[:1].casefold()
+            and abs(len(name) - len(group)) <= 2
+            and name.isalpha()
+            and group.isalpha()
+        ],
+    )
 
 
 def decode(path: Path) -> Image.Image:
@@ -251,13 +307,21 @@ def load_dataset(
     elif not coco and (table := _facet_file(place)):
         layout = _facet(table, folder, images_dir, group_field or FACET_ATTRIBUTE)
     else:
-        layout = _coco(place, folder, annotations, images_dir, group_field or "gender", group_csv)
+        groups = anchor or "female", reference or "male"
+        layout = _coco(place, folder, annotations, images_dir, group_field or "gender", group_csv, groups)
     return Dataset(place, layout, anchor=anchor, reference=reference, skip_bad=skip_bad)
 
 
 def _facet_file(place: Path) -> Path | None:
     candidates = [place] if place.is_file() else [place / "annotations" / "annotations.csv", place / "annotations.csv"]
-    return next((path for path in candidates if path.suffix == ".csv" and path.is_file() and is_facet(path)), None)
+    return next(
+        (
+            path
+            for path in candidates
+            if path.suffix == ".csv" and path.is_file() and (lfs_pointer(path) or is_facet(path))
+        ),
+        None,
+    )
 
 
 def _facet(table: Path, folder: Path, images_dir: str, attribute: str) -> _Layout:
@@ -278,48 +342,60 @@ def _split_folders(root: Path, groups: tuple[str | None, str | None]) -> _Layout
         if group and group not in FOLDER_WORDS:
             raise FaapError(
                 f"group {group!r} is not in the data set {root}, whose groups are female and male."
-                + nearest(group, FOLDER_WORDS)
+                + _likely(group, FOLDER_WORDS)
             )
     for word in FOLDER_WORDS.values():
         if not (root / f"{word}_split").is_dir():
             raise FaapError(f"data set {root}: the folder {word}_split is missing; give {LAYOUTS}")
 
-    def file(word: str, split: str) -> Path:
-        return root / f"{word}_split" / f"gender_{word}_{split}.json"
+    files = {word: _files(root / f"{word}_split", f"gender_{word}_{{split}}.json") for word in FOLDER_WORDS.values()}
 
     def read(split: str) -> Reading:
         result = Reading()
         for group, word in FOLDER_WORDS.items():
             with noting(result.problems):
-                path = file(word, split)
-                found = read_coco(path, root / f"{word}_split" / split, group=group)
+                home = root / f"{word}_split"
+                path = files[word].get(split, home / f"gender_{word}_{split}.json")
+                found = read_coco(path, [home / name for name in NAMES[split]], group=group)
                 result.records += found.records
                 result.problems += found.problems
+                result.notes += found.notes
                 for key, label in found.categories.items():
-                    if (other := result.categories.setdefault(key, label)) != label:
-                        reason = f"category {key} is {label!r}, but {other!r} in the other group's file"
-                        raise Problem("unknown_category", path, "", reason)
+                    for other, name in result.categories.items():
+                        if (key == other) != (label.casefold() == name.casefold()):
+                            reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
+                            raise Problem("unknown_category", path, "", reason)
+                result.categories |= found.categories
         if len({record.image_id for record in result.records}) < len(result.records):
             result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
         return result
 
-    present = [name for name in SPLITS if any(file(word, name).is_file() for word in FOLDER_WORDS.values())]
+    present = [name for name in SPLITS if any(name in found for found in files.values())]
     if not present:
         raise FaapError(f"data set {root}: no annotation file found; give {LAYOUTS}")
     return _Layout("split folders", {name: partial(read, name) for name in present})
 
 
-def _coco(place: Path, root: Path, annotations: str, images_dir: str, group_field: str, group_csv: str) -> _Layout:
-    if place.is_file():
-        pattern = place.name
-    elif annotations:
-        pattern = annotations
-    else:
-        pattern = next(
-            (p for p in PATTERNS if any((root / p.format(split=name)).is_file() for name in SPLITS)), ""
-        ) or _only_json(place)
-    files = {name: root / pattern.replace("{split}", name) for name in (SPLITS if "{split}" in pattern else [WHOLE])}
-    present = {name: path for name, path in files.items() if path.is_file()}
+def _files(root: Path, pattern: str) -> dict[str, Path]:
+    """Return the files of a pattern that are there, by split, each by the first of its names."""
+    names = NAMES if "{split}" in pattern else {WHOLE: (WHOLE,)}
+    paths = {split: [root / pattern.replace("{split}", name) for name in each] for split, each in names.items()}
+    found = {split: next((path for path in each if path.is_file()), None) for split, each in paths.items()}
+    return {split: path for split, path in found.items() if path}
+
+
+def _coco(
+    place: Path,
+    root: Path,
+    annotations: str,
+    images_dir: str,
+    group_field: str,
+    group_csv: str,
+    wanted: tuple[str, str],
+) -> _Layout:
+    pattern = place.name if place.is_file() else annotations
+    pattern = pattern or next((each for each in PATTERNS if _files(root, each)), "") or _only_json(place)
+    present = _files(root, pattern)
     if not present:
         raise FaapError(f"data set {place}: {root / pattern} does not exist; --annotations names the COCO JSON")
     if place.is_file() and place.suffix.lower() == ".csv":
@@ -330,40 +406,45 @@ def _coco(place: Path, root: Path, annotations: str, images_dir: str, group_fiel
         return read_table(root / group_csv, group_field) if group_csv else (None, [])
 
     def read(path: Path, name: str) -> Reading:
-        folders = [root / images_dir.replace("{split}", name)] if images_dir else _image_folders(root, path, name)
+        told = [root / images_dir.replace("{split}", each) for each in NAMES.get(name, (name,))]
+        folders = told if images_dir else _image_folders(root, path, name)
         result = Reading()
         with noting(result.problems):
             groups, problems = table()
             result.problems += problems
-            found = read_coco(path, folders, group_field=group_field, table=groups)
+            found = read_coco(path, folders, group_field=group_field, table=groups, groups=wanted)
             result = replace(found, problems=[*result.problems, *found.problems])
         return result if name != WHOLE else _with_known_splits(result, path)
 
     if WHOLE not in present:
         return _Layout("COCO JSON", {name: partial(read, path, name) for name, path in present.items()})
     whole = cache(partial(read, present[WHOLE], WHOLE))
-    return _Layout("COCO JSON, divided", {name: partial(_part, whole, name) for name in (*SPLITS, WHOLE)})
+    return _Layout(DIVIDED, {name: partial(_part, whole, name) for name in (*SPLITS, WHOLE)})
 
 
 def _only_json(place: Path) -> str:
-    found = sorted(path.name for path in place.glob("*.json"))
+    found = sorted(place.glob("*.json")) or sorted(place.glob("annotations/*.json"))
     if len(found) != 1:
-        known = f"it has {', '.join(found[:5])}; --annotations names the one" if found else f"give {LAYOUTS}"
+        names = ", ".join(path.name for path in found[:5])
+        known = f"it has {names}; --annotations names the one" if found else f"give {LAYOUTS}"
         raise FaapError(f"data set {place}: no layout that faap knows; {known}")
-    return found[0]
+    return str(found[0].relative_to(place))
 
 
 def _image_folders(root: Path, annotations: Path, split: str) -> list[Path]:
     """Return where the images of a COCO JSON may be, the likeliest first."""
     home = root.parent if root.name == "annotations" else root
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
-    names = [name for name in (own, split) if name != WHOLE]
+    names = [own, *NAMES.get(split, ())]
+    parts = [home / folder / name for folder in (".", "images") for name in SPLIT_NAMES] if split == WHOLE else []
     return [
-        *(home / folder / name for folder in (".", "images") for name in names),
+        *(home / folder / name for folder in (".", "images") for name in names if name != WHOLE),
         home / "images",
+        home / "data",
         home,
         root,
         annotations.parent,
+        *(folder for folder in parts if folder.is_dir()),
     ]
 
 
@@ -372,30 +453,23 @@ def _part(whole: Callable[[], Reading], name: str) -> Reading:
     reading = whole()
     if name == WHOLE:
         return reading
-    homes = reading.splits if any(reading.splits) else [_drawn(record) for record in reading.records]
-    chosen = [record for record, home in zip(reading.records, homes, strict=True) if home == name]
-    return replace(reading, records=chosen, splits=[name] * len(chosen), left_out=0)
+    said = any(record.split for record in reading.records)
+    chosen = [record for record in reading.records if (record.split if said else _drawn(record)) == name]
+    return replace(reading, records=chosen, left_out=0)
 
 
 def _with_known_splits(reading: Reading, path: Path) -> Reading:
     """Leave out images without a split where others have one, or with one of another name than train, val and test."""
-    if not any(reading.splits):
+    if not any(record.split for record in reading.records):
         return reading
-    names = [SPLIT_NAMES.get(split.casefold(), split.casefold()) for split in reading.splits]
-    kept = [name in SPLITS for name in names]
-    problems = [
-        Problem(
-            "bad_field", path, f"image {record.image_id}", f"split should be train, val or test, found {split!r:.80}"
-        )
-        for record, split, good in zip(reading.records, reading.splits, kept, strict=True)
-        if not good
-    ]
-    return replace(
-        reading,
-        records=list(compress(reading.records, kept)),
-        splits=list(compress(names, kept)),
-        problems=[*reading.problems, *problems],
-    )
+    kept, problems = [], list(reading.problems)
+    for record in reading.records:
+        if split := SPLIT_NAMES.get(record.split.casefold()):
+            kept.append(replace(record, split=split))
+        else:
+            reason = f"split should be train, val or test, found {record.split!r:.80}"
+            problems.append(Problem("bad_field", path, f"image {record.image_id}", reason))
+    return replace(reading, records=kept, problems=problems)
 
 
 def _drawn(record: Record) -> str:

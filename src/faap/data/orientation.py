@@ -9,6 +9,15 @@ _TURNED = (5, 6, 7, 8)
 Size = tuple[int, int]
 
 
+def orientation_of(image: Image.Image) -> int:
+    """Return an opened image's EXIF orientation, 1 to 8; 1 where EXIF says none, or cannot be read."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's parsers raise many kinds of errors on broken EXIF; the pixels may well be whole
+        return 1
+    return int(found) if found in range(1, 9) else 1
+
+
 def read_header(path: Path) -> tuple[Size, int]:
     """Read an image file's stored size (width, height) in pixels and its EXIF orientation, 1 to 8.
 
@@ -16,8 +25,7 @@ def read_header(path: Path) -> tuple[Size, int]:
         Exception: of many kinds, if the file is missing or not an image; the pixels may still be broken.
     """
     with Image.open(path) as file:
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        orientation = orientation if orientation in range(1, 9) else 1
+        orientation = orientation_of(file)
         # of a TIFF, Pillow gives the size as it is after turning
         return (upright(file.size, orientation) if file.format == "TIFF" else file.size), orientation
 

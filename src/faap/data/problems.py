@@ -1,11 +1,15 @@
 """What is wrong with a data set, record by record."""
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from faap.errors import FaapError
 
+MakeProblem = Callable[[str, str], "Problem"]
 _SHOWN = 10
+_LFS = b"version https://git-lfs"
 
 
 class Problem(FaapError):
@@ -23,6 +27,20 @@ class Problem(FaapError):
         self.kind, self.file, self.record, self.reason = kind, file, record, reason
 
 
+def place(file: Path, record: str = "") -> MakeProblem:
+    """Return what makes problems, of a kind and a reason, of one place in a file."""
+    return lambda kind, reason: Problem(kind, file, record, reason)
+
+
+@contextmanager
+def noting(problems: list[Problem]) -> Iterator[None]:
+    """Keep a problem of the block in a list instead of raising it."""
+    try:
+        yield
+    except Problem as problem:
+        problems.append(problem)
+
+
 def refuse(problems: Sequence[Problem]) -> None:
     """Raise a FaapError that lists the problems, if there are any."""
     if len(problems) == 1:
@@ -34,3 +52,42 @@ def refuse(problems: Sequence[Problem]) -> None:
             f"{len(problems)} records of the data set are broken. `faap check` lists them all; --skip-bad goes on "
             "without them.\n" + "\n".join(lines)
         )
+
+
+def lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
+
+
+def unreadable(path: Path, error: Exception, what: str = "") -> str:
+    """Say why a file cannot be read, " as an image" for example.
+
+    Raises:
+        FaapError: if that is no fault of the file, but of what this machine has left.
+    """
+    if isinstance(error, MemoryError) or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise FaapError(
+            f"{path}: cannot be read now: {error or 'out of memory'}. Too many files are open, or memory has run out: "
+            "use fewer --num_workers, or raise the limit (ulimit -n)."
+        ) from error
+    if lfs_pointer(path):
+        return "is a Git LFS pointer and not the file itself; run `git lfs pull` where it was cloned"
+    return f"cannot be read{what}: {getattr(error, 'strerror', None) or error}"
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file of annotations, which must be an ordinary one: a pipe would be waited for."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
+        if lfs_pointer(path):
+            raise OSError
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise Problem("unreadable_file", path, "", unreadable(path, error)) from error

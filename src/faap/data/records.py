@@ -1,8 +1,10 @@
 """Annotated images and the splits they form."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,9 @@ class Record:
         areas: (n,) float64, in square pixels.
         crowd: (n,) bool, True for a region that holds many objects.
         pair: the same for the counterfactual twins of one scene; None without twins.
-        owners: n groups, where each box has its own; empty for nobody's. None: all boxes are the image's group's.
+        owners: n groups, where each box has its own; empty for nobody's. None: all boxes are the image's group's. See
+            `owner_of`, which decodes it.
+        split: the split that the file gives the image; empty if it does not say.
     """
 
     image_id: int
@@ -36,28 +40,35 @@ class Record:
     labels: npt.NDArray[np.int64]
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
-    pair: str | None
+    pair: str | None = None
     owners: tuple[str, ...] | None = None
+    split: str = ""
+
+    @property
+    def owner_of(self) -> tuple[str, ...]:
+        """The group of each of the n boxes; empty for nobody's."""
+        return (self.group,) * len(self.boxes) if self.owners is None else self.owners
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups that the image counts for, by name: its own, or those of its people."""
         return (self.group,) if self.owners is None else tuple(sorted(set(self.owners) - {""}))
 
-    def seen_by(self, group: str) -> "Record":
+    def boxes_of(self, group: str) -> npt.NDArray[np.bool_]:
+        """Say of each box whether it is a group's, (n,) bool."""
+        return np.array([owner == group for owner in self.owner_of], dtype=bool)
+
+    def ignoring_others(self, group: str) -> "Record":
         """Return the image as one group's evaluation takes it: the boxes of others are regions to ignore.
 
         A detection there is neither right nor wrong, as in COCO's crowds: a man who is found is no mistake about women.
         """
-        if self.owners is None:
-            return self
-        return replace(self, crowd=self.crowd | (np.array(self.owners, dtype=object) != group))
+        return self if self.owners is None else replace(self, crowd=self.crowd | ~self.boxes_of(group))
 
-    def choose(self, kept: npt.NDArray[np.bool_]) -> "Record":
+    def with_boxes(self, kept: npt.NDArray[np.bool_]) -> "Record":
         """Return the image with some of its boxes, (n,) bool."""
         arrays = {name: getattr(self, name)[kept] for name in ("boxes", "labels", "areas", "crowd")}
-        owners = None if self.owners is None else tuple(np.array(self.owners, dtype=object)[kept])
-        return replace(self, owners=owners, **arrays)
+        return replace(self, owners=self.owners and tuple(compress(self.owners, kept)), **arrays)
 
 
 @dataclass(frozen=True)
@@ -82,9 +93,9 @@ class Split:
         """Return where the images lie that count for a group; an image with people of two groups counts for both."""
         return [position for position, record in enumerate(self.records) if group in record.groups]
 
-    def of(self, group: str) -> tuple[Record, ...]:
-        """Return the images that count for a group, in order, as its evaluation takes them (`Record.seen_by`)."""
-        return tuple(self.records[position].seen_by(group) for position in self.positions(group))
+    def group(self, group: str) -> tuple[Record, ...]:
+        """Return the images that count for a group, in order, each ignoring others (`Record.ignoring_others`)."""
+        return tuple(self.records[position].ignoring_others(group) for position in self.positions(group))
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each group."""
@@ -93,11 +104,17 @@ class Split:
             for group in dict.fromkeys(group for record in self.records for group in record.groups)
         }
 
-    def select(self, positions: Sequence[int]) -> "Split":
+    def objects(self, group: str) -> dict[str, int]:
+        """Return the number of objects, without crowds, of each category that a group has, by name."""
+        labels = [record.labels[~record.crowd] for record in self.group(group)]
+        counts = Counter(np.concatenate([*labels, np.empty(0, np.int64)]).tolist())
+        return {name: counts[key] for key, name in self.categories.items() if counts[key]}
+
+    def subset(self, positions: Sequence[int]) -> "Split":
         """Return the split with these of its images, in this order."""
         return replace(self, records=tuple(self.records[position] for position in positions))
 
-    def only(self, categories: Iterable[int]) -> "Split":
+    def with_categories(self, categories: Iterable[int]) -> "Split":
         """Return the split with these of its categories and their boxes; every image stays."""
         kept = {key: name for key, name in self.categories.items() if key in set(categories)}
         if kept == self.categories:
@@ -105,15 +122,11 @@ class Split:
         return replace(
             self,
             categories=kept,
-            records=tuple(record.choose(np.isin(record.labels, list(kept))) for record in self.records),
+            records=tuple(record.with_boxes(np.isin(record.labels, list(kept))) for record in self.records),
         )
 
     def fingerprint(self) -> str:
-        """Hash the annotations with the images' names and sizes; where the data lie does not matter.
-
-        Returns:
-            64 hex digits.
-        """
+        """Hash the annotations with the images' names and sizes, wherever they lie, to 64 hex digits."""
         digest = hashlib.sha256(repr((self.name, sorted(self.categories.items()))).encode())
         for record in self.records:
             fields = (record.image_id, record.path.name, record.width, record.height, record.group, record.pair)

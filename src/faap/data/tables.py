@@ -1,10 +1,11 @@
 """CSV files: a table that gives images their group."""
 
 import csv
+import io
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
-from faap.data.coco import noting
-from faap.data.problems import Problem
+from faap.data.problems import Problem, noting, read_bytes
 from faap.errors import nearest
 
 _IMAGE_COLUMNS = ("image_id", "file_name", "filename", "file", "image", "path", "id")
@@ -65,7 +66,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a CSV file with a header; what a short row lacks is empty.
 
     Args:
-        path: the file, UTF-8, with commas, or else semicolons or tabs, between its columns.
+        path: the file, UTF-8 or UTF-16, with commas, or else semicolons or tabs, between its columns.
 
     Returns:
         The names of its columns, and its rows, each with the line that it ends in.
@@ -73,18 +74,15 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     Raises:
         Problem: the file cannot be read.
     """
+    content = read_bytes(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            # as spreadsheets write it where the comma is a decimal point
-            delimiter = next((sign for sign in ",;\t" if sign in first), ",")
-            reader = csv.DictReader(file, restval="", delimiter=delimiter)
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
-            rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
-    except OSError as error:
-        raise Problem("unreadable_file", path, "", f"cannot be read: {error.strerror}") from error
+        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        # as spreadsheets write it where the comma is a decimal point
+        delimiter = next((sign for sign in ",;\t" if sign in text.partition("\n")[0]), ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
+        rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise Problem("unreadable_file", path, "", f"not valid CSV: {error}") from error
     if len(set(columns)) < len(columns):
