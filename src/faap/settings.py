@@ -93,13 +93,13 @@ def _refusal(setting: "Field[Any]", value: Any, right: str) -> FaapError:
     return FaapError(f"{setting.name} is {shown(value)}; it must be {right}.")
 
 
-def shown(value: Any) -> str:
-    """Return a value as an error names it: in a line of at most 80 characters, however large or nested it is."""
+def shown(value: Any, most: int = 80) -> str:
+    """Return a value as an error names it: in a line of so many characters, however large or nested it is."""
     try:
         words = repr(value) if isinstance(value, str) else _FLAT.repr(value)
     except ValueError:  # Python does not write out a number of thousands of digits
         words = "a number too long to be shown"
-    return words if len(words) <= 80 else f"{words[:77]}…"
+    return words if len(words) <= most else f"{words[: most - 3]}…"
 
 
 def _number(kind: type[int] | type[float], value: Any) -> float | None:

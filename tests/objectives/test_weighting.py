@@ -30,12 +30,6 @@ def test_pair_weights_equal_a_double_loop(n: int, m: int, alpha: float) -> None:
             assert weights[i, j].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_strength_is_one_by_default() -> None:
-    anchor, reference = scores(3, 0), scores(4, 1)
-    assert torch.equal(pair_log_weights(anchor, reference), pair_log_weights(anchor, reference, 1.0))
-    assert torch.equal(query_weights(anchor, reference), query_weights(anchor, reference, 1.0))
-
-
 def test_a_pair_weighs_more_the_surer_the_detector_is_of_the_reference_image() -> None:
     weights = pair_log_weights(torch.tensor([0.2, 0.6]), torch.tensor([0.1, 0.6, 0.9]))
     assert (weights.diff(dim=1) > 0).all()

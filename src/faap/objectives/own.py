@@ -17,10 +17,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from faap.errors import FaapError
-from faap.objectives.term import Term, View
+from faap.objectives.term import Term
 from faap.settings import kind_of, shown
 
 
@@ -49,14 +48,7 @@ class OwnTerms:
         for term in found:
             if not isinstance(term, Term):
                 raise FaapError(f"{self.file}: terms yields {shown(term)}; it should yield faap.objectives.Term.")
-            yield replace(term, value=self._named(term.value))
-
-    def _named(self, value: Callable[[View], Tensor]) -> Callable[[View], Tensor]:
-        def call(view: View) -> Tensor:
-            with self.blamed():
-                return value(view)
-
-        return call
+            yield replace(term, value=_blaming(self.file)(term.value))
 
     def schedules(self, recipe: Any) -> Iterator[tuple[str, Callable[[int], float]]]:
         """Name and function of the epoch for every schedule of its own."""
@@ -91,7 +83,7 @@ def own_terms(name: str, folder: Path | None, *, typed: bool) -> OwnTerms:
         return own
     where = " or ".join(map(str, dict.fromkeys(places)))
     raise FaapError(
-        f"terms is {shown(name)}: there is no file {shown(stem)[1:-1]}.py in {where}"
+        f"terms is {shown(name, 300)}: there is no such .py file in {where}"
         + (", and no module of this name." if typed else "; what is installed must be typed (--terms).")
     )
 

@@ -25,7 +25,7 @@ def find(name_or_path: str | Path) -> Path:
         return RECIPES / f"{name_or_path}.yaml"
     if not os.path.isfile(name_or_path):
         raise FaapError(
-            f"{shown(str(name_or_path))[1:-1]}: no recipe of this name, and no file."
+            f"{shown(str(name_or_path), 300)[1:-1]}: no recipe of this name, and no file."
             f"{nearest(str(name_or_path), known)} Recipes: {', '.join(known)}."
         )
     return Path(name_or_path)
