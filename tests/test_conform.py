@@ -45,3 +45,12 @@ def test_what_is_long_is_cut():
     with pytest.raises(FaapError) as caught:
         conform("x" * 10_000, int, "file")
     assert len(str(caught.value)) < 200
+
+
+def test_what_cannot_be_shown_is_named_by_its_type():
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    for value, kind in ((nested, "list"), (10**5000, "int")):
+        with pytest.raises(FaapError, match=rf"is a {kind}; it should be text"):
+            conform(value, str, "file")

@@ -62,5 +62,8 @@ def _name(kind: Any) -> str:
 
 def _require(right: bool, value: Any, wanted: str, place: str) -> None:
     if not right:
-        found = repr(value)
+        try:
+            found = repr(value)
+        except Exception:  # nested too deep, or a number of too many digits
+            found = f"a {type(value).__name__}"
         raise FaapError(f"{place}: is {found if len(found) <= 80 else found[:77] + '…'}; it should be {wanted}.")

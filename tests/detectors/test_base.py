@@ -126,6 +126,27 @@ def test_labels_map_by_name(tiny, wrap):
         detector.label_map({3: "zebra"})
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({0: "person", 1: "bicycle", 2: "person"}, "0 'person', 2 'person'"),
+        ({0: "Person", 1: "person"}, "0 'Person', 1 'person'"),
+        ({3: "person ", 5: "PERSON"}, "3 'person ', 5 'PERSON'"),
+    ],
+)
+def test_a_category_that_several_classes_can_be_is_refused(labels, said, tiny, wrap):
+    detector = wrap(tiny("detr"))
+    detector.labels = labels
+    with pytest.raises(FaapError, match=rf"'person' can be several classes of the detector tiny: {said}; rename"):
+        detector.label_map({1: "person"})
+
+
+def test_unused_classes_may_share_a_name_and_how_a_name_is_written_does_not_count(tiny, wrap):
+    detector = wrap(tiny("detr"))
+    detector.labels = {0: "N/A", 1: " traffic  light", 2: "N/A", 5: "person", 6: "v\u00e9lo"}
+    assert detector.label_map({8: "Traffic light", 9: "person ", 4: "ve\u0301lo"}) == {8: 1, 9: 5, 4: 6}
+
+
 def test_sha256_sees_every_tensor_and_only_tensors(detector):
     before = detector.tensors_sha256()
     assert before == copy.deepcopy(detector).to(memory_format=torch.channels_last).tensors_sha256()

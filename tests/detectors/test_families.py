@@ -5,6 +5,7 @@ The reference is always the library's own model in memory, neither saved nor pre
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from detectors.tiny_families import CONFIGS, SIDE, build
 from faap.data.images import Preprocessing
 from faap.detectors import FAMILIES, load_detector
 from faap.detectors.hugging_face import HuggingFaceDetector
+from faap.errors import FaapError
 from faap.perturbation import build_generator
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -225,6 +227,32 @@ def test_padding_is_not_part_of_the_image(family, model, detector):
         torch.testing.assert_close(out.features[i], alone.features[0], **CLOSE)
         for mine, theirs in zip(out.aux, alone.aux, strict=True):
             torch.testing.assert_close((mine[0][i], mine[1][i]), (theirs[0][0], theirs[1][0]), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("case", "multiple"), [("rt_detr", 32), ("rt_detr_v2", 32), ("d_fine", 32), ("lw_detr", 16), ("rf_detr", 16)]
+)
+def test_a_size_that_strides_or_windows_do_not_divide_is_refused(case, multiple, saved, tmp_path):
+    directory = shutil.copytree(saved(case)[1], tmp_path / case)
+    path = directory / "preprocessor_config.json"
+    for content in (
+        {"size": {"height": 64, "width": 64 + multiple // 2}},
+        {"size": {"height": 8 + 2 * multiple, "width": 64}},
+        {"do_resize": False, "pad_size": {"height": 64, "width": 65}},
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(
+            FaapError, match=rf"{case}.preprocessor_config.json: .*size is .* takes multiples of {multiple} "
+        ):
+            load_detector(directory)
+    # by the edges sides are cut to multiples, and where images keep their size each is looked at
+    path.write_text(json.dumps({"size": {"shortest_edge": 70, "longest_edge": 150}}))
+    assert load_detector(directory).preprocessing.multiple == multiple
+    path.write_text(json.dumps({"do_resize": False}))
+    detector = load_detector(directory)
+    assert detector(torch.zeros(1, 3, 2 * multiple, 3 * multiple)).boxes.isfinite().all()
+    with pytest.raises(FaapError, match=rf"{case} takes images whose sides are multiples of {multiple}.* 68x64 pixels"):
+        detector(torch.zeros(1, 3, 64, 68))
 
 
 @pytest.mark.parametrize("case", ["rt_detr", "lw_detr"])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from faap.detectors import FAMILIES, load_detector
 from faap.errors import FaapError
+from mutants import mutants, outcome
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,15 @@ def edit_weights(directory, change):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 166\n"
+)
+
+
+def spoil_statistics(weights):
+    weights[next(name for name in weights if name.endswith("running_var"))].fill_(-5)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -132,6 +142,39 @@ def edit_weights(directory, change):
             "safetensors: is not a complete safetensors file",
         ),
         (lambda d: (d / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        *(
+            (
+                lambda d, name=name: (d / name).write_text(POINTER),
+                rf"{name}: is a pointer of Git LFS.*run: git lfs pull",
+            )
+            for name in ("config.json", "model.safetensors", "preprocessor_config.json")
+        ),
+        *(
+            (
+                lambda d, v=v: edit_weights(d, lambda w: w["bbox_predictor.layers.0.bias"][3:5].fill_(v)),
+                "0.bias is NaN or",
+            )
+            for v in (float("nan"), float("inf"))
+        ),
+        (lambda d: edit_weights(d, spoil_statistics), "outputs for a grey image are NaN or infinite"),
+        (lambda d: edit_config(d, decoder_layers=3e20), "decoder_layers: is 3e[+]20; it should be no more than 1000"),
+        (lambda d: edit_config(d, encoder_layers=10**5), "encoder_layers: is 100000; it should be no more than 1000"),
+        (lambda d: edit_config(d, num_queries=2**70), "num_queries: is .*; it should be no more than 1000000"),
+        (lambda d: edit_config(d, num_queries=10**6), "it describes .* weights, and the files hold"),
+        (lambda d: edit_config(d, d_model=10**5), "it describes .* weights, and the files hold"),
+        (lambda d: edit_config(d, backbone_config={"depths": [10**6]}), "depths: is 1000000"),
+        (lambda d: edit_config(d, class_cost="1"), "config.json: class_cost: is '1'; it should be a finite number"),
+        (lambda d: edit_config(d, model_type=["detr"]), "config.json: model_type: is .* it should be text"),
+        (lambda d: (d / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900), "config.json: is nested too deep"),
+        (lambda d: edit_config(d, id2label={"person": 0}), "id2label: has 'person' as a key"),
+        (lambda d: edit_config(d, id2label=["a", "b"]), "id2label: is .* it should be a mapping"),
+        (
+            lambda d: edit_config(d, id2label={"0": None, "1": "a"}),
+            "id2label: 0: is None; it should be text or a whole",
+        ),
+        (lambda d: edit_config(d, id2label={"0": "a"}), "names 1 classes.*class_labels_classifier.*of the wrong shape"),
+        (lambda d: edit_config(d, id2label={"2": "a"}), "names 3 classes.*class_labels_classifier.*of the wrong shape"),
+        (lambda d: edit_config(d, quantization_config={"bits": 4}), "quantised weights are not supported"),
         (
             lambda d: edit_weights(d, lambda w: w.pop("class_labels_classifier.weight")),
             "class_labels_classifier.*missing",
@@ -237,3 +280,73 @@ def test_what_is_not_a_detector_says_what_would_be(tmp_path):
     (tmp_path / "file.txt").write_text("")
     with pytest.raises(FaapError, match=r"file.txt: cannot be read as a checkpoint"):
         load_detector(tmp_path / "file.txt")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_file_of_a_directory_asks_for_the_directory(name, directory):
+    with pytest.raises(FaapError, match=rf"{name}: is one of a detector's files; give its folder, {directory}, "):
+        load_detector(directory / name)
+
+
+def test_names_of_classes_may_have_gaps_and_be_numbers(broken):
+    edit_config(broken, id2label={"1": 7}, num_labels=9)
+    assert load_detector(broken).labels == {0: "N/A", 1: "7"}
+
+
+def test_a_category_of_two_classes_is_refused(broken):
+    edit_config(broken, id2label={"0": "Person", "1": "person "})
+    with pytest.raises(
+        FaapError, match="'person' can be several classes of the detector broken: 0 'Person', 1 'person '"
+    ):
+        load_detector(broken).label_map({1: "person"})
+
+
+def test_nothing_that_a_config_says_is_run_or_fetched(directory, broken, batch, monkeypatch, tmp_path):
+    """Whatever names code, a kernel, a base model or a backbone from elsewhere is left alone, or refused."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    (broken / "evil.py").write_text("raise SystemExit('imported')")
+    (broken / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model", "peft_type": "LORA"}')
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = []
+    refuse = lambda *call, **_: asked.append(call) or (_ for _ in ()).throw(OSError("network"))  # noqa: E731
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    plain = load_detector(directory)(*batch).logits
+    backbone = json.loads((broken / "config.json").read_text())["backbone_config"]
+    edit_config(
+        broken,
+        auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoBackbone": "evil/repo--evil.Model"},
+        attn_implementation="evil/kernel",
+        _attn_implementation="evil/kernel",
+        _target_="evil.build",
+        trust_remote_code=True,
+        custom_pipelines={"detection": {"impl": "evil.Pipeline"}},
+        backbone_config=backbone | {"auto_map": {"AutoBackbone": "evil/repo--evil.Model"}, "_target_": "evil.build"},
+    )
+    assert torch.equal(load_detector(broken)(*batch).logits, plain)
+    for backbone in ("evil/repo", "hf-hub:evil/repo", "resnet50", "../evil"):
+        for options in ({"use_timm_backbone": False}, {"backbone_kwargs": {"a": 1}}, {"use_pretrained_backbone": True}):
+            edit_config(broken, backbone=backbone, backbone_config=None, **options)
+            with pytest.raises(FaapError, match=r"config\.json"):
+                load_detector(broken)
+    edit_config(broken, backbone=None, backbone_config={"model_type": "timm_backbone", "backbone": "hf-hub:evil/repo"})
+    with pytest.raises(FaapError, match="backbone: is 'hf-hub:evil/repo'"):
+        load_detector(broken)
+    assert asked == []
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_whatever_a_file_holds_it_loads_or_is_refused_in_words(name, broken):
+    right = json.loads((broken / name).read_text())
+    if name != "config.json":
+        right |= {"do_resize": True, "do_pad": True, "resample": 2, "pad_size": {"height": 80, "width": 80}}
+        right |= {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}
+    outcomes = []
+    for said, wrong in mutants(right, 150, seed=0):
+        (broken / name).write_text(json.dumps(wrong))
+        outcomes.append(outcome(lambda: load_detector(broken), said))
+    told = [text for text in outcomes if text is not None]
+    assert 0 < len(told) < 150
+    assert all(str(broken) in text for text in told)

@@ -10,6 +10,7 @@ import faap
 from faap.detectors import DetectorOutput
 from faap.detectors.original import load_original
 from faap.errors import FaapError
+from mutants import PLAIN, TENSORS, mutants, outcome
 
 _spec = importlib.util.spec_from_file_location("original_detr", Path(__file__).with_name("original_detr.py"))
 assert _spec is not None
@@ -119,6 +120,104 @@ def test_classes_are_named_by_a_file_beside_the_checkpoint(tmp_path: Path) -> No
         load_original(path)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "start"),
+    [("utf-8", ""), ("utf-8", "\ufeff"), ("utf-16", ""), ("utf-16-le", ""), ("utf-16-be", "\ufeff"), ("utf-32", "")],
+)
+def test_names_of_classes_may_be_in_any_unicode_encoding(encoding: str, start: str, tmp_path: Path) -> None:
+    torch.save({"model": make(classes=3).state_dict()}, tmp_path / "mine.pth")
+    (tmp_path / "mine.classes.txt").write_bytes(f"{start}person\r\nNähmaschine\r\n12\r\n".encode(encoding))
+    assert load_original(tmp_path / "mine.pth").labels == {0: "person", 1: "Nähmaschine", 2: "12"}
+
+
+def test_names_of_classes_in_another_encoding_or_left_at_git_lfs_are_refused(tmp_path: Path) -> None:
+    torch.save({"model": make(classes=3).state_dict()}, tmp_path / "mine.pth")
+    for content, said in (("Nähmaschine\na\nb".encode("latin-1"), "no text in UTF-8"), (POINTER, "git lfs pull")):
+        (tmp_path / "mine.classes.txt").write_bytes(content)
+        with pytest.raises(FaapError, match=rf"mine.classes.txt: is .*{said}"):
+            load_original(tmp_path / "mine.pth")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f\nsize 166\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.model.", "detr."])
+@pytest.mark.parametrize(
+    "place", ["model", "state_dict", "model_state_dict", "ema", "ema.module", "model_ema.state_dict", ""]
+)
+def test_wrapped_and_averaged_weights_are_found(prefix: str, place: str, tmp_path: Path, recwarn: Any) -> None:
+    original = make(classes=3)
+    state: Any = {prefix + name: value for name, value in original.state_dict().items()}
+    content: Any = {"epoch": 3, "optimizer": {"state": {}}}
+    for entry in reversed(place.split(".") if place else ()):
+        state = {entry: state}
+    torch.save(content | state if place else state, tmp_path / "wrapped.pth")
+    detector = load_original(tmp_path / "wrapped.pth")
+    torch.save({"model": original.state_dict()}, tmp_path / "plain.pth")
+    assert detector.tensors_sha256() == load_original(tmp_path / "plain.pth").tensors_sha256()
+    said = [str(warning.message) for warning in recwarn if "wrapped.pth" in str(warning.message)]
+    assert said == ([] if place == "model" else [said[0]])
+    assert place == "model" or (place or "the file itself") in said[0]
+
+
+def test_the_models_own_weights_come_before_averaged_ones(tmp_path: Path) -> None:
+    state = make(classes=3).state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({"model_ema": other, "model": state}, tmp_path / "both.pth")
+    torch.save({"model": state}, tmp_path / "plain.pth")
+    both, plain = (load_original(tmp_path / name) for name in ("both.pth", "plain.pth"))
+    assert both.tensors_sha256() == plain.tensors_sha256()
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        (
+            ["transformer.level_embed", "transformer.encoder.layers.0.self_attn.sampling_offsets.weight"],
+            "Deformable DETR",
+        ),
+        (
+            ["transformer.decoder.layers.0.ca_qcontent_proj.weight", "query_embed.weight"],
+            "Conditional DETR or DAB-DETR",
+        ),
+        (["refpoint_embed.weight", "transformer.decoder.ref_point_head.layers.0.weight"], "DAB-DETR"),
+        (["label_enc.weight", "transformer.level_embed"], "DINO or DN-DETR"),
+        (["backbone.res_layers.0.blocks.0.branch2a.conv.weight", "decoder.enc_score_head.weight"], "RT-DETR"),
+        (["decoder.pre_bbox_head.layers.0.weight", "decoder.enc_score_head.weight"], "D-FINE"),
+        (["transformer.enc_out_class_embed.0.weight", "refpoint_embed.weight"], "LW-DETR or RF-DETR"),
+        (["backbone.det_token"], "YOLOS"),
+        (["model.0.conv.weight", "model.22.dfl.conv.weight"], "YOLO"),
+        (["0.conv.weight"], "YOLO"),
+        (["backbone.body.conv1.weight", "rpn.head.conv.0.0.weight", "roi_heads.box_head.fc6.weight"], "torchvision"),
+        (["head.classification_head.cls_logits.weight"], "torchvision"),
+        (["backbone.bottom_up.stem.conv1.weight"], "Detectron2"),
+        (["bbox_head.cls_branches.0.weight"], "MMDetection"),
+        (["class_labels_classifier.weight"], "a DETR in the names of transformers"),
+        (["stem.weight", "down8.conv.weight"], "faap's generator"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_another_familys_weights_are_named(names: list[str], family: str, prefix: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": {prefix + name: torch.zeros(4) for name in names}}, path)
+    with pytest.raises(
+        FaapError, match=rf"other.pth: is a checkpoint of {family}[:,].*it has a tensor .*save_pretrained"
+    ):
+        load_original(path)
+
+
+def test_whatever_a_checkpoint_holds_it_loads_or_is_refused_in_words(tmp_path: Path) -> None:
+    state = dict(make(classes=3, layers=1, depths=(1, 1, 1, 1)).state_dict())
+    right = {"model": state, "epoch": 3, "args": {"nheads": 8, "dilation": False, "lr": 1e-4}}
+    outcomes = []
+    for said, wrong in mutants(right, 150, seed=0, odd=PLAIN + TENSORS):
+        torch.save(wrong, tmp_path / "mutant.pth")
+        outcomes.append(outcome(lambda: load_original(tmp_path / "mutant.pth"), said))
+    told = [text for text in outcomes if text is not None]
+    assert 0 < len(told) < 150
+    assert all(str(tmp_path) in text for text in told)
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return (print, ("run",))
@@ -147,6 +246,18 @@ def test_what_is_no_detr_is_refused(saved: Path, tmp_path: Path, capsys: pytest.
     refused({"model": {**good, "transformer.encoder.norm.weight": torch.ones(32)}}, "pre_norm")
     refused({"model": good, "hook": Harmful()}, "holds more than tensors")
     assert "run" not in capsys.readouterr().out
+    refused(
+        {"model": {**good, "class_embed.bias": torch.full((92,), torch.nan)}},
+        "class_embed.bias is NaN or infinite in 92",
+    )
+    refused({"model": {**good, "input_proj.weight": torch.zeros(1).expand(10**12)}}, "file holds a part only")
+    refused({"model": {**good, 3: torch.zeros(1)}}, "model: is 3; it should be text as a key")
+    refused({"model": good | {"input_proj.bias": 3}}, "model: input_proj.bias: is 3; it should be a Tensor")
+    refused({"model": good, "args": {"nheads": 5}}, "args: nheads: is 5; it should divide the width 32")
+    refused({"model": good, "args": {"nheads": "8"}}, "args: nheads: is '8'")
+    (tmp_path / "bad.pth").write_bytes(POINTER)
+    with pytest.raises(FaapError, match="is a pointer of Git LFS"):
+        load_original(tmp_path / "bad.pth")
     (tmp_path / "cut.pth").write_bytes(saved.read_bytes()[:5000])
     with pytest.raises(FaapError, match="truncated"):
         load_original(tmp_path / "cut.pth")

@@ -243,7 +243,10 @@ _MOST_LAYERS, _MOST = 1000, 10**6
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read a config.json without what asks for code or for models from elsewhere."""
-    content: dict[str, Any] = _sane(read_json(path), str(path), "")
+    try:
+        content: dict[str, Any] = _sane(read_json(path), str(path), "")
+    except RecursionError:
+        raise FaapError(f"{path}: is nested too deep to be a config.json.") from None
     conform({key: value for key, value in content.items() if value is not None}, _CONFIG, str(path))
     if content.get("quantization_config"):
         raise FaapError(f"{path}: has a quantization_config; quantised weights are not supported.")
