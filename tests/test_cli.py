@@ -94,14 +94,16 @@ def test_original_entry_point(places: list[str], tmp_path: Path) -> None:
 
 # Literally, so that a flag is never added, renamed or lost by accident: scripts of users hold these names.
 RECIPE_FLAGS = """
-    --adv_entropy_weight --adv_reference_weight --adv_steps --anchor_group --annotations --arch --aug_strength --batch_size
-    --beta --beta_final --centroid_momentum --clip_apart --compile --contrastive --contrastive_warmup_epochs --dataset_root
-    --detach_reference --detr_checkpoint --device --epochs --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs
-    --epsilon_peak --epsilon_start --epsilon_warmup_epochs --f2m_weight --group_csv --group_field --head --images_dir
-    --images_per_epoch --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
-    --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --num_workers --optimizer
-    --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resume --score_alpha --score_top_k
-    --score_weighting --seed --skip_bad --temperature --terms --train_edges --wass_scores --weight_decay --widths
+    --adv_entropy_weight --adv_reference_weight --adv_steps --anchor_group --annotations --arch --aug_strength
+    --batch_size --beta --beta_final --centroid_momentum --clip_apart --compile --contrastive
+    --contrastive_warmup_epochs --dataset_root --detach_reference --detr_checkpoint --device --epochs
+    --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs --epsilon_peak --epsilon_start
+    --epsilon_warmup_epochs --f2m_weight --group_csv --group_field --head --images_dir --images_per_epoch
+    --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
+    --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --num_workers
+    --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resume
+    --score_alpha --score_top_k --score_weighting --seed --skip_bad --temperature --terms --train_edges
+    --wass_scores --weight_decay --widths
 """
 FLAGS = {
     "train": RECIPE_FLAGS,
@@ -135,19 +137,27 @@ def test_the_help_of_train_is_by_subject_with_choices_and_the_recipes_own_defaul
     with pytest.raises(SystemExit, match="0"):
         cli.main(["train", "moco_4th", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n{title}:\n" in shown for title in cli.SECTIONS.values())
+    assert all(f"\n{title}:\n" in shown for title in cli.TITLES.values())
     lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  --")}
     assert "(default: 0.07)" in lines["--temperature"]  # infonce_4th's is 0.1
     assert "{none,weak,medium,strong}" in lines["--aug_strength"]
     assert "(default: medium)" in lines["--aug_strength"]
     assert "default" not in lines["--resume"]
-    terms, run = shown.index(cli.SECTIONS["objective"]), shown.index("\nthe run:")
+    terms, run = shown.index(cli.TITLES["objective"]), shown.index("\nthe run:")
     assert terms < shown.index("  --temperature") < run < shown.index("  --seed")
 
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["trian"], ["train", "infonce_5th"], ["compare"], ["evaluate"], ["recipes", "infonce_4"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["trian"],
+        ["train", "infonce_5th"],
+        ["compare"],
+        ["evaluate"],
+        ["recipes", "infonce_4"],
+    ],
 )
 def test_what_needs_no_torch_does_not_wait_for_it(words: list[str]) -> None:
     code = f"import sys; from faap.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"

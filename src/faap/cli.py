@@ -1,11 +1,11 @@
-"""The command line: one command a function, each a few lines that call the library; only those that need torch load it."""
+"""The command line: one command a function, each a few lines that call the library; torch is loaded when needed."""
 
 import argparse
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +16,7 @@ from rich.table import Table
 import faap
 from faap.errors import FaapError, nearest
 from faap.process import outcome
+from faap.recipes import find, recipe_names
 from faap.runs import Run
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # The demo's scale: full schedules, fewer images an epoch than Promenade has.
 DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 960}
 
-SECTIONS = {
+TITLES = {
     "data": "data and detector",
     "groups": "groups",
     "generator": "generator",
@@ -34,6 +35,9 @@ SECTIONS = {
     "objective": "terms of the loss",
     "run": "the run",
 }
+
+# Fields of a recipe that say where in a data set what lies.
+DATA = ("annotations", "images_dir", "group_field", "group_csv")
 
 Given = argparse.Namespace
 # What a command does with what was given; it may return an exit status.
@@ -93,7 +97,7 @@ def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: 
 
 def _recipe_flags(parser: Parser, recipe: "Recipe") -> None:
     """Add every field as a flag, by subject, with the recipe's own values as defaults."""
-    groups = {section: parser.add_argument_group(title) for section, title in SECTIONS.items()}
+    groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
     for field in fields(recipe):
         if field.name not in ("name", "description"):
             _add_field(groups[field.metadata["section"]], field, getattr(recipe, field.name))
@@ -103,25 +107,21 @@ def _overrides(given: Given, recipe_class: "type[Recipe]") -> dict[str, Any]:
     return {each.name: getattr(given, each.name) for each in fields(recipe_class) if hasattr(given, each.name)}
 
 
-def _flags_of(parser: Parser, words: Sequence[str], name: str | None = None) -> None:
+def _flags_of(parser: Parser, words: Sequence[str], name: str = "") -> None:
     """Add the flags of a recipe, and of the terms that are typed with it."""
-    from faap.recipes import find_recipe
-
-    if name is not None:
-        find_recipe(name)  # a wrong name is said before torch is loaded
-    from faap.config import Recipe, load_recipe, recipe_class
+    if name:
+        find(name)  # a wrong name is said before torch is loaded
+    from faap.config import load_recipe, recipe_class
 
     peek = Parser(add_help=False, allow_abbrev=False)
     peek.add_argument("--terms", default="")
     terms = peek.parse_known_args([_underscored(word) for word in words])[0].terms
-    _recipe_flags(parser, load_recipe(name, terms=terms) if name else recipe_class(terms)())
+    _recipe_flags(parser, load_recipe(name, **({"terms": terms} if terms else {})) if name else recipe_class(terms)())
 
 
 def _train_arguments(parser: Parser, words: Sequence[str]) -> None:
-    from faap.recipes import recipe_names
-
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    _flags_of(parser, words, next((word for word in words[:1] if not word.startswith("-")), None))
+    _flags_of(parser, words, next((word for word in words[:1] if not word.startswith("-")), ""))
 
 
 @command(_train_arguments)
@@ -132,12 +132,12 @@ def train(given: Given, console: Console) -> None:
 
 
 def _load(name: str, overrides: dict[str, Any]) -> "Recipe":
-    from faap.config import load_recipe
-
     if resume := overrides.get("resume"):
         from faap.training import recipe_to_resume
 
         return recipe_to_resume(Path(resume), name, overrides)
+    from faap.config import load_recipe
+
     return load_recipe(name, **overrides)
 
 
@@ -171,12 +171,12 @@ def _control(device: str) -> str:
     )
 
 
-def _data_flags(parser: Parser, *more: str) -> None:
-    """Add the flags that say which data, in which groups; and these fields."""
-    from faap.config import Recipe, fields_of
+def _data_flags(parser: Parser, *names: str) -> None:
+    """Add the flags that say which data, in which groups; what is not given the data set or the run knows."""
+    from faap.config import Recipe
 
     for field in fields(Recipe):
-        if field.name in ({*fields_of("data"), *fields_of("groups")} - {*PLACES, "skip_bad"} | set(more)):
+        if field.name in (*names, *DATA, "anchor_group", "reference_group"):
             _add_field(parser, field, None)
 
 
@@ -193,8 +193,7 @@ def check(given: Given, console: Console) -> int:
     from faap.check import check as look
     from faap.check import print_check
 
-    dataset = faap.load_dataset(**_data(vars(given)))
-    result = look(dataset, images=not given.quick, console=None if given.json else console)
+    result = look(_dataset(vars(given)), images=not given.quick, console=None if given.json else console)
     if given.json:
         print(json.dumps(result, indent=1))
     else:
@@ -202,18 +201,16 @@ def check(given: Given, console: Console) -> int:
     return 1 if result["problems"] else 0
 
 
-def _data(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of some values are arguments of `faap.load_dataset`; the data set knows its groups if they are not."""
-    from faap.config import Recipe
-
-    names = {"root": "dataset_root", "anchor": "anchor_group", "reference": "reference_group"}
-    wanted = {name: names.get(name, name) for name in Recipe().data()}
-    return {name: values[field] for name, field in wanted.items() if field in values}
+def _dataset(settings: Mapping[str, Any]) -> "Dataset":
+    """Load the data set that some fields of a recipe describe; it knows its groups where they do not."""
+    names = {"dataset_root": "root", "anchor_group": "anchor", "reference_group": "reference"}
+    wanted = [name for name in (*DATA, "skip_bad", *names) if name in settings]
+    return faap.load_dataset(**{names.get(name, name): settings[name] for name in wanted})
 
 
 def _evaluate_arguments(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("generator", help="a run directory, a generator's folder or file")
-    _data_flags(parser, *PLACES, "skip_bad")
+    _data_flags(parser, "dataset_root", "detr_checkpoint", "skip_bad")
     parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     parser.add_argument(
         "--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html (default: %(default)s)"
@@ -231,13 +228,41 @@ def evaluate(given: Given, console: Console) -> None:
     from faap import distributed
     from faap.report.measure import measure
 
-    settings = _trained_with(given.generator) | vars(given) if "dataset_root" not in given else vars(given)
+    settings = _trained_with(given)
     device = distributed.resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
     detector = faap.load_detector(settings["detr_checkpoint"], device)
-    dataset = distributed.host_first(lambda: faap.load_dataset(**_data(settings)))
+    dataset = distributed.host_first(lambda: _dataset(settings))
+    for said in dataset.usable(given.split):
+        console.print(said, style="yellow", markup=False)
     metrics = measure(detector, generator, dataset, Run(given.output_dir), split=given.split, absolute=given.absolute)
     _conclude(metrics, Path(given.output_dir), console)
+
+
+def _trained_with(given: Given) -> dict[str, Any]:
+    """Return which data, groups and detector: what is typed, and of the rest what the run says.
+
+    Another data set comes with its own groups and files, of which the run says nothing.
+    """
+    from faap.config import run_recipe
+
+    names = (*DATA, "skip_bad", "dataset_root", "detr_checkpoint", "anchor_group", "reference_group")
+    typed = {name: value for name, value in vars(given).items() if name in names}
+    run, known = Run.of(given.generator), {}
+    if run and not {"dataset_root", "detr_checkpoint"} <= typed.keys():
+        recipe = run_recipe(run, **typed)
+        known = {name: getattr(recipe, name) for name in names}
+        if "dataset_root" in typed:
+            known = {"detr_checkpoint": recipe.detr_checkpoint}
+        elif not (known["dataset_root"] == "promenade" or Path(known["dataset_root"]).exists()):
+            raise FaapError(f"{run.config}: the data set {known['dataset_root']} is not there; see --dataset_root.")
+    for name, what in (("dataset_root", "data set"), ("detr_checkpoint", "detector")):
+        if name not in known | typed:
+            raise FaapError(
+                f"{given.generator}: does not say which {what} to measure it with. Give --{name}; promenade is the "
+                "embedded benchmark's."
+            )
+    return known | typed
 
 
 def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
@@ -308,10 +333,8 @@ def _recipes_arguments(parser: Parser, words: Sequence[str]) -> None:
 @command(_recipes_arguments)
 def recipes(given: Given, console: Console) -> None:
     """List the recipes, or show one with its schedules."""
-    from faap.recipes import find_recipe, recipe_names
-
     if given.name is not None:
-        find_recipe(given.name)
+        find(given.name)
     from faap.config import load_recipe
 
     if given.name is None:

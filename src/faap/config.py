@@ -1,11 +1,11 @@
 """The typed recipe: every setting of a training, named once, with its unit and default."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import yaml
@@ -111,8 +111,9 @@ class Recipe(
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
-        for base in type(self).__mro__:
-            vars(base).get("check", lambda _: None)(self)
+        with self.own.blamed() if self.own else nullcontext():
+            for base in type(self).__mro__:
+                vars(base).get("check", lambda _: None)(self)
         if set(self.name) & set("/\\\n\t") or not self.name.strip(".") or len(os.fsencode(self.name)) > 200:
             raise FaapError(f"name is {shown(self.name)}; it becomes the name of a folder and must be one.")
         if self.batch_size % 2:
@@ -133,10 +134,8 @@ class Recipe(
         for key in values:
             if key not in known:
                 raise FaapError(f"{place}: unknown field {shown(key)}.{nearest(str(key)[:80], known)}")
-        try:
+        with _named(place):
             return cls(**values)
-        except FaapError as error:
-            raise FaapError(f"{place}: {error}") from None
 
     def require_terms(self) -> None:
         """Raise if the recipe has terms of a user's own and does not hold them: a file's word imports nothing."""
@@ -171,21 +170,9 @@ def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
     return tuple(each.name for section in sections for each in fields(kind) if each.metadata["section"] == section)
 
 
-def recipe_class(terms: str = "", recipe: str | Path = "") -> type[Recipe]:
-    """Return the class of recipes that have the settings of a user's terms as well.
-
-    Args:
-        terms: what the person typed: a .py file, its name without .py beside the recipe's file or in the working
-            directory, or the dotted name of a module.
-        recipe: a recipe's name or file. Where nothing is typed the file may name a .py file in those two places,
-            unless it is the config.yaml of a run, which nobody wrote by hand.
-    """
-    path = find(recipe) if recipe else None
-    name = terms or (_written(path).get("terms", "") if path else "")
-    if not name:
-        return Recipe
-    folder = path.parent if path and path.parent != RECIPES else None
-    return _class_with(own_terms(name, folder, typed=bool(terms)), name)
+def recipe_class(terms: str = "", folder: Path | None = None, *, typed: bool = True) -> type[Recipe]:
+    """Return the class of recipes that have the settings of a user's terms as well; arguments as of `own_terms`."""
+    return _class_with(own_terms(terms, folder, typed=typed), terms) if terms else Recipe
 
 
 @cache
@@ -195,17 +182,16 @@ def _class_with(own: OwnTerms, name: str) -> type[Recipe]:
     for each in fields(settings):
         if hasattr(Recipe, each.name) and ours.get(each.name) is not each:
             raise FaapError(f"{own.file}: Settings.{each.name} is a name that every recipe has; choose another.")
-    try:
+    help = ours["terms"].metadata["help"]
+    with own.blamed():
         return make_dataclass(
             "Recipe",
-            [("terms", str, setting(name, ours["terms"].metadata["help"]))],
-            bases=(settings, Recipe),
+            [("terms", str, setting(name, help))],
+            bases=(Recipe, settings),
             namespace={"rooms": (*ROOMS, own), "own": own},
             frozen=True,
             kw_only=True,
         )
-    except TypeError as error:
-        raise FaapError(f"{own.file}: Settings should be a @dataclass(frozen=True, kw_only=True): {error}") from error
 
 
 def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
@@ -225,23 +211,29 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
         FaapError: if there is no such recipe or file, or a field is unknown or its value wrong.
     """
     path = find(name_or_path)
-    values = _written(path, overrides) | overrides
-    return recipe_class(str(overrides.get("terms") or ""), path if values.get("terms") else "").of(values, name_or_path)
+    values, run = read(path), Run(path.parent)
+    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
+        refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
+    values |= overrides
+    folder = None if path.parent == RECIPES else path.parent
+    with _named(name_or_path):
+        kind = recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides)
+    return kind.of(values, name_or_path)
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:
     """Return the recipe that a run folder's config.yaml holds, but for the fields that the person typed.
 
-    Terms of a user's own are not imported unless they are typed: the recipe is without them and their settings.
+    Terms of a user's own are not imported unless they are typed: the recipe lacks their settings and cannot be trained.
 
     Raises:
         FaapError: if the file cannot be read, or names a function as its detector and no detector is typed.
     """
     values = read(run.config)
     kind = recipe_class(typed.get("terms", ""))
-    if values.pop("terms", ""):
+    if values.get("terms"):
         values = {key: value for key, value in values.items() if key in fields_of(*SECTIONS, kind=kind)}
-    refuse_code(values, typed, run.config)
+    refuse_code(values, {"terms": None, **typed}, run.config)
     return kind.of(values | typed, run.config)
 
 
@@ -282,9 +274,10 @@ def refuse_code(stored: Mapping[str, Any], typed: Mapping[str, Any], place: Path
             )
 
 
-def _written(path: Path, typed: Mapping[str, Any] = MappingProxyType({})) -> dict[str, str]:
-    """Read a recipe's file. A person wrote it, and may name code in it, unless it is the config.yaml of a run."""
-    values, run = read(path), Run(path.parent)
-    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
-        refuse_code(values, typed, path)
-    return values
+@contextmanager
+def _named(place: str | Path) -> Iterator[None]:
+    """Let an error say where the values are from."""
+    try:
+        yield
+    except FaapError as error:
+        raise FaapError(f"{place}: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faap.errors import FaapError
-from faap.files import replacing
+from faap.files import atomic_write
 
 
 class Run:
@@ -53,7 +53,7 @@ class Run:
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
-        with replacing(self.log) as temporary:
+        with atomic_write(self.log) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def read_metrics(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Run:
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace metrics.json."""
-        with replacing(self.metrics) as temporary:
+        with atomic_write(self.metrics) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     def move_aside(self) -> Path | None:
@@ -86,7 +86,7 @@ class Run:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

@@ -13,7 +13,7 @@ from faap.errors import FaapError, nearest
 SECTIONS = ("run", "data", "groups", "generator", "training", "schedule", "objective")
 Numbers = tuple[int, ...]
 # the types that a field can have, by the names they have where annotations are text
-KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "Numbers": Numbers}
+KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "tuple[int, ...]": Numbers}
 # a whole number's upper bound where its field has none: more is a slip, and would be memory or time without end
 LARGEST = 1_000_000
 # of what a person reads: control characters, which move a terminal's cursor, and halves of characters

@@ -13,7 +13,7 @@ from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
 from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap, success_criteria
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
 
@@ -32,7 +32,7 @@ class Quarters(FrozenDetector):
             feature_dim=8,
             preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
             activation="softmax",
-            checkpoint_sha256="",
+            file_sha256="",
         )
         self.seen = []
 
@@ -174,7 +174,7 @@ def test_metrics_json(dataset):
     assert result["success"] == success_criteria(
         group_metrics(split, before), group_metrics(split, after), anchor="female", reference="male"
     )
-    assert result["detector_sha256"] == detector.sha256()
+    assert result["detector_sha256"] == detector.tensors_sha256()
     assert list(result["perturbation"]) == ["epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     perturbation = result["perturbation"]
     assert perturbation["epsilon"] == 0.1
@@ -222,7 +222,7 @@ def test_too_little_data_is_found_out_before_the_detector_runs(tmp_path):
 
 def test_with_a_real_generator(dataset):
     torch.manual_seed(0)
-    generator = Generator(epsilon=0.1)
+    generator = build_generator(epsilon=0.1)
     perturbation = evaluate(Quarters(), generator, dataset, bootstrap=5)["perturbation"]
     assert perturbation["epsilon"] == 0.1
     assert 0 < perturbation["linf_normalised"] <= 0.1 + 1e-6

@@ -12,7 +12,7 @@ from faap import cli, distributed
 from faap.data import Batch
 from faap.devices import resolve_device
 from faap.evaluation.detections import detect_and_compare
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 from faap.training.loop import _Trainer
 from faap.training.monitor import Silent
 
@@ -67,7 +67,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
             "objective": trainer.objective.state_dict(),
         }
     test = faap.load_dataset(places["dataset_root"]).split("test")
-    generator = Generator()
+    generator = build_generator()
     generator.load_state_dict(torch.load(out / "generator.pth", weights_only=True))
     found, quality = detect_and_compare(detector, test, generator, batch_size=3)  # 8 images: batches of 3, 3 and 2
     result["detections"] = {

@@ -16,7 +16,7 @@ import torch
 import faap
 from faap import distributed
 from faap.errors import FaapError
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 from faap.training.loop import _Trainer
 
 RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
@@ -44,7 +44,7 @@ def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("shared")
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        torch.save(Generator().state_dict(), out / "generator.pth")
+        torch.save(build_generator().state_dict(), out / "generator.pth")
     # of three processes one gets nothing of the last batch, which is a pair
     for processes, recipes in ((1, RECIPES), (2, RECIPES), (3, RECIPES[:1])):
         done = launch(processes, [str(SCRIPT), json.dumps(places), str(out), *recipes], out)

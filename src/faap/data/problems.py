@@ -56,6 +56,8 @@ def refuse(problems: Sequence[Problem]) -> None:
 
 def lfs_pointer(path: Path) -> bool:
     """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS

@@ -17,7 +17,7 @@ from faap import distributed
 from faap.data import Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.detections import Detections, detect
-from faap.files import cache_dir, replacing
+from faap.files import atomic_write, cache_dir
 
 
 def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> list[Detections]:
@@ -57,7 +57,7 @@ def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[P
 
 
 def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
-    digest = hashlib.sha256(f"{detector.sha256()} {split.fingerprint()}".encode())
+    digest = hashlib.sha256(f"{detector.tensors_sha256()} {split.fingerprint()}".encode())
     labels = sorted(detector.label_map(split.categories).items())
     device = next(detector.parameters()).device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -95,7 +95,7 @@ def _read(path: Path, split: Split) -> list[Detections] | None:
 
 
 def _write(path: Path, found: Sequence[Detections]) -> None:
-    with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+    with suppress(OSError), atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             image_ids=[each.image_id for each in found],

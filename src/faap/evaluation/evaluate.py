@@ -74,7 +74,7 @@ def evaluate(
                 before, after, anchor=images.anchor, reference=images.reference, absolute=absolute
             ),
             "perturbation": {"epsilon": generator.epsilon, **distance},
-            "detector_sha256": detector.sha256(),
+            "detector_sha256": detector.tensors_sha256(),
         }
     )
     return result

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -38,9 +38,13 @@ class OwnTerms:
     file: str
     module: ModuleType
 
+    def blamed(self) -> AbstractContextManager[None]:
+        """Say of an error inside which line of the file it is, if it is one of its."""
+        return _blaming(self.file)
+
     def terms(self, recipe: Any, feature_dim: int, projected_dim: int) -> Iterator[Term]:
         """The terms of a recipe."""
-        with _blaming(self.file):
+        with self.blamed():
             found = list(self.module.terms(recipe, feature_dim, projected_dim))
         for term in found:
             if not isinstance(term, Term):
@@ -49,14 +53,14 @@ class OwnTerms:
 
     def _named(self, value: Callable[[View], Tensor]) -> Callable[[View], Tensor]:
         def call(view: View) -> Tensor:
-            with _blaming(self.file):
+            with self.blamed():
                 return value(view)
 
         return call
 
     def schedules(self, recipe: Any) -> Iterator[tuple[str, Callable[[int], float]]]:
         """Name and function of the epoch for every schedule of its own."""
-        with _blaming(self.file):
+        with self.blamed():
             for name, value in dict(getattr(self.module, "schedules", lambda _: {})(recipe)).items():
                 values = [float(value(epoch)) for epoch in range(recipe.epochs)]
                 if not all(map(math.isfinite, values)):
@@ -80,9 +84,9 @@ def own_terms(name: str, folder: Path | None, *, typed: bool) -> OwnTerms:
     places = [place.resolve() for place in (folder, Path.cwd()) if place is not None]
     files = [place / f"{stem}.py" for place in places if stem.isidentifier()]
     if typed and name.endswith(".py"):
-        files = [Path(name).resolve(), *files]
+        files = [Path(os.path.abspath(name)), *files]
     if path := next((path for path in files if os.path.isfile(path)), None):
-        return _from_file(path, path.stat().st_mtime_ns)
+        return _from_file(path, path.read_bytes())
     if typed and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) and (own := _installed(name)):
         return own
     where = " or ".join(map(str, dict.fromkeys(places)))
@@ -93,16 +97,14 @@ def own_terms(name: str, folder: Path | None, *, typed: bool) -> OwnTerms:
 
 
 @cache
-def _from_file(path: Path, changed: int) -> OwnTerms:
-    """Import a file, anew when it has changed; two files of one name are two modules."""
+def _from_file(path: Path, source: bytes) -> OwnTerms:
+    """Run a file as a module, anew when it has changed; two files of one name are two modules."""
     name = f"faap_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__ = str(path)
     try:
         with _blaming(str(path)), _searching(path.parent):
-            spec.loader.exec_module(module)
+            exec(compile(source, path, "exec"), vars(module))
         return _of(module, str(path), str(path))
     except BaseException:
         del sys.modules[name]
@@ -160,5 +162,7 @@ def _blaming(file: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        if isinstance(error, FaapError) and not lines:
+            raise
         kind = "" if isinstance(error, FaapError) else f"{type(error).__name__}: "
         raise FaapError(f"{file}{f', line {line}' if line else ''}: {kind}{str(error)[:400]}") from error

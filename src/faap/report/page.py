@@ -17,7 +17,7 @@ from PIL import Image
 from faap.data import Record
 from faap.errors import FaapError
 from faap.evaluation import METRICS, Detections, best_epoch
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.report import words
 from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, run_charts
 
@@ -114,7 +114,7 @@ def render(template: str, **values: Any) -> str:
 
 def save(page: str, path: Path) -> Path:
     """Write a page, in full or not at all; returns its path."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from faap.config import Recipe, resumed_recipe
 from faap.errors import FaapError
-from faap.files import read_tensors, replacing
+from faap.files import atomic_write, read_tensors
 from faap.perturbation import Generator
 
 # What a run that resumes decides anew: where and how it computes, not what.
@@ -69,13 +69,13 @@ def save_checkpoint(
         "detector_file_sha256": detector_file_sha256,
         "data_sha256": data_sha256,
     }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(content, temporary)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

@@ -251,7 +251,13 @@ class _Trainer:
         self.generator.eval()
         self.objective.eval()
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
-        return {"epoch": epoch, "images": images, "train": means, "schedule": schedule}
+        return {
+            "epoch": epoch,
+            "images": images,
+            "train": means,
+            "losses": self.objective.losses,
+            "schedule": schedule,
+        }
 
     def _loaded(self) -> Iterator[Batch]:
         try:

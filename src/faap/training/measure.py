@@ -12,7 +12,7 @@ from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import detect, evaluate
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.perturbation import Generator, quantise
 from faap.report import MAX_EXAMPLES, Example, write_report
 
@@ -42,7 +42,7 @@ def measure(
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute)
     examples = examples_of(detector, generator, dataset.split(split))
     if distributed.rank() == 0:
-        with replacing(run_dir / "metrics.json") as temporary:
+        with atomic_write(run_dir / "metrics.json") as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n")
         write_report(run_dir, examples)
     return metrics

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.report import read_log
 
 COLLAPSE_STEPS = 50
@@ -93,7 +93,7 @@ class Monitor:
         self.events.close()
 
     def _rewrite(self) -> None:
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
 

@@ -1,0 +1,419 @@
+"""What other tools write: it is read as it is meant, or refused with a word; never read as something else."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faap.data import Problem, load_dataset, read_image
+from faap.data.problems import lfs_pointer
+from faap.errors import FaapError
+
+SIZE = (300, 240)
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+def content(count=4, **image):
+    """Women and men in turn, one in each image."""
+    images, annotations = [], []
+    for n in range(1, count + 1):
+        group = {"gender": ("male", "female")[n % 2]}
+        images.append({"id": n, "file_name": f"{n}.jpg", "width": SIZE[0], "height": SIZE[1]} | group | image)
+        box = [20 + n, 30, 110, 150]
+        annotations.append({"id": n, "image_id": n, "category_id": 1, "bbox": box, "area": box[2] * box[3]})
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+def write(root, data, place="data.json", folder=".", names=None):
+    (root / place).parent.mkdir(parents=True, exist_ok=True)
+    (root / place).write_text(json.dumps(data))
+    for n, name in enumerate(names or [entry["file_name"] for entry in data["images"]], start=1):
+        path = root / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            Image.new("RGB", SIZE, (n, 90, 30)).save(path)
+    return root
+
+
+def groups(root, split="all", **options):
+    return load_dataset(root, **options).split(split).counts()
+
+
+def test_a_split_is_checked_or_not_there(tmp_path):
+    """An image in two splits is found whichever split is asked for, by whatever path, and without decoding any."""
+    data = content(8)
+    for entry in data["images"]:
+        entry["split"] = ("train", "train", "test", "test")[(entry["id"] - 1) // 2]
+    write(tmp_path, data)
+    assert load_dataset(tmp_path).split("test").counts() == {"female": 2, "male": 2}
+    (tmp_path / "8.jpg").unlink()
+    (tmp_path / "8.jpg").symlink_to(tmp_path / "1.jpg")
+    with patch("PIL.ImageFile.ImageFile.load", side_effect=AssertionError("decoded")):
+        for name in ("test", "train", "all"):
+            with pytest.raises(Problem, match=r"8\.jpg: is in the splits train and test, as image 1 and image 8"):
+                load_dataset(tmp_path).split(name)
+        with pytest.raises(Problem, match="in the splits"):
+            load_dataset(tmp_path).usable("train")
+    dataset = load_dataset(tmp_path, skip_bad=True)
+    assert dataset.usable("train", "test") == ["1 broken records are left out; `faap check` lists them."]
+    assert [record.image_id for record in dataset.split("test").records] == [5, 6, 7]
+
+
+def test_a_split_that_is_not_there_is_the_first_thing_to_know(tmp_path):
+    data = content(4)
+    data["annotations"][0]["bbox"] = "none"
+    write(tmp_path, data, "train.json")
+    with pytest.raises(FaapError, match=r"no split 'val'; it has train\."):
+        load_dataset(tmp_path).usable("train", "val")
+
+
+def annotated(**changes):
+    return lambda data: [entry.update(changes) for entry in data["annotations"]]
+
+
+def corners(data):
+    for entry in data["annotations"]:
+        left, top, width, height = entry["bbox"]
+        entry["bbox"] = [left, top, left + width, top + height]
+
+
+def masked_corners(data):
+    corners(data)
+    for entry in data["annotations"]:
+        entry |= {"area": entry["area"] * 1.01, "segmentation": [[1, 1, 2, 2, 3, 1]]}
+
+
+def fractions(data):
+    for entry in data["annotations"]:
+        entry["bbox"] = (np.array(entry["bbox"]) / [*SIZE, *SIZE]).tolist()
+
+
+MISREAD = {
+    "fractions": (fractions, r"annotation 1: bbox \[0\.07, .* lies in \[0, 1\], as fractions"),
+    "fractions of centres": (annotated(bbox=[0.5, 1, 0.2, 0.9]), r"lies in \[0, 1\]"),
+    "corners": (corners, r"annotation 1: bbox \[21, 30, 131, 180\] is \[left, top, right, bottom\], by its area 16500"),
+    "corners of masks": (masked_corners, r"data\.json: of 4 annotations with an area 1 say that bbox .* \[left, top"),
+    "corners that leave": (annotated(bbox=[200, 100, 290, 200], area=None), r"it would fit as \[left, top, right"),
+    "centres that leave": (annotated(bbox=[250, 120, 80, 200], area=None), r"it would fit as \[centre x, centre y"),
+    "pixels of a larger image": (annotated(area=4 * 110 * 150), "is smaller than its area 66000"),
+    "percentages": (annotated(bbox=[7, 12.5, 36.7, 62.5]), "is smaller than its area 16500"),
+    "a dict": (annotated(bbox={"x": 1, "y": 2, "width": 3, "height": 4}), "bbox should be four finite numbers"),
+    "texts": (annotated(bbox=["1", "2", "3", "4"]), "bbox should be four finite numbers"),
+    "id a text": (annotated(category_id="1"), "'category_id' should be a whole number, found '1'"),
+    "crowd a text": (annotated(iscrowd="0"), "iscrowd should be 0 or 1, found '0'"),
+    "area a text": (annotated(area="100"), "area should be a number of at least 0, found '100'"),
+    "area NaN": (annotated(area=float("nan")), "area should be a number of at least 0, found nan"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MISREAD.values(), ids=MISREAD.keys())
+def test_what_would_be_misread_is_refused(tmp_path, change, message):
+    data = content()
+    change(data)
+    with pytest.raises(FaapError, match=message):
+        load_dataset(write(tmp_path, data)).split("all")
+
+
+@pytest.mark.parametrize("area", [None, 0, 16000.5, 16501])
+def test_areas_of_masks_and_missing_ones_are_none_of_that(tmp_path, area):
+    data = content()
+    annotated(area=area, iscrowd=None)(data)
+    (record, *_) = load_dataset(write(tmp_path, data)).split("all").records
+    assert (record.areas.tolist(), record.crowd.tolist()) == ([area or 16500], [False])
+
+
+def test_boxes_that_may_be_percentages_are_said(tmp_path):
+    data = content()
+    annotated(bbox=[7, 12.5, 36.7, 62.5], area=None)(data)
+    dataset = load_dataset(write(tmp_path, data))
+    assert "are they percentages?" in dataset.usable("all")[0]
+    annotated(bbox=[7, 12.5, 100, 62.5], area=None)(data)
+    assert load_dataset(write(tmp_path, data)).usable("all") == []
+
+
+@pytest.mark.parametrize("word", ["NaN", "none", " NULL ", "NA", "n/A", "<NA>", "", None, float("nan")])
+def test_words_for_a_missing_group_are_no_group(tmp_path, word):
+    data = content(6)
+    data["images"][0]["gender"] = word
+    with pytest.raises(FaapError, match="image 1: the image says no group for it"):
+        groups(write(tmp_path, data))
+    assert groups(tmp_path, skip_bad=True) == {"female": 2, "male": 3}
+    rows = [f"{n},{('male', 'female')[n % 2] if n > 1 else word}" for n in range(1, 7)]
+    (tmp_path / "t.csv").write_text("\n".join(["image_id,gender", *rows]))
+    with pytest.raises(FaapError, match="image 1: the table says no group for it"):
+        groups(tmp_path, group_csv="t.csv")
+
+
+def test_groups_that_differ_in_case_alone_are_one(tmp_path):
+    data = content(4)
+    for entry, group in zip(data["images"], ("Female", "MALE ", "female", "male"), strict=True):
+        entry["gender"] = group
+    assert groups(write(tmp_path, data)) == {"female": 2, "male": 2}
+
+
+def test_a_group_that_pandas_made_a_float_is_a_whole_number(tmp_path):
+    data = content(4)
+    for entry in data["images"]:
+        entry["gender"] = float(entry["id"] % 2)
+    assert groups(write(tmp_path, data), anchor="1", reference="0") == {"1": 2, "0": 2}
+
+
+@pytest.mark.parametrize("where", ["images", "annotations"])
+@pytest.mark.parametrize("field", ["", "attributes.gender", "gender"])
+def test_a_group_may_be_one_level_down(tmp_path, where, field):
+    data = content(4)
+    for image, annotation in zip(data["images"], data["annotations"], strict=True):
+        group = image.pop("gender")
+        (image if where == "images" else annotation)["attributes"] = {"occluded": False, "gender": group}
+    assert groups(write(tmp_path, data), group_field=field) == {"female": 2, "male": 2}
+    with pytest.raises(FaapError, match=rf"no image and no annotation has.*{where}: .*attributes\.gender, attr"):
+        groups(tmp_path, group_field="attributes.sex")
+
+
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [
+        (("man", "woman"), {}),
+        (("Male", "Female"), {}),
+        (("him", "her"), {"anchor": "her", "reference": "him"}),
+        (("man", "woman"), {"anchor": "woman", "reference": "man"}),
+    ],
+)
+def test_a_group_may_be_the_category(tmp_path, names, options):
+    data = content(6)
+    data["categories"] = [{"id": n, "name": name} for n, name in enumerate((*names, "Person", "dog"))]
+    for image, annotation in zip(data["images"], data["annotations"], strict=True):
+        del image["gender"]
+        annotation["category_id"] = image["id"] % 2
+    data["annotations"] += [
+        {"id": 7, "image_id": 1, "category_id": 2, "bbox": [5, 5, 50, 60]},
+        {"id": 8, "image_id": 1, "category_id": 3, "bbox": [5, 5, 50, 60]},
+    ]
+    dataset = load_dataset(write(tmp_path, data), **options)
+    split = dataset.split("all")
+    assert split.categories == {0: "person"}
+    assert split.counts() == {dataset.anchor: 3, dataset.reference: 3}
+    # a person of no group is a region to ignore
+    assert split.records[0].owners == (dataset.anchor, "")
+    assert "categories say the group" in dataset.usable("all")[0]
+
+
+def test_an_unused_root_of_the_same_name_is_left_out(tmp_path):
+    for place, ids in enumerate(((1, 0), (0, 1))):
+        data = content(4)
+        data["categories"] = [{"id": n, "name": name} for n, name in zip(ids, ("person", "Person"), strict=True)]
+        dataset = load_dataset(write(tmp_path / str(place), data))
+        assert list(dataset.split("all").categories) == [1]
+        assert "category 0 is unused" in dataset.usable("all")[0]
+
+
+def test_ids_of_64_bits_are_kept(tmp_path):
+    data = content(4)
+    first = 7706992903151817196
+    for entry, key in zip([*data["images"], *data["annotations"]], [*range(first, first + 4)] * 2, strict=True):
+        entry |= {"id": key} | ({"image_id": key} if "bbox" in entry else {})
+    split = load_dataset(write(tmp_path, data)).split("all")
+    assert [record.image_id for record in split.records] == [*range(first, first + 4)]
+    assert [len(record.boxes) for record in split.records] == [1] * 4
+    data["images"][0]["id"] = 2**63
+    with pytest.raises(
+        FaapError, match="'id' should be a whole number, found 9223372036854775808, which has more than"
+    ):
+        load_dataset(write(tmp_path, data)).split("all")
+
+
+def test_annotation_ids_may_restart_in_each_image(tmp_path):
+    data = content(4)
+    annotated(id=1)(data)
+    assert groups(write(tmp_path, data)) == {"female": 2, "male": 2}
+    data["annotations"][2]["bbox"] = [1, 2, 0, 4]
+    with pytest.raises(FaapError, match="annotation 1 of image 3: bbox"):
+        groups(write(tmp_path, data))
+    data = content(4)
+    data["annotations"][2] |= {"id": 2, "image_id": 2}
+    with pytest.raises(FaapError, match="annotation 2: the id is used by an earlier annotation of its image"):
+        groups(write(tmp_path, data))
+
+
+SPELLINGS = {
+    "backslashes": ("a\\b\\1.jpg", "a/b/1.jpg"),
+    "percent signs": ("my%20first%2Fpicture.jpg", "my first/picture.jpg"),
+    "percent signs on disk": ("a b.jpg", "a%20b.jpg"),
+    "case": ("A/One.JPG", "a/one.jpg"),
+    "Unicode": ("Zo\u00eb.jpg", "Zoe\u0308.jpg"),
+    "Unicode the other way": ("Zoe\u0308.jpg", "Zo\u00eb.jpg"),
+    "all": ("A\\ZO%C3%8B%20b.jpg", "a/zoe\u0308 b.jpg"),
+}
+
+
+@pytest.mark.parametrize(("said", "there"), SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_a_file_name_may_be_spelt_otherwise_and_it_is_said(tmp_path, said, there):
+    data = content(4)
+    data["images"][0]["file_name"] = said
+    names = [there, "2.jpg", "3.jpg", "4.jpg"]
+    dataset = load_dataset(write(tmp_path, data, names=names))
+    assert dataset.split("all").records[0].path == tmp_path / there
+    (note,) = dataset.usable("all")
+    assert "in another spelling: 1" in note
+    assert str(tmp_path / there) in note
+
+
+OUTSIDE = (
+    "..\\x.jpg",
+    "%2e%2e/x.jpg",
+    "..%2Fx.jpg",
+    "a\\..\\..\\x.jpg",
+    "%2Ftmp%2Fx.jpg",
+    "..%5Cx.jpg",
+    "%2E%2E%5Cx.jpg",
+)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_spelling_leaves_the_root(tmp_path, name):
+    data = content(4)
+    root = write(tmp_path / "root", data)
+    shutil.copy(root / "1.jpg", tmp_path / "x.jpg")
+    data["images"][0]["file_name"] = name
+    with pytest.raises(Problem, match="does not exist in|leaves the folder"):
+        load_dataset(write(root, data, names=["2.jpg"])).split("all")
+
+
+def test_of_two_names_that_differ_in_case_none_is_guessed(tmp_path):
+    data = content(4)
+    data["images"][0]["file_name"] = "ONE.jpg"
+    write(tmp_path, data, names=["One.jpg", "one.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    with pytest.raises(Problem, match="file_name 'ONE.jpg' does not exist"):
+        load_dataset(tmp_path).split("all")
+
+
+def test_every_place_that_was_searched_is_named(tmp_path):
+    data = content(4)
+    write(tmp_path, data, "annotations/train.json", "elsewhere")
+    with pytest.raises(FaapError) as caught:
+        load_dataset(tmp_path).split("train")
+    for place in ("train", "images/train", "images", "data", "annotations"):
+        assert str(tmp_path / place) in str(caught.value)
+    assert "--images_dir" in str(caught.value)
+    assert groups(tmp_path, "train", images_dir="elsewhere") == {"female": 2, "male": 2}
+
+
+@pytest.mark.parametrize("folders", [("data",) * 4, ("train", "valid", "test", "train"), (".", "images", "data", ".")])
+def test_images_may_lie_in_data_or_several_folders(tmp_path, folders):
+    for n, folder in enumerate(folders, start=1):
+        write(tmp_path, content(4), folder=folder, names=[f"{n}.jpg"])
+    assert groups(tmp_path) == {"female": 2, "male": 2}
+
+
+@pytest.mark.parametrize("pattern", ["{}.json", "annotations/instances_{}.json", "{}/_annotations.coco.json"])
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_val_may_be_called_otherwise(tmp_path, pattern, name):
+    for split in ("train", name):
+        data = content(4)
+        for entry in data["images"]:
+            entry["file_name"] = f"{split}{entry['id']}.jpg"
+        write(tmp_path, data, pattern.format(split), split)
+    dataset = load_dataset(tmp_path)
+    assert dataset.splits == ("train", "val")
+    assert dataset.split(name) is dataset.split("val")
+    assert dataset.split("val").name == "val"
+
+
+def test_val_may_be_called_valid_in_split_folders_and_patterns(write_dataset, tmp_path):
+    root = write_dataset(tmp_path / "folders")
+    for word in ("women", "men"):
+        home = root / f"{word}_split"
+        (home / "val").rename(home / "valid")
+        (home / f"gender_{word}_val.json").rename(home / f"gender_{word}_valid.json")
+    assert load_dataset(root).split("val").counts() == {"female": 5, "male": 4}
+    write(tmp_path / "told", content(4), "x-valid.json", "pictures-valid")
+    told = {"annotations": "x-{split}.json", "images_dir": "pictures-{split}"}
+    assert groups(tmp_path / "told", "val", **told) == {"female": 2, "male": 2}
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "proposed"),
+    [("male", "female", False), ("1", "10", False), ("femal", "female", True), ("man", "woman", False)],
+)
+def test_no_other_group_is_proposed(tmp_path, asked, there, proposed):
+    data = content(4)
+    for entry in data["images"]:
+        entry["gender"] = there
+    write(tmp_path, data)
+    for options in ({"anchor": there, "reference": asked}, {"anchor": asked, "reference": "other"}):
+        with pytest.raises(FaapError, match=f"no object of group '{asked}'") as caught:
+            load_dataset(tmp_path, **options).split("all")
+        assert ("Did you mean" in str(caught.value)) == (proposed and options["anchor"] == asked)
+
+
+def test_a_drawn_split_without_a_group_says_so(tmp_path):
+    write(tmp_path, content(4))
+    with pytest.raises(FaapError, match=r"drawn by a hash of its images' names: .*--split all"):
+        load_dataset(tmp_path).split("test")
+    data = content(4, split="train")
+    with pytest.raises(FaapError, match="'test' has no object of group") as caught:
+        load_dataset(write(tmp_path, data)).split("test")
+    assert "hash" not in str(caught.value)
+
+
+def test_git_lfs_pointers_are_named(tmp_path):
+    root = write(tmp_path, content(4))
+    (root / "1.jpg").write_text(LFS)
+    assert lfs_pointer(root / "1.jpg")
+    assert not lfs_pointer(root / "2.jpg")
+    assert not lfs_pointer(root)
+    with pytest.raises(Problem, match=r"1\.jpg is a Git LFS pointer.*run `git lfs pull`"):
+        load_dataset(root).split("all")
+    with pytest.raises(FaapError, match="run `git lfs pull`"):
+        read_image(root / "1.jpg")
+    (root / "t.csv").write_text(LFS)
+    with pytest.raises(Problem, match=r"t\.csv: is a Git LFS pointer"):
+        load_dataset(root, group_csv="t.csv").split("all")
+    (root / "annotations.csv").write_text(LFS)
+    with pytest.raises(Problem, match=r"annotations\.csv: is a Git LFS pointer"):
+        load_dataset(root / "annotations.csv").split("test")
+    (root / "annotations.csv").unlink()
+    (root / "data.json").write_text(LFS)
+    with pytest.raises(Problem, match=r"data\.json: is a Git LFS pointer"):
+        load_dataset(root).split("all")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_what_the_machine_lacks_is_no_fault_of_the_files(tmp_path, error, skip_bad):
+    """With skip_bad, good images would be left out in silence."""
+    root = write(tmp_path, content(4))
+    with (
+        patch("PIL.Image.open", side_effect=error),
+        pytest.raises(FaapError, match=r"jpg: cannot be read now: .*ulimit -n") as caught,
+    ):
+        load_dataset(root, skip_bad=skip_bad).split("all")
+    assert not isinstance(caught.value, Problem)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    root = write(tmp_path, content(4))
+    os.mkfifo(root / "pipe")
+    with pytest.raises(FaapError, match="pipe: cannot be read: it is no file"):
+        load_dataset(root, group_csv="pipe").split("all")
+    with pytest.raises(FaapError, match="images: cannot be read: it is no file"):
+        (root / "images").mkdir()
+        load_dataset(root, group_csv="images").split("all")
+
+
+def test_exif_that_cannot_be_rewritten_turns_the_image_all_the_same(tmp_path):
+    """Its orientation is read; the entry after it has a type that no writer takes back."""
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:5] = 255
+    entries = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x9286, 7, 4, 0x41424344)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4), quality=95)
+    with patch("PIL.Image.Exif.tobytes", side_effect=struct.error("cannot be rewritten")):
+        image = read_image(tmp_path / "a.jpg")
+    assert image.size == (20, 30)
+    assert np.asarray(image)[:, 16:].min() > 200, "the first row is on the right"
