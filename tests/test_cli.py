@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faap import cli
-from faap.perturbation import Generator, save_generator
+from faap.perturbation import build_generator, save_generator
 from faap.process import outcome
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_demo_measures_the_control_beside_the_biased_detector(
 
 def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp_path: Path) -> None:
     generator = tmp_path / "generator"
-    save_generator(Generator(), generator)
+    save_generator(build_generator(), generator)
     out = tmp_path / "out"
     flags = ["--split", "val", "--anchor_group", "male", "--reference_group", "female", "--absolute"]
     assert cli.main(["evaluate", str(generator), *places, *flags, "--output_dir", str(out)]) == 0

@@ -32,8 +32,8 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.devices import own_randomness, resolve_device
 from faap.evaluation import evaluate
-from faap.files import replacing
-from faap.perturbation import Generator
+from faap.files import atomic_write
+from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.loop import _Trainer as Trainer
 
@@ -130,7 +130,7 @@ def stock_detector(device: torch.device, queries: int = 100) -> DetrForObjectDet
 def prepared_detector(device: torch.device, size: Size | None = None, queries: int = 100) -> HuggingFaceDetector:
     """Build the same detector as faap loads it; every image is stretched to (height, width), `SIZE` by default."""
     model, stretched = prepare(stock_detector(device, queries)), Preprocessing(size=size or SIZE)
-    return HuggingFaceDetector(model, name="DETR-R50", preprocessing=stretched, checkpoint_sha256="")
+    return HuggingFaceDetector(model, name="DETR-R50", preprocessing=stretched, file_sha256="")
 
 
 def pictures(folder: Path) -> Dataset:
@@ -211,7 +211,7 @@ def _steps(result: dict[str, Any], device: torch.device, repeats: int, scenes: D
     pixels, mask = batch.pixel_values, batch.pixel_mask
     seconds = take_turns({"floor": through(stock, pixels, mask), "step": step}, repeats, device)
     note(result, seconds, step_over_floor=("step", "floor"))
-    generator = Generator().eval().to(device)
+    generator = build_generator().eval().to(device)
     large = torch.randn(1, 3, *LARGE, device=device).clamp(-2, 2)
     forward: dict[str, Job] = {
         "detector": lambda: prepared(pixels, mask),
@@ -230,7 +230,7 @@ def _steps(result: dict[str, Any], device: torch.device, repeats: int, scenes: D
 
 
 def _evaluate_twice(result: dict[str, Any], device: torch.device, repeats: int, scenes: Dataset, folder: Path) -> None:
-    detector, generator = prepared_detector(device), Generator().to(device)
+    detector, generator = prepared_detector(device), build_generator().to(device)
     seconds: dict[str, list[float]] = {"first evaluation": [], "second evaluation": []}
     for turn in range(max(2, repeats - 1)):
         # nothing is known of the detector yet
@@ -279,6 +279,6 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def write(result: Mapping[str, Any], path: Path) -> Path:
     """Write the figures as JSON; return the path."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path

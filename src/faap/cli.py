@@ -83,7 +83,7 @@ def command(arguments: Arguments) -> Callable[[Function], Function]:
 def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: Any) -> None:
     """Add a field of the recipe as a flag; what is not given is left to whoever knows better."""
     choices = field.metadata["choices"]
-    kinds = {bool: "{true,false}", int: "N", float: "X"}
+    kinds: dict[Any, str] = {bool: "{true,false}", int: "N", float: "X"}
     text = f" (default: {str(default).lower() if field.type is bool else default})" if default not in ("", None) else ""
     switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.type is bool else {}
     place.add_argument(
@@ -103,8 +103,9 @@ def _recipe_flags(parser: Parser, recipe: "Recipe") -> None:
             _add_field(groups[field.metadata["section"]], field, getattr(recipe, field.name))
 
 
-def _overrides(given: Given, recipe_class: "type[Recipe]") -> dict[str, Any]:
-    return {each.name: getattr(given, each.name) for each in fields(recipe_class) if hasattr(given, each.name)}
+def _overrides(given: Given, *others: str) -> dict[str, Any]:
+    """Return the fields of the recipe that were given; the other arguments of the command are none."""
+    return {name: value for name, value in vars(given).items() if name not in others}
 
 
 def _flags_of(parser: Parser, words: Sequence[str], name: str = "") -> None:
@@ -127,7 +128,7 @@ def _train_arguments(parser: Parser, words: Sequence[str]) -> None:
 @command(_train_arguments)
 def train(given: Given, console: Console) -> None:
     """Train a recipe in front of a frozen detector and measure it."""
-    result = faap.train(_load(given.recipe, _overrides(given)), console=console)
+    result = faap.train(_load(given.recipe, _overrides(given, "recipe")), console=console)
     _conclude(result.metrics, result.run_dir, console)
 
 
@@ -283,7 +284,7 @@ def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
 @command(_compare_arguments)
 def compare(given: Given, console: Console) -> None:
     """Train several recipes with several seeds, and lay them side by side."""
-    overrides = _overrides(given)
+    overrides = _overrides(given, "recipes", "seeds", "jobs", "ray", "ablate")
     if "resume" in overrides:
         raise FaapError("--resume is not for compare: repeat the command, and what is unfinished goes on by itself.")
     from faap.compare import RayRunner, recipes_to_compare

@@ -12,7 +12,7 @@ import yaml
 
 from faap.conform import conform
 from faap.errors import FaapError, nearest
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.objectives import ROOMS, adversarial, alignment, heads, momentum, transport
 from faap.objectives.own import OwnTerms, own_terms
 from faap.recipes import RECIPES, find, read, recipe_names
@@ -157,7 +157,7 @@ class Recipe(
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def schedules(self) -> dict[str, list[float]]:

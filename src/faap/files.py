@@ -37,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-replacing = atomic_write
+atomic_write = atomic_write
 
 
 def file_sha256(*paths: Path) -> str:

@@ -11,7 +11,7 @@ import faap
 from faap import cli, distributed
 from faap.data import Batch
 from faap.devices import resolve_device
-from faap.evaluation.detections import detect_and_compare
+from faap.evaluation import detect
 from faap.perturbation import build_generator
 from faap.training.loop import _Trainer
 from faap.training.monitor import Silent
@@ -69,12 +69,12 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
     test = faap.load_dataset(places["dataset_root"]).split("test")
     generator = build_generator()
     generator.load_state_dict(torch.load(out / "generator.pth", weights_only=True))
-    found, quality = detect_and_compare(detector, test, generator, batch_size=3)  # 8 images: batches of 3, 3 and 2
+    found = detect(detector, test, generator, batch_size=3, with_distance=True)  # 8 images: batches of 3, 3 and 2
     result["detections"] = {
         "image_ids": [each.image_id for each in found],
         "scores": [torch.from_numpy(each.scores) for each in found],
         "boxes": [torch.from_numpy(each.boxes) for each in found],
-        "quality": quality,
+        "quality": found.distance,
     }
     torch.save(result, out / f"{distributed.world()}_{distributed.rank()}.pth")
     distributed.leave()

@@ -19,7 +19,7 @@ from faap.compare.standing import Standing, standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
-from faap.files import replacing
+from faap.files import atomic_write
 from faap.report import write_comparison
 
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
@@ -113,7 +113,7 @@ def compare(
     with runner.open([each.recipe for each in waiting], console) if waiting else nullcontext():
         failed = _make(waiting, runner, root / "logs", at_once or max(1, len(waiting)), threads, say)
     comparison = gather(runs, failed)
-    with replacing(root / "compare.json") as temporary:
+    with atomic_write(root / "compare.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
     write_comparison(comparison, root / "compare.html")
     return comparison

@@ -2,6 +2,5 @@
 
 from faap.training.checkpoints import recipe_to_resume
 from faap.training.loop import TrainResult, train
-from faap.training.measure import measure
 
-__all__ = ["TrainResult", "measure", "recipe_to_resume", "train"]
+__all__ = ["TrainResult", "recipe_to_resume", "train"]

@@ -23,10 +23,10 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate, l
 from faap.detectors import FrozenDetector, load_detector
 from faap.devices import own_randomness, resolve_device
 from faap.errors import FaapError
-from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics
-from faap.perturbation import Generator, jitter, load_generator, save_generator
+from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics, validation_row
+from faap.perturbation import Generator, build_generator, jitter, load_generator, save_generator
+from faap.report import measure
 from faap.training.checkpoints import checkpoint_path, copy_file, differences, read_checkpoint, save_checkpoint
-from faap.training.measure import measure
 from faap.training.monitor import Monitor, Silent
 from faap.training.objective import Objective
 from faap.training.parallel import bring_together, padded_alike
@@ -109,7 +109,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor, console)
         perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
-        row["validation"] = _validation(validation, measured, perturbed)
+        row["validation"] = validation_row(measured, perturbed, validation.anchor, validation.reference)
         row["seconds"] = round(time.perf_counter() - started, 2)
         if writes:
             trainer.save(checkpoint_path(run_dir, epoch), epoch)
@@ -135,7 +135,7 @@ class _Trainer:
 
     def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
         self.recipe, self.device, self.detector = recipe, device, detector
-        self.sha256, self.data_sha256 = detector.sha256(), split.fingerprint()
+        self.sha256, self.data_sha256 = detector.tensors_sha256(), split.fingerprint()
         images = FaapImages(
             split,
             detector.preprocessing,
@@ -160,7 +160,7 @@ class _Trainer:
             collate_fn=collate,
             num_workers=recipe.num_workers,
         )
-        self.generator = Generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None)
+        self.generator = build_generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None)
         self.objective = Objective(recipe, detector.feature_dim)
         if distributed.world() > 1 and recipe.arch == "unet":
             raise FaapError(
@@ -190,7 +190,7 @@ class _Trainer:
                 f"{path}: trained on other data than {self.recipe.dataset_root} (fingerprint {theirs[:12]}…, here "
                 f"{mine[:12]}…). Resume with --dataset_root of that data."
             )
-        mine, theirs = self.detector.checkpoint_sha256, content["detector_file_sha256"]
+        mine, theirs = self.detector.file_sha256, content["detector_file_sha256"]
         if mine != theirs:
             raise FaapError(
                 f"{path}: trained against another detector (its weights' SHA-256 is {theirs[:12]}…, that of "
@@ -220,12 +220,12 @@ class _Trainer:
             generator=self.generator,
             objective=self.objective,
             optimizer=self.optimizer,
-            detector_file_sha256=self.detector.checkpoint_sha256,
+            detector_file_sha256=self.detector.file_sha256,
             data_sha256=self.data_sha256,
         )
 
     def assert_frozen(self) -> None:
-        assert self.detector.sha256() == self.sha256, "the frozen detector has changed"
+        assert self.detector.tensors_sha256() == self.sha256, "the frozen detector has changed"
         assert not self.detector.training, "the frozen detector has left evaluation mode"
 
     def epoch(self, epoch: int, monitor: Monitor | Silent, console: Console) -> dict[str, Any]:
@@ -377,24 +377,6 @@ def _choose(run_dir: Path, rows: Sequence[dict[str, Any]], reference: str) -> in
     return chosen
 
 
-def _validation(split: Split, baseline: dict[str, Any], perturbed: dict[str, Any]) -> dict[str, Any]:
-    def short(metrics: dict[str, Any]) -> dict[str, Any]:
-        return {group: {key: _or_none(values[key]) for key in ("AP", "AR100")} for group, values in metrics.items()}
-
-    def gap(key: str) -> float | None:
-        return _or_none(perturbed[split.reference][key] - perturbed[split.anchor][key])
-
-    return {
-        "baseline": short(baseline),
-        "perturbed": short(perturbed),
-        "gap": {"AP": gap("AP"), "AR": gap("AR100")},
-    }
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _opening(
     recipe: Recipe, trainer: _Trainer, training: Split, validation: Split, baseline: dict[str, Any], run_dir: Path
 ) -> str:
@@ -406,6 +388,6 @@ def _opening(
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
         f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {trainer.detector.name} "
-        f"({trainer.detector.checkpoint_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
+        f"({trainer.detector.file_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
         f"({len(validation.records)} images)\nrun directory: {run_dir}"
     )

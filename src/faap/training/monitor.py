@@ -11,7 +11,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from faap.files import atomic_write
-from faap.report import read_log
+from faap.runs import Run
 
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
@@ -58,7 +58,7 @@ class Monitor:
     def __init__(self, run_dir: Path, first_epoch: int, first_step: int, console: Console) -> None:
         self.path = run_dir / "train_log.jsonl"
         self.console = console
-        self.rows = [row for row in read_log(self.path) if row["epoch"] < first_epoch]
+        self.rows = [row for row in Run(run_dir).read_log() if row["epoch"] < first_epoch]
         self._rewrite()
         self.alarm = CollapseAlarm()
         self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
