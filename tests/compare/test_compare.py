@@ -213,6 +213,9 @@ def test_verdicts_have_three_states_and_warnings_are_passed_on(copied: Any) -> N
             if verdict is not None:
                 entry["verdict"] = verdict
         content["warnings"] = list(warnings)
+        for metrics in (content["baseline"], content["perturbed"]):
+            for group in ("female", "male"):
+                metrics[group] |= {"AP": 0.4, "AR100": 0.5}
 
     def told(*verdicts: str | None) -> dict[str, Any]:
         for run, verdict in zip(runs, verdicts, strict=True):
