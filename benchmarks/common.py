@@ -13,7 +13,7 @@ import torch
 
 from faap.bench import Job, Size, pictures
 from faap.data import Dataset
-from faap.devices import resolve_device
+from faap.distributed import resolve_device
 
 
 def arguments(doc: str | None, repeats: int = 5, threads: int = 2, **own: object) -> argparse.Namespace:

@@ -49,7 +49,13 @@ def record(folder: Path) -> dict[str, Any]:
     result = {}
     for name in recipe_names():
         recipe = faap.load_recipe(
-            name, dataset_root=data, epochs=3, images_per_epoch=16, output_dir=folder / name, device="cpu"
+            name,
+            dataset_root=data,
+            detr_checkpoint="promenade",
+            epochs=3,
+            images_per_epoch=16,
+            output_dir=folder / name,
+            device="cpu",
         )
         run = faap.train(recipe, console=Console(quiet=True))
         rows = [json.loads(line) for line in (folder / name / "train_log.jsonl").read_text().splitlines()]

@@ -30,12 +30,12 @@ from faap.data import Batch, Dataset, GroupBalancedBatches, Preprocessing, load_
 from faap.data.images import TRAINING_EDGES, plan_training
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
-from faap.devices import own_randomness, resolve_device
+from faap.distributed import resolve_device
 from faap.evaluation import evaluate
 from faap.files import atomic_write
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
-from faap.training.loop import _Trainer as Trainer
+from faap.training.trainer import Trainer, forked_rng
 
 SIZE = (320, 416)
 LARGE = (800, 1066)
@@ -98,7 +98,7 @@ def bench(
     }
     torch.set_num_threads(threads)
     try:
-        with own_randomness(), tempfile.TemporaryDirectory() as folder:
+        with forked_rng(), tempfile.TemporaryDirectory() as folder:
             scenes = pictures(Path(folder))
             console.print("a training step and the generator, each against the detector…")
             _steps(result, place, repeats, scenes)

@@ -236,7 +236,16 @@ def evaluate(given: Given, console: Console) -> None:
     dataset = distributed.host_first(lambda: _dataset(settings))
     for said in dataset.usable(given.split):
         console.print(said, style="yellow", markup=False)
-    metrics = measure(detector, generator, dataset, Run(given.output_dir), split=given.split, absolute=given.absolute)
+    metrics = measure(
+        detector,
+        generator,
+        dataset,
+        Run(given.output_dir),
+        split=given.split,
+        absolute=given.absolute,
+        move_aside=True,
+        console=console,
+    )
     _conclude(metrics, Path(given.output_dir), console)
 
 
@@ -250,7 +259,7 @@ def _trained_with(given: Given) -> dict[str, Any]:
     names = (*DATA, "skip_bad", "dataset_root", "detr_checkpoint", "anchor_group", "reference_group")
     typed = {name: value for name, value in vars(given).items() if name in names}
     run, known = Run.of(given.generator), {}
-    if run and not {"dataset_root", "detr_checkpoint"} <= typed.keys():
+    if run and run.config.is_file() and not {"dataset_root", "detr_checkpoint"} <= typed.keys():
         recipe = run_recipe(run, **typed)
         known = {name: getattr(recipe, name) for name in names}
         if "dataset_root" in typed:

@@ -16,7 +16,7 @@ from faap.errors import FaapError
 from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap
 from faap.evaluation.bootstrap import replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
 
@@ -282,7 +282,7 @@ def test_a_generator_that_blinds_the_detector_meets_no_criterion(dataset):
 
 def test_a_result_says_where_it_comes_from(dataset):
     detector = Quarters()
-    found = evaluate(detector, Generator(epsilon=0.1), dataset, bootstrap=0)["provenance"]
+    found = evaluate(detector, build_generator(epsilon=0.1), dataset, bootstrap=0)["provenance"]
     assert found["dataset"] == str(dataset.root)
     assert found["split_sha256"] == dataset.split("test").fingerprint()
     assert found["detector"] == {"name": "quarters", "file_sha256": "", "tensors_sha256": detector.tensors_sha256()}
@@ -293,7 +293,7 @@ def test_a_result_says_where_it_comes_from(dataset):
     torch.manual_seed(0)
     one, other = (
         evaluate(detector, each, dataset, bootstrap=0)["provenance"]["generator"]["sha256"]
-        for each in (Generator(epsilon=0.1), Generator(epsilon=0.1))
+        for each in (build_generator(epsilon=0.1), build_generator(epsilon=0.1))
     )
     assert len(one) == 64
     assert one != other

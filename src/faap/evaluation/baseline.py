@@ -29,7 +29,7 @@ def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int =
     """
     if not type(detector).__module__.startswith("faap.detectors."):
         return detect(detector, split, batch_size=batch_size)
-    path, found = distributed.first(lambda: _look_up(detector, split, batch_size))
+    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size))
     if found is None:
         found = detect(detector, split, batch_size=batch_size)
         if path is not None and distributed.rank() == 0:

@@ -102,7 +102,7 @@ def detect(
             for image_id, image in zip(batch.image_ids.tolist(), output, strict=True)
         ]
         parts.append((number, found, distances))
-    parts = sorted(distributed.merge(parts), key=lambda part: part[0])
+    parts = sorted(distributed.gather_objects(parts), key=lambda part: part[0])
     columns = {
         name: [each[name] for _, _, distances in parts for each in distances]
         for name in ("linf_normalised", "linf_pixels", "psnr_db", "ssim")
