@@ -14,7 +14,7 @@ import torch
 from common import arguments, parse_size, peak_memory, scenes
 
 from faap import bench
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         result["first_compiled_seconds"] = time.perf_counter() - started
     bench.note(result, bench.take_turns(jobs, args.repeats, device), **ratios)
 
-    light, unet = Generator().eval().to(device), Generator("unet").eval().to(device)
+    light, unet = (build_generator(arch).eval().to(device) for arch in ("light", "unet"))
     forward: dict[str, bench.Job] = {
         "stock forward": lambda: stock(pixel_values=pixels, pixel_mask=mask.long()),
         "prepared forward": lambda: prepared(pixels, mask),

@@ -3,10 +3,11 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +100,18 @@ def compare(
         (root / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FaapError(f"{root}: cannot be written to ({error}). Choose another --output_dir.") from None
-    found = [standing(run) for run in runs]
-    waiting = [each for each in found if not each.finished]
+    say = partial(console.print, markup=False, highlight=False)
+    waiting = [each for each in map(standing, runs) if not each.finished]
     for each in waiting:
         if each.note:
-            console.print(f"{_title(each.recipe)}: {each.note}", style="yellow", markup=False, highlight=False)
+            say(f"{_title(each.recipe)}: {each.note}", style="yellow")
     at_once = jobs or runner.jobs
     limit = f", {at_once} at a time" if at_once else ""
-    console.print(
-        f"{len(runs)} runs in {root}: {len(runs) - len(waiting)} finished before, {len(waiting)} to go{limit}; "
-        f"logs in {root / 'logs'}",
-        markup=False,
-        highlight=False,
-    )
+    done = len(runs) - len(waiting)
+    say(f"{len(runs)} runs in {root}: {done} finished before, {len(waiting)} to go{limit}; logs in {root / 'logs'}")
     threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
     with runner.open([each.recipe for each in waiting], console) if waiting else nullcontext():
-        failed = _make(waiting, runner, root / "logs", at_once or max(1, len(waiting)), threads, console)
+        failed = _make(waiting, runner, root / "logs", at_once or max(1, len(waiting)), threads, say)
     comparison = gather(runs, failed)
     with atomic_write(root / "compare.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
@@ -141,23 +138,23 @@ def _refuse(runs: Sequence[Recipe]) -> None:
 
 
 def _make(
-    waiting: Sequence[Standing], runner: Runner, logs: Path, jobs: int, threads: int, console: Console
+    waiting: Sequence[Standing], runner: Runner, logs: Path, jobs: int, threads: int, say: Callable[..., None]
 ) -> Mapping[str, str]:
     """Make runs, some at a time; return what went wrong, by their folders."""
     failed: dict[str, str] = {}
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {}
-        for run in (each.recipe for each in waiting):
-            futures[pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads)] = run
+        runs = [each.recipe for each in waiting]
+        made = [pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads) for run in runs]
+        futures = dict(zip(made, runs, strict=True))
         for done in as_completed(futures):
             run = futures[done]
             try:
                 done.result()
-                console.print(f"{_title(run)}: {outcome(run)}", markup=False, highlight=False)
+                say(f"{_title(run)}: {outcome(run)}")
             except Exception as error:
                 failed[run.output_dir] = str(error).strip() or type(error).__name__
-                console.print(f"{_title(run)}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
+                say(f"{_title(run)}: failed: {failed[run.output_dir]}", style="bold red")
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
         runner.end()

@@ -11,7 +11,9 @@ from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
-from faap.report.words import number
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
+from faap.evaluation.gaps import HEADLINE, headline
+from faap.report.words import difference, number
 from faap.runs import Run
 
 RULE = (
@@ -21,8 +23,7 @@ RULE = (
 )
 # by which AP or AR may differ from device to device, for the same detector and images
 ROUNDING = 1e-3
-KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
-VERDICTS = ("met", "not met", "cannot be told")
+BLIND = "The detector finds nobody to speak of: right checkpoint? right class names?"
 # in which recipes differ without differing in what they train
 _OWN = {*fields_of("run"), "seed"}
 
@@ -31,7 +32,7 @@ _METRICS = {
     "images": {str: int},
     "detector_sha256": str,
     "gap": {"AP": {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER, "ci95": (list, None)}},
-    "success": {key: {"met": bool, "verdict?": str} for key in KEYS},
+    "success": {key: {"met": bool, "verdict?": str} for key in HEADLINE},
     "warnings?": [str],
     "provenance?": {"split_sha256?": str},
 }
@@ -61,23 +62,25 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
         _refuse_other_measurement(each, found[0])
         by_name.setdefault(each.run.name, []).append(each)
     first = found[0] if found else None
+    groups = runs[0].anchor_group, runs[0].reference_group
     settings = {name: results[0].run.to_dict() for name, results in by_name.items()}
     reference = settings[first.run.name] if first else {}
-    baseline = headline(first.metrics["baseline"], first.run) if first else dict.fromkeys(KEYS)
-    validation = headline(first.log[0]["validation"]["baseline"], first.run) if first else dict.fromkeys(KEYS)
-    shared = {
-        key for key in reference.keys() - _OWN if all(each.get(key) == reference[key] for each in settings.values())
-    }
+    baseline = headline(first.metrics["baseline"], *groups) if first else dict.fromkeys(HEADLINE)
+    validation = headline(first.log[0]["validation"]["baseline"], *groups) if first else dict.fromkeys(HEADLINE)
     return {
         "split": "test",
-        "anchor": runs[0].anchor_group,
-        "reference": runs[0].reference_group,
+        "anchor": groups[0],
+        "reference": groups[1],
         "images": first.metrics["images"] if first else {},
         "rule": RULE,
         "detector_sha256": first.metrics["detector_sha256"] if first else None,
         "baseline": baseline,
         "validation_baseline": validation,
-        "shared": {key: value for key, value in reference.items() if key in shared},
+        "shared": {
+            key: value
+            for key, value in reference.items()
+            if key not in _OWN and all(each.get(key) == value for each in settings.values())
+        },
         "recipes": [
             {
                 "name": name,
@@ -148,21 +151,6 @@ def outcome(run: Recipe) -> str:
     return f"AP gap {number(gap['baseline'])} → {number(gap['perturbed'])}, {seconds:.0f} s"
 
 
-def headline(metrics: Mapping[str, Mapping[str, float | None]], run: Recipe) -> dict[str, float | None]:
-    """Return both gaps and both groups' AP."""
-    anchor, reference = metrics[run.anchor_group], metrics[run.reference_group]
-    return {
-        "ap_gap": _minus(reference["AP"], anchor["AP"]),
-        "ar_gap": _minus(reference["AR100"], anchor["AR100"]),
-        "anchor_ap": anchor["AP"],
-        "reference_ap": reference["AP"],
-    }
-
-
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
-
-
 def _refuse_other_measurement(one: Result, other: Result) -> None:
     """Raise unless two runs were measured with the same detector on the same images."""
     splits = {each.metrics.get("provenance", {}).get("split_sha256") for each in (one, other)} - {None}
@@ -178,40 +166,47 @@ def _refuse_other_measurement(one: Result, other: Result) -> None:
         )
 
 
-def _verdicts(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return whether each criterion is met; measured by an earlier faap, it was or it was not."""
-    success = metrics["success"]
-    return {key: success[key].get("verdict", "met" if success[key]["met"] else "not met") for key in KEYS}
+def _is_blind(result: Result) -> bool:
+    """Whether neither group is found, before or after; an earlier faap did not ask, and called it success."""
+    before, after = (result.metrics[key] for key in ("baseline", "perturbed"))
+    return any(all(is_dead(metrics[group]) for group in _groups(result.run)) for metrics in (before, after))
+
+
+def _verdicts(result: Result) -> dict[str, str]:
+    """Return of each criterion whether it is met."""
+    said = {key: verdict_of(result.metrics["success"][key]) for key in HEADLINE}
+    return {key: UNKNOWN if verdict == MET and _is_blind(result) else verdict for key, verdict in said.items()}
 
 
 def _warnings(found: Sequence[Result]) -> list[str]:
     """Return what the measurements warn of, once each, with the runs it is about unless it is about all."""
     about: dict[str, list[str]] = {}
-    for run, metrics, _ in found:
-        for text in metrics.get("warnings", ()):
-            about.setdefault(text, []).append(f"{run.name}, seed {run.seed}")
+    for each in found:
+        for text in each.metrics.get("warnings", [BLIND] * _is_blind(each)):
+            about.setdefault(text, []).append(f"{each.run.name}, seed {each.run.seed}")
     return [text if len(names) == len(found) else f"{'; '.join(names)}: {text}" for text, names in about.items()]
 
 
 def _run_row(result: Result) -> dict[str, Any]:
     """One run's row of the comparison."""
     run, metrics, log = result
-    validation = [headline(row["validation"]["perturbed"], run) for row in log]
-    gap, verdicts = metrics["gap"]["AP"], _verdicts(metrics)
+    groups = run.anchor_group, run.reference_group
+    validation = [headline(row["validation"]["perturbed"], *groups) for row in log]
+    gap, verdicts = metrics["gap"]["AP"], _verdicts(result)
     return {
         "seed": run.seed,
         "run_dir": run.output_dir,
         "epoch": best_epoch(log, run.reference_group),
-        **headline(metrics["perturbed"], run),
+        **headline(metrics["perturbed"], *groups),
         "ap_gap_change": gap["change"],
         "ap_gap_ci95": gap["ci95"],
-        "success": {key: verdict == "met" for key, verdict in verdicts.items()},
+        "success": {key: verdict == MET for key, verdict in verdicts.items()},
         "verdicts": verdicts,
         "seconds": sum(row["seconds"] for row in log),
         "images": sum(row["images"] for row in log),
         "curves": {
             "epoch": [row["epoch"] for row in log],
-            "validation": {key: [_rounded(values[key]) for values in validation] for key in KEYS},
+            "validation": {key: [_rounded(values[key]) for values in validation] for key in HEADLINE},
             "train": {name: [_rounded(row["train"].get(name)) for row in log] for name in log[0]["train"]},
         },
     }
@@ -223,15 +218,18 @@ def _rounded(value: float | None) -> float | None:
 
 def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]) -> dict[str, Any]:
     """What the runs of one recipe have in common; a run makes each image go through the detector once and back."""
-    summary = {key: _spread([run[key] for run in runs]) for key in KEYS}
-    verdicts = {key: dict.fromkeys(VERDICTS, 0) | Counter(run["verdicts"][key] for run in runs) for key in KEYS}
+    summary = {key: _spread([run[key] for run in runs]) for key in HEADLINE}
+    verdicts = {
+        key: dict.fromkeys((MET, NOT_MET, UNKNOWN), 0) | Counter(run["verdicts"][key] for run in runs)
+        for key in HEADLINE
+    }
     return {
         # the baseline is one number, so that a change varies as what it changes
         "summary": {
-            key: spread | {"change": _minus(spread["mean"], baseline[key]), "change_std": spread["std"]}
+            key: spread | {"change": difference(baseline[key], spread["mean"]), "change_std": spread["std"]}
             for key, spread in summary.items()
         },
-        "success": {key: counts["met"] for key, counts in verdicts.items()},
+        "success": {key: counts[MET] for key, counts in verdicts.items()},
         "verdicts": verdicts,
         "seconds": _spread([run["seconds"] for run in runs]),
         "detector_passes": dict.fromkeys(("forward", "backward"), runs[0]["images"]),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -20,8 +20,6 @@ from faap.config import Recipe, recipe_class
 from faap.errors import FaapError
 from faap.process import outcome
 from faap.training import train
-
-T = TypeVar("T")
 
 
 class Runner(ABC):
@@ -34,8 +32,7 @@ class Runner(ABC):
     jobs: ClassVar[int | None] = 1
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._under_way: set[Any] = set()
+        self._stops: set[Callable[[], object]] = set()  # what ends the runs under way
         self._ended = False
 
     def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:
@@ -55,29 +52,22 @@ class Runner(ABC):
             FaapError: if the run fails.
         """
 
-    @abstractmethod
-    def _stop(self, job: Any) -> None:
-        """End a job that `_start` has begun."""
-
     @contextmanager
-    def _start(self, begin: Callable[[], T]) -> Iterator[T]:
-        """Begin a job that `end` ends while the block lasts."""
-        with self._lock:
-            if self._ended:
-                raise FaapError("interrupted")
-            job = begin()
-            self._under_way.add(job)
+    def _until(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Wait in the block for a run that `stop` ends; `end` calls it, or has been called and it is now."""
+        self._stops.add(stop)
         try:
-            yield job
+            if self._ended:
+                stop()
+            yield
         finally:
-            self._under_way.discard(job)
+            self._stops.discard(stop)
 
     def end(self) -> None:
-        """End the runs under way, and begin none any more."""
-        with self._lock:
-            self._ended = True
-        for job in tuple(self._under_way):
-            self._stop(job)
+        """End the runs under way, and those that begin from now on."""
+        self._ended = True
+        for stop in tuple(self._stops):
+            stop()
 
 
 class LocalRunner(Runner):
@@ -88,6 +78,7 @@ class LocalRunner(Runner):
 
     def __init__(self) -> None:
         super().__init__()
+        self._lock = threading.Lock()
         self._busy: Counter[int] = Counter()  # runs on each GPU
 
     def train(self, recipe: Recipe, log: Path, threads: int) -> None:
@@ -97,15 +88,11 @@ class LocalRunner(Runner):
         environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}
         with self._gpu(recipe) as gpu, log.open("ab") as out:
             before = out.tell()
-
-            def begin() -> subprocess.Popen[bytes]:
-                pipe = subprocess.PIPE
-                return subprocess.Popen(
-                    self.command, stdin=pipe, stdout=out, stderr=out, bufsize=0, env=environment | gpu
-                )
-
-            with self._start(begin) as process:
-                assert process.stdin is not None
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=out, stderr=out, bufsize=0, env=environment | gpu
+            )
+            assert process.stdin is not None
+            with self._until(process.terminate):
                 with suppress(BrokenPipeError):  # it has ended already, and its log says why
                     process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
                 # left open: its end tells the process that nobody waits for it any more
@@ -117,9 +104,6 @@ class LocalRunner(Runner):
             said = lines[-1].removeprefix("error: ") if lines else "nothing was printed"
             how = f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
             raise FaapError(f"{said} ({how}, log {log})")
-
-    def _stop(self, job: "subprocess.Popen[bytes]") -> None:
-        job.terminate()
 
     @contextmanager
     def _gpu(self, recipe: Recipe) -> Iterator[dict[str, str]]:

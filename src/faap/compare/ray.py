@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,18 +74,14 @@ class RayRunner(Runner):
         # what a node cannot spare is not asked for, and the threads stay: their number is seen in the last bits
         cpus = min(torch.get_num_threads() if asked else threads, max(_room(self._nodes, gpus), default=threads))
         task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, name=f"{recipe.name}, seed {recipe.seed}")
-        with self._start(lambda: task.remote(sent(recipe), log, asked or str(threads), os.getcwd())) as running:
+        running = task.remote(sent(recipe), log, asked or str(threads), os.getcwd())
+        with self._until(partial(ray.cancel, running, force=True)):
             try:
                 host = ray.get(running)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
         if not standing(recipe).finished:
             raise FaapError(f"{recipe.output_dir}: trained on {host}, and cannot be seen here. {_SHARED}")
-
-    def _stop(self, job: Any) -> None:
-        import ray
-
-        ray.cancel(job, force=True)
 
 
 def _join(address: str) -> None:
