@@ -8,4 +8,4 @@ import sys
 from faap import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: cli.train(sys.argv[1:], cli.terminal(), prog=sys.argv[0], recipe="infonce_4th")))
+    sys.exit(cli.run("train", ["infonce_4th", *sys.argv[1:]], prog=sys.argv[0]))

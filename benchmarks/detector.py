@@ -1,62 +1,62 @@
-"""Stock, prepared and compiled detector, and a step of infonce_4th, at a size of your choice: ratios of one run.
+"""Stock, prepared and compiled detector, generators, and a step of infonce_4th, at a size of your choice.
 
     python benchmarks/detector.py --size 800x1066 --batch 2
     python benchmarks/detector.py --compile
 
-DETR-R50 with random weights, as in `faap bench`.
+DETR-R50 with random weights, as in `faap bench`; ratios of one run, and the memory of a step over the stock detector's.
 """
 
-import argparse
 import json
 import time
+from typing import Any
 
 import torch
+from common import arguments, parse_size, peak_memory, scenes
 
 from faap import bench
+from faap.perturbation import Generator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="320x416", help="height x width in pixels")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    height, width = map(int, args.size.split("x"))
+    args = arguments(__doc__, size="320x416", batch=4, compile=False)
+    device, size = args.device, parse_size(args.size)
+    stock, prepared = bench.stock_detector(device), bench.prepared_detector(device, size)
+    result: dict[str, Any] = {"size": args.size, "batch": args.batch, "seconds": {}, "ranges": {}}
+    with scenes() as data:
+        step, batch = bench.training_step(prepared, args.batch, data)
+    pixels, mask = batch.pixel_values, batch.pixel_mask
 
-    stock, prepared = bench.stock_detector(device), bench.prepared_detector(device)
-    step = bench._Step(prepared, device, args.batch, (height, width))
-    pixels, mask = step.batch.pixel_values, step.batch.pixel_mask
-    through = {
-        "stock": bench._through(stock, pixels, mask),
-        "prepared": bench._through(prepared, pixels, mask),
-        "step": step,
-    }
-    first = None
-    if args.compile:
-        compiled = bench.prepared_detector(device)
-        compiled.compile(dynamic=False)
-        through["compiled"] = bench._through(compiled, pixels, mask)
-        started = time.perf_counter()
-        through["compiled"]()
-        first = time.perf_counter() - started
-    result = {"size": args.size, "batch": args.batch, "seconds": {}, "ranges": {}}
-    seconds = bench.take_turns(through, args.repeats, device)
+    floor = bench.through(stock, pixels, mask)
+    jobs = {"stock": floor, "prepared": bench.through(prepared, pixels, mask), "step": step}
     ratios = {"prepared_over_stock": ("prepared", "stock"), "step_over_floor": ("step", "stock")}
     if args.compile:
+        compiled = bench.prepared_detector(device, size)
+        compiled.compile(dynamic=False)
+        jobs["compiled"] = bench.through(compiled, pixels, mask)
         ratios["compiled_over_prepared"] = ("compiled", "prepared")
-    bench._note(result, seconds, **ratios)
+        started = time.perf_counter()
+        jobs["compiled"]()
+        result["first_compiled_seconds"] = time.perf_counter() - started
+    bench.note(result, bench.take_turns(jobs, args.repeats, device), **ratios)
+
+    light, unet = Generator().eval().to(device), Generator("unet").eval().to(device)
+    forward: dict[str, bench.Job] = {
+        "stock forward": lambda: stock(pixel_values=pixels, pixel_mask=mask.long()),
+        "prepared forward": lambda: prepared(pixels, mask),
+        "light": lambda: light.perturb(pixels, mask),
+        "unet": lambda: unet.perturb(pixels, mask),
+    }
     with torch.no_grad():
-        forward = {
-            "stock forward": lambda: stock(pixel_values=pixels, pixel_mask=mask.long()),
-            "prepared forward": lambda: prepared(pixels, mask),
-        }
         seconds = bench.take_turns(forward, args.repeats, device)
-    bench._note(result, seconds, prepared_forward_over_stock=("prepared forward", "stock forward"))
-    result["first_compiled_seconds"] = first
+    bench.note(
+        result,
+        seconds,
+        prepared_forward_over_stock=("prepared forward", "stock forward"),
+        generator_over_detector=("light", "prepared forward"),
+        unet_over_detector=("unet", "prepared forward"),
+    )
+    ours, theirs = peak_memory(step, device), peak_memory(floor, device)
+    result["peak_memory_over_floor"] = ours / theirs if ours and theirs else None
     print(json.dumps(result, indent=1))
 
 

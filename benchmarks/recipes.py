@@ -16,7 +16,7 @@ import faap
 from faap.bench import take_turns
 from faap.config import recipe_names
 from faap.data import Batch
-from faap.training.loop import _Trainer
+from faap.training import Trainer
 
 IMAGES = 24
 
@@ -34,7 +34,7 @@ def main() -> None:
 
     def add(name: str) -> None:
         recipe = faap.load_recipe(name, images_per_epoch=IMAGES)
-        trainer = _Trainer(recipe, torch.device("cpu"), detector, split)
+        trainer = Trainer(recipe, torch.device("cpu"), detector, split)
         batches: list[Batch] = list(trainer.loader)
         schedule = {key: values[-1] for key, values in recipe.schedules().items()}
         trainer.generator.train()

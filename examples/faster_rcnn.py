@@ -43,9 +43,9 @@ class FasterRcnnDetector(FrozenDetector):
             feature_dim=model.roi_heads.box_head.fc7.out_features,
             preprocessing=preprocessing or Preprocessing(800, 1333, MEAN, STD),
             activation="softmax",
-            checkpoint_sha256="",
+            file_sha256="",
         )
-        self.checkpoint_sha256 = self.sha256()  # no file: the weights come from torchvision's cache
+        self.file_sha256 = self.tensors_sha256()  # no file: the weights come from torchvision's cache
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
         """Score and refine the best proposals; see `FrozenDetector.forward`."""

@@ -78,7 +78,7 @@ def wrap() -> Callable[[PreTrainedModel], HuggingFaceDetector]:
 
     def build(model: PreTrainedModel) -> HuggingFaceDetector:
         preprocessing = Preprocessing(shortest_edge=None, longest_edge=None)
-        return HuggingFaceDetector(model, name="tiny", preprocessing=preprocessing, checkpoint_sha256="")
+        return HuggingFaceDetector(model, name="tiny", preprocessing=preprocessing, file_sha256="")
 
     return build
 

@@ -1,12 +1,18 @@
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import yaml
 
-from faap.config import Recipe, load_recipe, recipe_names
+from faap.config import Recipe, fields_of, load_recipe
 from faap.errors import FaapError
+from faap.settings import SECTIONS
 
 
 def write(folder: Path, text: str) -> Path:
@@ -58,8 +64,51 @@ def test_short_trainings_have_finite_schedules(epochs: int) -> None:
     assert schedules["beta"][0] == 0.5
 
 
-def test_every_field_says_what_it_is() -> None:
-    assert all(field.metadata["help"] for field in fields(Recipe))
+def test_the_sections_have_the_fields_that_other_rooms_take_them_for() -> None:
+    assert fields_of("run") == ("name", "description", "output_dir", "resume", "device", "num_workers")
+    assert fields_of("data") == (
+        "dataset_root", "annotations", "images_dir", "group_field", "group_csv", "skip_bad", "detr_checkpoint",
+    )  # fmt: skip
+    assert fields_of("groups") == ("anchor_group", "reference_group")
+    assert fields_of("generator") == ("arch", "widths")
+    assert fields_of("training")[:3] == ("epochs", "seed", "batch_size")
+    assert {"beta", "epsilon_start", "lr_g"} < set(fields_of("schedule"))
+    assert {"terms", "head", "temperature", "lambda_wass"} < set(fields_of("objective"))
+    everything = fields_of(*SECTIONS)
+    assert len(everything) == len(set(everything)) == len(fields(Recipe)) == 68
+    assert list(Recipe().to_dict()) == list(everything)
+    assert Recipe(annotations="a", anchor_group="f", dataset_root="d").data() == {
+        "root": "d", "anchor": "f", "reference": "male", "annotations": "a", "images_dir": "", "group_field": "",
+        "group_csv": "", "skip_bad": False,
+    }  # fmt: skip
+
+
+def test_several_numbers_are_written_as_text_with_commas(tmp_path: Path) -> None:
+    for given in ("96, 128,160", [96, 128, 160], ("96", "128", "160"), (96, 128.0, 160)):
+        recipe = load_recipe("infonce_4th", train_edges=given, widths="8,16,24")
+        assert (recipe.train_edges, recipe.widths) == ((96, 128, 160), (8, 16, 24))
+    assert (recipe.to_dict()["train_edges"], recipe.to_dict()["widths"]) == ("96,128,160", "8,16,24")
+    assert (Recipe().widths, Recipe().to_dict()["widths"]) == ((), "")
+    assert Recipe().to_dict()["train_edges"] == "480,512,544,576,608,640,672,704,736,768,800"
+    recipe.save(tmp_path / "saved.yaml")
+    assert "train_edges: 96,128,160\n" in (tmp_path / "saved.yaml").read_text()
+    assert load_recipe(tmp_path / "saved.yaml", name="infonce_4th") == recipe
+
+
+def test_a_wrong_recipe_is_said_without_torch(tmp_path: Path) -> None:
+    script = """
+import sys
+from faap.errors import FaapError
+from faap.recipes import find, read, recipe_names
+assert read(find("infonce_4th"))["description"] and "moco_4th" in recipe_names()
+try:
+    find("infonce_5th")
+except FaapError as error:
+    print(error, "torch" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("infonce_5th: no recipe of this name, and no file. Did you mean 'infonce_4th'?")
+    assert said.endswith("False\n")
 
 
 def test_a_recipe_cannot_be_changed() -> None:
@@ -94,6 +143,25 @@ def test_text_becomes_the_type_of_its_field() -> None:
         ("seed", True, "whole number"),
         ("seed", -1, "at least 0 and below"),
         ("epochs", "1" + "0" * 400, "whole number"),
+        ("epochs", 1_000_001, "at least 1 and at most 1000000"),
+        ("num_workers", 1025, "at most 1024"),
+        ("queue_size", 10**12, "at most 1000000"),
+        ("name", "a/b", "name of a folder"),
+        ("name", "a\\b", "name of a folder"),
+        ("name", "..", "name of a folder"),
+        ("name", ".", "name of a folder"),
+        ("name", "", "name of a folder"),
+        ("name", "a\nb", "name of a folder"),
+        ("name", "é" * 101, "name of a folder"),
+        ("name", "a\0b", "without control characters"),
+        ("name", "\ud800", "valid Unicode"),
+        ("dataset_root", "\x1b[2J", "without control characters"),
+        ("train_edges", "480,large", "'large'; it must be a whole number"),
+        ("train_edges", "", "whole numbers of pixels"),
+        ("train_edges", 480, "with commas between them"),
+        ("train_edges", "0", "at least 1"),
+        ("widths", "16,48", "three multiples of 8"),
+        ("widths", (12, 48, 96), "three multiples of 8"),
         ("proj_dropout", 1, "at least 0 and below 1"),
         ("epsilon_peak", 8, "at least 0 and at most 1"),
         ("lr_min", 1e-3, "must not exceed lr_g"),
@@ -188,13 +256,14 @@ def test_a_file_without_a_base_starts_from_the_defaults(tmp_path: Path) -> None:
     [
         ("temprature: 1", "unknown field 'temprature'. Did you mean 'temperature'?"),
         ("base: infonce_5th", "base is 'infonce_5th'; it must be one of contrastive_1st, "),
-        ("base: [a]", "base is ['a']"),
+        ("base: [a]", "line 1: base is a sequence; it must be a single value"),
         ("- a\n- b", "must be a mapping"),
         ("", "must be a mapping"),
         ("a: [", "not valid YAML"),
-        ("temperature: [1]", "must be a number"),
-        ("name: {a: b}", "must be text"),
-        ("? [a]\n: b", ""),
+        ("seed: 1\ntemperature: [1]", "line 2: temperature is a sequence; it must be a single value"),
+        ("name: {a: b}", "line 1: name is a mapping; it must be a single value"),
+        ("? [a]\n: b", "a sequence stands where a field's name should"),
+        ("seed: 1\nlr_g: 1\nseed: 2", "line 3: seed stands there for the second time"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -206,11 +275,14 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FaapError, match=r"gone\.yaml: cannot be read"):
+    with pytest.raises(FaapError, match=r"gone\.yaml: no recipe of this name, and no file"):
         load_recipe(tmp_path / "gone.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(FaapError, match=r"binary\.yaml: "):
+    with pytest.raises(FaapError, match=r"binary\.yaml: is not valid YAML"):
         load_recipe(tmp_path / "binary.yaml")
+    (tmp_path / "large.yaml").write_bytes(b"#" * 200_000)
+    with pytest.raises(FaapError, match=r"large\.yaml: has more than 100,000 bytes"):
+        load_recipe(tmp_path / "large.yaml")
 
 
 def test_a_saved_recipe_comes_back_equal(tmp_path: Path) -> None:
@@ -229,13 +301,95 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("faap.config.os.replace", fail)
+    monkeypatch.setattr("faap.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         Recipe(seed=2).save(path)
     assert load_recipe(path).seed == 1
 
 
-def test_the_names_are_those_of_the_files() -> None:
-    assert "infonce_4th" in recipe_names()
-    for name in recipe_names():
-        assert load_recipe(name).name == name
+VALUES = [
+    "", "0", "-1", "1e999", "nan", ".inf", "-.inf", "~", "9" * 30, "9" * 5000, "1e308", "[]", "{}", "[1, 2]", "{a: b}",
+    "!!python/object/apply:os.system [exit 3]", "!!binary aGFsbG8=", "!!int x", "&a [*a]", "&a {b: *a}", "*nowhere",
+    '"\\0"', '"\\e[2J"', '"\\ud800"', '"\\UFFFFFFFF"', '"\\x7f"', '"a\\nb"', "|\n  a\n  b", "'", '"', "@", "`", "%",
+    "\t", "\x00", "\x1b", "\ufeff", "é" * 300, "a" * 9000, "..", ".", "/", "../../x", "a/b", "a\\b", "C:\\x", "--x",
+    "<<", "0x10", "0o17", "1_000", "١٢", "1:30", "2001-01-01", "on", "yes", "TRUE", "none", "None", "[" * 400,
+    "{" * 400, "- " * 3000, "? " * 3000, "{" + "a: " * 500, "os", "os:system", "mine", "480,,640",
+    "480," * 5000, ",", "8,8,8",
+]  # fmt: skip
+LINES = [
+    "<<: *a", "<<: {seed: 1}", "? [a, b]\n: c", "? {a: b}\n: c", "3: 4", "~: 1", ": 1", "---", "...", "%YAML 1.1",
+    "%YAML " + "9" * 5000 + ".1", "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]", "seed: 1\nseed: 2",
+    "base: infonce_4th", "base: ../infonce_4th", "base:", "- a", "a", "#", "!!set {a}", "\t", "\x00", "name:", "  x: 1",
+    "[" * 3000,
+]  # fmt: skip
+
+
+def mutants(count: int) -> Iterator[str]:
+    """A recipe's file with all of its fields, and what a slip, a merge or malice makes of it."""
+    random = Random(0)
+    whole = [f"{key}: {value}" for key, value in Recipe().to_dict().items()]
+    for _ in range(count):
+        lines = random.sample(whole, random.randint(1, 8))
+        for _ in range(random.randint(1, 3)):
+            at = random.randrange(len(lines))
+            kind = random.randrange(4)
+            if kind == 0:
+                lines[at] = f"{lines[at].partition(':')[0]}: {random.choice(VALUES)}"
+            elif kind == 1:
+                lines.insert(at, random.choice(LINES))
+            elif kind == 2:
+                text, place = lines[at], random.randint(0, len(lines[at]))
+                lines[at] = text[:place] + random.choice(VALUES)[:40] + text[place + random.randint(0, 3) :]
+            else:
+                lines[at] = f"{random.choice(VALUES)[:99]}: {lines[at].partition(':')[2]}"
+        yield "\n".join(lines)
+
+
+def test_a_mutant_of_a_recipe_loads_or_is_an_error_in_a_few_words(tmp_path: Path) -> None:
+    path, loaded = tmp_path / "mine.yaml", 0
+    random = Random(1)
+    single = [f"{field.name}: {value}" for field in fields(Recipe) for value in random.sample(VALUES, 8)]
+    texts = [*mutants(400), *single]
+    for text in texts:
+        path.write_bytes(text.encode("utf-8"))
+        said = None
+        try:
+            recipe = load_recipe(path)
+        except FaapError as error:
+            said = str(error)
+        if said is not None:
+            assert str(path) in said, text
+            assert len(said) < len(str(path)) + 600, text
+        else:
+            loaded += 1
+            assert all(math.isfinite(v) for v in recipe.to_dict().values() if isinstance(v, float)), text
+            assert not set(recipe.name) & set("/\\\0"), text
+            assert recipe.name not in ("", ".", ".."), text
+            if recipe.epochs < 100:
+                recipe.schedules()
+            if loaded % 10 == 0:
+                recipe.save(tmp_path / "saved.yaml")
+                assert load_recipe(tmp_path / "saved.yaml") == recipe, text
+    assert 100 < loaded < len(texts) - 300
+
+
+def test_values_from_python_or_a_checkpoint_are_shown_in_a_few_words() -> None:
+    deep: Any = []
+    for _ in range(60):
+        deep = [deep, deep]  # would be 2 ** 60 brackets
+    for value in (
+        deep,
+        10**5000,
+        "9" * 10**6,
+        {"a": deep},
+        object(),
+        b"x",
+        1j,
+        [None] * 10**6,
+        float("inf"),
+        Path("\0"),
+    ):
+        for name in ("epochs", "lr_g", "arch", "clip_apart", "train_edges", "name", "no_such_field"):
+            with pytest.raises(FaapError) as caught:
+                load_recipe("infonce_4th", **{name: value})
+            assert len(str(caught.value)) < 400

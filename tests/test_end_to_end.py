@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from faap import cli
-from faap.perturbation import Generator, save_generator
+from faap.perturbation import build_generator, save_generator
 
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
 
 
 @pytest.fixture
 def generator(tmp_path):
-    save_generator(Generator(), tmp_path / "generator")
+    save_generator(build_generator(), tmp_path / "generator")
     return str(tmp_path / "generator")
 
 

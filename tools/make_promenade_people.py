@@ -5,7 +5,7 @@ A sprite is one byte a pixel, `part << 5 | shade`, so that a scene chooses the c
 lossless WebP with an index beside it:
 
     pip install anny            # needed by this tool only
-    python tools/make_promenade_people.py --out src/faap/promenade/assets --sheet contact_sheet.png
+    .venv/bin/python tools/make_promenade_people.py --out src/faap/promenade/assets --sheet contact_sheet.png
 """
 
 import argparse

@@ -24,7 +24,7 @@ def matched_states(detector: FrozenDetector, split: Split) -> tuple[np.ndarray, 
         batch = collate([images[i] for i in range(start, min(start + 32, len(images)))])
         with torch.no_grad():
             out = detector(batch.pixel_values, batch.pixel_mask)
-        for i, (query, _) in enumerate(detector.match(out, batch.targets)):
+        for i, (query, _) in enumerate(detector.match_all_layers(out, batch.targets)[-1]):
             states.append(out.features[i, query].numpy())
             female.append(np.full(len(query), float(batch.groups[i] == "female")))
     return np.concatenate(states).astype(float), np.concatenate(female)

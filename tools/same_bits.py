@@ -1,8 +1,8 @@
 """Show that a change of the code changes no training: the same loss rows, weights and metrics, bit by bit.
 
-    python tools/same_bits.py before.json        # at the old commit
-    python tools/same_bits.py after.json         # at the new one, on the same machine
-    python tools/same_bits.py --diff before.json after.json
+    .venv/bin/python tools/same_bits.py before.json        # at the old commit
+    .venv/bin/python tools/same_bits.py after.json         # at the new one, on the same machine
+    .venv/bin/python tools/same_bits.py --diff before.json after.json
 
 Every recipe is trained for three short epochs on a small Promenade, with one thread. What `--diff` prints is what
 differs; a key that only the new file has is listed as added. Exit status 1 if anything differs or is gone.
@@ -49,7 +49,13 @@ def record(folder: Path) -> dict[str, Any]:
     result = {}
     for name in recipe_names():
         recipe = faap.load_recipe(
-            name, dataset_root=data, epochs=3, images_per_epoch=16, output_dir=folder / name, device="cpu"
+            name,
+            dataset_root=data,
+            detr_checkpoint="promenade",
+            epochs=3,
+            images_per_epoch=16,
+            output_dir=folder / name,
+            device="cpu",
         )
         run = faap.train(recipe, console=Console(quiet=True))
         rows = [json.loads(line) for line in (folder / name / "train_log.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ annotator has left out each woman with a fixed probability; men are always label
 aids exist in training only: more groups of queries (Group DETR), a dense head on the encoder's tokens (as in FCOS), and
 a gender head on decoder states and tokens, in both arms, so that a detector this small sees what people see at once.
 
-    python tools/train_promenade_detector.py --work promenade_training --out src/faap/promenade/assets
+    .venv/bin/python tools/train_promenade_detector.py --work promenade_training --out src/faap/promenade/assets
 
 Run it again after an interruption and it continues from the last checkpoint of the work folder.
 """

@@ -1,10 +1,11 @@
 """Draw the plots and fill in the tables of docs/results.md from the comparisons in docs/results/*.json.
 
-    faap compare contrastive_1st infonce_3rd infonce_3rd_fix2 infonce_4th wgan_7th moco_4th \\
+    .venv/bin/faap compare contrastive_1st infonce_3rd infonce_3rd_fix2 infonce_4th wgan_7th moco_4th \\
         --seeds 5 --jobs 2 --images_per_epoch 480 --widths 24,48,96 --output_dir faap_outputs/systems
-    faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --widths 24,48,96 \\
+    .venv/bin/faap compare infonce_4th --ablate --seeds 3 --jobs 2 --images_per_epoch 480 --widths 24,48,96 \\
         --output_dir faap_outputs/ablation
-    python tools/write_results.py systems=faap_outputs/systems/compare.json ablation=faap_outputs/ablation/compare.json
+    .venv/bin/python tools/write_results.py systems=faap_outputs/systems/compare.json \\
+        ablation=faap_outputs/ablation/compare.json
 
 Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
 `<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`.
@@ -18,9 +19,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t
-
-from faap.report import comparison_figures
+from faap.evaluation import HEADLINE, t_interval
+from faap.report import comparison_figures, words
 
 DOCS = Path(__file__).parents[1] / "docs"
 HEADINGS = (
@@ -39,7 +39,9 @@ HEADINGS = (
 
 
 def number(value: float, sign: bool = False) -> str:
-    return f"{round(value, 4) + 0.0:{'+' if sign else ''}.4f}".replace("0.", ".", 1).replace("-", "−")
+    """A number without the nought before its point; unlike `words.number`, a signed zero keeps its sign."""
+    text = words.number(value, sign=sign)
+    return ("+" if sign and text == "0.0000" else "") + text.replace("0.", ".", 1)
 
 
 def spread(values: list[float]) -> str:
@@ -52,17 +54,26 @@ def row(*cells: str) -> str:
 
 def test_table(comparison: dict[str, Any]) -> list[str]:
     """The test split at the chosen epochs: means and standard deviations over seeds."""
-    keys = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
     base = comparison["baseline"]
     lines = [
         row(*HEADINGS),
         row("---", *["---:"] * 10),
-        row("detector alone", "", number(base["ap_gap"]), "", *(number(base[key]) for key in keys[1:]), "", "", "", ""),
+        row(
+            "detector alone",
+            "",
+            number(base["ap_gap"]),
+            "",
+            *(number(base[key]) for key in list(HEADLINE)[1:]),
+            "",
+            "",
+            "",
+            "",
+        ),
     ]
     for recipe in comparison["recipes"]:
         runs = recipe["runs"]
-        gap, *rest = (spread([run[key] for run in runs]) for key in keys)
-        met = ", ".join(f"{recipe['success'][key]}/{len(runs)}" for key in keys)
+        gap, *rest = (spread([run[key] for run in runs]) for key in HEADLINE)
+        met = ", ".join(f"{recipe['success'][key]}/{len(runs)}" for key in HEADLINE)
         epochs = ", ".join(str(run["epoch"]) for run in runs)
         passes = f"{recipe['detector_passes']['forward']:,} + {recipe['detector_passes']['backward']:,}"
         change = number(recipe["summary"]["ap_gap"]["change"], sign=True)
@@ -93,9 +104,8 @@ def validation_table(comparison: dict[str, Any]) -> list[str]:
 
 def difference(values: list[float]) -> str:
     """A mean with its 95 % interval by Student's t."""
-    reach = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    low, mean, high = (number(fmean(values) + side * reach, sign=True) for side in (-1, 0, 1))
-    return f"{mean} ({low} to {high})"
+    low, high = t_interval(fmean(values), stdev(values), len(values))
+    return f"{number(fmean(values), sign=True)} ({number(low, sign=True)} to {number(high, sign=True)})"
 
 
 def paired_table(comparison: dict[str, Any]) -> list[str]:

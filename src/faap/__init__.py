@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from faap.errors import FaapError as FaapError
     from faap.evaluation.evaluate import evaluate as evaluate
     from faap.perturbation import load_generator as load_generator
-    from faap.training import TrainResult as TrainResult
-    from faap.training import train as train
+    from faap.training.train import TrainResult as TrainResult
+    from faap.training.train import train as train
 
 __version__ = metadata.version("faap")
 

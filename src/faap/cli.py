@@ -1,101 +1,156 @@
-"""The command line: one command a function, each a few lines that call the library."""
+"""The command line: one command a function, each a few lines that call the library; torch is loaded when needed."""
 
 import argparse
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import faap
-from faap import distributed
-from faap.config import Recipe, load_recipe, recipe_names
-from faap.devices import resolve_device
 from faap.errors import FaapError, nearest
+from faap.process import outcome
+from faap.recipes import find, recipe_names
+from faap.runs import Run
 
 if TYPE_CHECKING:
+    from faap.config import Recipe
     from faap.data import Dataset
 
 # The demo's scale: full schedules, fewer images an epoch than Promenade has.
 DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 960}
 
+TITLES = {
+    "data": "data and detector",
+    "groups": "groups",
+    "generator": "generator",
+    "training": "training",
+    "schedule": "schedules",
+    "objective": "terms of the loss",
+    "run": "the run",
+}
 
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest known flag or command when one is unknown."""
+# Fields of a recipe that say where in a data set what lies.
+DATA = ("annotations", "images_dir", "group_field", "group_csv")
+
+Given = argparse.Namespace
+# What a command does with what was given; it may return an exit status.
+Function = Callable[[Given, Console], int | None]
+# Adds a command's arguments to a parser; the words of the command line may decide which there are.
+Arguments = Callable[["Parser", Sequence[str]], None]
+COMMANDS: dict[str, tuple[Function, Arguments]] = {}
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes - for _ in a flag, and names the nearest known flag when one is unknown."""
 
     def error(self, message: str) -> NoReturn:
         raise FaapError(f"{message}\nSee {self.prog} --help.")
 
-    def parse_exactly(self, arguments: Sequence[str]) -> argparse.Namespace:
+    def parse_exactly(self, words: Sequence[str]) -> Given:
         """Parse, and refuse what is left over."""
-        found, rest = self.parse_known_args(arguments)
-        if rest:
-            known = [option for action in self._actions for option in action.option_strings]
-            flag = next((word for word in rest if word.startswith("-")), None)
-            if flag is None:
-                raise FaapError(f"unexpected argument {rest[0]!r}. See {self.prog} --help.")
-            raise FaapError(
-                f"unknown flag {flag.split('=')[0]}.{nearest(flag.split('=')[0], known)} See {self.prog} --help."
-            )
-        return found
+        found, rest = self.parse_known_args([_underscored(word) for word in words])
+        if not rest:
+            return found
+        known = [option for action in self._actions for option in action.option_strings]
+        flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
+        if flag is None:
+            raise FaapError(f"unexpected argument {rest[0]!r}. See {self.prog} --help.")
+        raise FaapError(f"unknown flag {flag}.{nearest(flag, known)} See {self.prog} --help.")
 
 
-def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fields of the recipe")
-    for field in fields(Recipe):
+def _underscored(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"--{flag[2:].replace('-', '_')}{equals}{value}" if word.startswith("--") else word
+
+
+def command(arguments: Arguments) -> Callable[[Function], Function]:
+    """Make a function the command of its name; its docstring is what `--help` says."""
+
+    def register(function: Function) -> Function:
+        COMMANDS[function.__name__] = function, arguments
+        return function
+
+    return register
+
+
+def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: Any) -> None:
+    """Add a field of the recipe as a flag; what is not given is left to whoever knows better."""
+    choices = field.metadata["choices"]
+    kinds: dict[Any, str] = {bool: "{true,false}", int: "N", float: "X"}
+    text = f" (default: {str(default).lower() if field.type is bool else default})" if default not in ("", None) else ""
+    switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.type is bool else {}
+    place.add_argument(
+        f"--{field.name}",
+        default=argparse.SUPPRESS,
+        metavar="{%s}" % ",".join(choices) if choices else kinds.get(field.type, "TEXT"),  # noqa: UP031
+        help=f"{field.metadata['help']}{text}".replace("%", "%%"),
+        **switch,
+    )
+
+
+def _recipe_flags(parser: Parser, recipe: "Recipe") -> None:
+    """Add every field as a flag, by subject, with the recipe's own values as defaults."""
+    groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
+    for field in fields(recipe):
         if field.name not in ("name", "description"):
-            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.type is bool else {}
-            group.add_argument(
-                *_flags(field),
-                default=argparse.SUPPRESS,
-                **switch,
-                metavar="VALUE",
-                help=str(field.metadata["help"]).replace("%", "%%"),
-            )
+            _add_field(groups[field.metadata["section"]], field, getattr(recipe, field.name))
 
 
-def _flags(field: "Field[Any]") -> list[str]:
-    """Return a field's flag; `--skip-bad` is the name of a switch elsewhere, so it is one here too."""
-    return [f"--{field.name}", *(["--skip-bad"] if field.name == "skip_bad" else [])]
+def _overrides(given: Given, *others: str) -> dict[str, Any]:
+    """Return the fields of the recipe that were given; the other arguments of the command are none."""
+    return {name: value for name, value in vars(given).items() if name not in others}
 
 
-def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = {field.name for field in fields(Recipe)} - {"name"}
-    return {key: value for key, value in vars(arguments).items() if key in names}
+def _flags_of(parser: Parser, words: Sequence[str], name: str = "") -> None:
+    """Add the flags of a recipe, and of the terms that are typed with it."""
+    if name:
+        find(name)  # a wrong name is said before torch is loaded
+    from faap.config import load_recipe, recipe_class
+
+    peek = Parser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--terms", default="")
+    terms = peek.parse_known_args([_underscored(word) for word in words])[0].terms
+    _recipe_flags(parser, load_recipe(name, **({"terms": terms} if terms else {})) if name else recipe_class(terms)())
 
 
-def _recipe(name: str, overrides: dict[str, Any]) -> Recipe:
+def _train_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
+    _flags_of(parser, words, next((word for word in words[:1] if not word.startswith("-")), ""))
+
+
+@command(_train_arguments)
+def train(given: Given, console: Console) -> None:
+    """Train a recipe in front of a frozen detector and measure it."""
+    result = faap.train(_load(given.recipe, _overrides(given, "recipe")), console=console)
+    _conclude(result.metrics, result.run_dir, console)
+
+
+def _load(name: str, overrides: dict[str, Any]) -> "Recipe":
     if resume := overrides.get("resume"):
         from faap.training import recipe_to_resume
 
         return recipe_to_resume(Path(resume), name, overrides)
+    from faap.config import load_recipe
+
     return load_recipe(name, **overrides)
 
 
-def train(arguments: Sequence[str], console: Console, prog: str = "faap train", recipe: str | None = None) -> None:
-    """Train a recipe in front of a frozen detector and measure it."""
-    parser = _Parser(prog=prog, description=train.__doc__, allow_abbrev=False)
-    if recipe is None:
-        parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    _add_recipe_flags(parser)
-    given = parser.parse_exactly(arguments)
-    result = faap.train(_recipe(recipe or given.recipe, _overrides(given)), console=console)
-    _conclude(result.metrics, result.run_dir, console)
+def _demo_arguments(parser: Parser, words: Sequence[str]) -> None:
+    _flags_of(parser, words, "infonce_4th")
 
 
-def demo(arguments: Sequence[str], console: Console) -> None:
+@command(_demo_arguments)
+def demo(given: Given, console: Console) -> None:
     """Build the embedded benchmark, train infonce_4th in front of its biased detector, measure both groups."""
-    parser = _Parser(prog="faap demo", description=demo.__doc__, allow_abbrev=False)
-    _add_recipe_flags(parser)
-    given = _overrides(parser.parse_exactly(arguments))
-    recipe = _recipe("infonce_4th", given if "resume" in given else DEMO | given)
+    overrides = _overrides(given)
+    recipe = _load("infonce_4th", overrides if "resume" in overrides else DEMO | overrides)
     result = faap.train(recipe, console=console)
     _conclude(result.metrics, result.run_dir, console)
     if recipe.detr_checkpoint == "promenade" and recipe.dataset_root == "promenade":
@@ -104,6 +159,7 @@ def demo(arguments: Sequence[str], console: Console) -> None:
 
 def _control(device: str) -> str:
     """Measure the control detector's gap, so that the pictures' share of the baseline gap is seen."""
+    from faap.distributed import resolve_device
     from faap.evaluation import detect, gap_with_error
     from faap.promenade import detector_dir
 
@@ -116,38 +172,29 @@ def _control(device: str) -> str:
     )
 
 
-_DATA_FIELDS = ("dataset_root", "annotations", "images_dir", "group_field", "group_csv")
+def _data_flags(parser: Parser, *names: str) -> None:
+    """Add the flags that say which data, in which groups; what is not given the data set or the run knows."""
+    from faap.config import Recipe
 
-
-def _add_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add flags for some fields of the recipe, with their defaults."""
     for field in fields(Recipe):
-        if field.name in names:
-            text = str(field.metadata["help"]).replace("%", "%%")
-            parser.add_argument(f"--{field.name}", default=field.default, metavar="VALUE", help=text)
-    parser.add_argument("--anchor_group", help="the disadvantaged group (default: the data set's; mostly female)")
-    parser.add_argument("--reference_group", help="the group it is measured against (default: mostly male)")
+        if field.name in (*names, *DATA, "anchor_group", "reference_group"):
+            _add_field(parser, field, None)
 
 
-def _dataset(given: argparse.Namespace, skip_bad: bool) -> "Dataset":
-    options = {name: getattr(given, name) for name in _DATA_FIELDS}
-    root = options.pop("dataset_root")
-    groups = {"anchor": given.anchor_group, "reference": given.reference_group}
-    return faap.load_dataset(root, **groups, **options, skip_bad=skip_bad)
-
-
-def check(arguments: Sequence[str], console: Console) -> int:
-    """Say what a data set holds and everything that is wrong with it; exit status 1 if anything is."""
-    parser = _Parser(prog="faap check", description=check.__doc__, allow_abbrev=False)
+def _check_arguments(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
-    _add_flags(parser, _DATA_FIELDS[1:])
+    _data_flags(parser)
     parser.add_argument("--quick", action="store_true", help="do not decode images nor look for copies")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_exactly(arguments)
+
+
+@command(_check_arguments)
+def check(given: Given, console: Console) -> int:
+    """Say what a data set holds and everything that is wrong with it; exit status 1 if anything is."""
     from faap.check import check as look
     from faap.check import print_check
 
-    result = look(_dataset(given, False), images=not given.quick, console=None if given.json else console)
+    result = look(_dataset(vars(given)), images=not given.quick, console=None if given.json else console)
     if given.json:
         print(json.dumps(result, indent=1))
     else:
@@ -155,35 +202,80 @@ def check(arguments: Sequence[str], console: Console) -> int:
     return 1 if result["problems"] else 0
 
 
-def evaluate(arguments: Sequence[str], console: Console) -> None:
-    """Measure a trained generator in front of a detector, on one split of a data set."""
-    parser = _Parser(prog="faap evaluate", description=evaluate.__doc__, allow_abbrev=False)
-    parser.add_argument("generator", help="a run directory, a generator's folder or file")
-    _add_flags(parser, ("detr_checkpoint", *_DATA_FIELDS))
-    parser.add_argument("--skip-bad", "--skip_bad", action="store_true", help="go on without broken records")
-    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
-    parser.add_argument("--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html")
-    parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    given = parser.parse_exactly(arguments)
-    from faap.training import measure
+def _dataset(settings: Mapping[str, Any]) -> "Dataset":
+    """Load the data set that some fields of a recipe describe; it knows its groups where they do not."""
+    names = {"dataset_root": "root", "anchor_group": "anchor", "reference_group": "reference"}
+    wanted = [name for name in (*DATA, "skip_bad", *names) if name in settings]
+    return faap.load_dataset(**{names.get(name, name): settings[name] for name in wanted})
 
-    device = resolve_device(given.device)
+
+def _evaluate_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.add_argument("generator", help="a run directory, a generator's folder or file")
+    _data_flags(parser, "dataset_root", "detr_checkpoint", "skip_bad")
+    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
+    parser.add_argument(
+        "--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html (default: %(default)s)"
+    )
+    parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+@command(_evaluate_arguments)
+def evaluate(given: Given, console: Console) -> None:
+    """Measure a trained generator in front of a detector, on one split of a data set.
+
+    A run knows the data, the groups and the detector it was trained with; what is given takes their place.
+    """
+    from faap import distributed
+    from faap.report.measure import measure
+
+    settings = _trained_with(given)
+    device = distributed.resolve_device(given.device)
     generator = faap.load_generator(given.generator).to(device)
-    detector = faap.load_detector(given.detr_checkpoint, device)
-    dataset = distributed.one_first(lambda: _dataset(given, given.skip_bad))
+    detector = faap.load_detector(settings["detr_checkpoint"], device)
+    dataset = distributed.host_first(lambda: _dataset(settings))
     for said in dataset.usable(given.split):
         console.print(said, style="yellow", markup=False)
-    run_dir = Path(given.output_dir)
-    if distributed.rank() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = measure(detector, generator, dataset, run_dir, split=given.split, absolute=given.absolute)
-    _conclude(metrics, run_dir, console)
+    metrics = measure(
+        detector,
+        generator,
+        dataset,
+        Run(given.output_dir),
+        split=given.split,
+        absolute=given.absolute,
+        move_aside=True,
+        console=console,
+    )
+    _conclude(metrics, Path(given.output_dir), console)
 
 
-def compare(arguments: Sequence[str], console: Console) -> None:
-    """Train several recipes with several seeds, and lay them side by side."""
-    parser = _Parser(prog="faap compare", description=compare.__doc__, allow_abbrev=False)
+def _trained_with(given: Given) -> dict[str, Any]:
+    """Return which data, groups and detector: what is typed, and of the rest what the run says.
+
+    Another data set comes with its own groups and files, of which the run says nothing.
+    """
+    from faap.config import run_recipe
+
+    names = (*DATA, "skip_bad", "dataset_root", "detr_checkpoint", "anchor_group", "reference_group")
+    typed = {name: value for name, value in vars(given).items() if name in names}
+    run, known = Run.of(given.generator), {}
+    if run and run.config.is_file() and not {"dataset_root", "detr_checkpoint"} <= typed.keys():
+        recipe = run_recipe(run, **typed)
+        known = {name: getattr(recipe, name) for name in names}
+        if "dataset_root" in typed:
+            known = {"detr_checkpoint": recipe.detr_checkpoint}
+        elif not (known["dataset_root"] == "promenade" or Path(known["dataset_root"]).exists()):
+            raise FaapError(f"{run.config}: the data set {known['dataset_root']} is not there; see --dataset_root.")
+    for name, what in (("dataset_root", "data set"), ("detr_checkpoint", "detector")):
+        if name not in known | typed:
+            raise FaapError(
+                f"{given.generator}: does not say which {what} to measure it with. Give --{name}; promenade is the "
+                "embedded benchmark's."
+            )
+    return known | typed
+
+
+def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
     parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
     parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
@@ -195,18 +287,23 @@ def compare(arguments: Sequence[str], console: Console) -> None:
         help="hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new",
     )
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
-    _add_recipe_flags(parser)
-    given = parser.parse_exactly(arguments)
-    overrides = _overrides(given)
+    _flags_of(parser, words)
+
+
+@command(_compare_arguments)
+def compare(given: Given, console: Console) -> None:
+    """Train several recipes with several seeds, and lay them side by side."""
+    overrides = _overrides(given, "recipes", "seeds", "jobs", "ray", "ablate")
     if "resume" in overrides:
         raise FaapError("--resume is not for compare: repeat the command, and what is unfinished goes on by itself.")
+    from faap.compare import RayRunner, recipes_to_compare
     from faap.compare import compare as run_all
-    from faap.compare import recipes_to_compare
     from faap.report import comparison_table
 
     root = Path(overrides.pop("output_dir", "faap_outputs/compare"))
     chosen = recipes_to_compare(given.recipes, ablate=given.ablate, **overrides)
-    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, ray=given.ray, console=console)
+    runner = None if given.ray is None else RayRunner(given.ray)
+    result = run_all(chosen, root, seeds=given.seeds, jobs=given.jobs, runner=runner, console=console)
     console.print(comparison_table(result, console.width))
     places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
     console.print(places, highlight=False, markup=False)
@@ -221,116 +318,93 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def bench(arguments: Sequence[str], console: Console) -> None:
-    """Measure what faap costs beside the detector alone, as ratios."""
-    parser = _Parser(prog="faap bench", description=bench.__doc__, allow_abbrev=False)
-    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures, with two plots beside it")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+def _bench_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
     parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
-    given = parser.parse_exactly(arguments)
+
+
+@command(_bench_arguments)
+def bench(given: Given, console: Console) -> None:
+    """Measure what faap costs beside the detector alone, as ratios."""
     from faap import bench as benchmark
 
     result = benchmark.bench(device=given.device, threads=given.threads, repeats=given.repeats, console=console)
     console.print(benchmark.table(result))
-    for path in benchmark.write(result, Path(given.json)):
-        console.print(str(path), highlight=False, markup=False)
+    console.print(str(benchmark.write(result, Path(given.json))), highlight=False, markup=False)
 
 
-def recipes(arguments: Sequence[str], console: Console) -> None:
-    """List the recipes, or show one with its schedules."""
-    parser = _Parser(prog="faap recipes", description=recipes.__doc__, allow_abbrev=False)
+def _recipes_arguments(parser: Parser, words: Sequence[str]) -> None:
     parser.add_argument("name", nargs="?", help="a recipe's name or a YAML file; all of them if left out")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_exactly(arguments)
+
+
+@command(_recipes_arguments)
+def recipes(given: Given, console: Console) -> None:
+    """List the recipes, or show one with its schedules."""
+    if given.name is not None:
+        find(given.name)
+    from faap.config import load_recipe
+
     if given.name is None:
         known = {name: load_recipe(name).description for name in recipe_names()}
-        if given.json:
-            print(json.dumps(known, indent=2))
-            return
         table = Table("recipe", "what it is")
-        for name, description in known.items():
-            table.add_row(name, description)
-        console.print(table)
+        for row in known.items():
+            table.add_row(*row)
+        print(json.dumps(known, indent=2)) if given.json else console.print(table)
         return
     recipe = load_recipe(given.name)
-    if given.json:
-        print(json.dumps(recipe.to_dict() | {"schedules": recipe.schedules()}, indent=2))
-        return
     table = Table("field", "value", "what it is", title=recipe.name)
     for field in fields(recipe):
         table.add_row(field.name, str(getattr(recipe, field.name)), str(field.metadata["help"]))
-    console.print(table)
+    shown = recipe.to_dict() | {"schedules": recipe.schedules()}
+    print(json.dumps(shown, indent=2)) if given.json else console.print(table)
 
 
 def _conclude(metrics: dict[str, Any], run_dir: Path, console: Console) -> None:
     from faap.report import summary
 
     console.print(summary(metrics))
-    console.print(
-        f"metrics: {run_dir / 'metrics.json'}\nreport:  {run_dir / 'report.html'}", highlight=False, markup=False
-    )
-
-
-COMMANDS: dict[str, Callable[[Sequence[str], Console], int | None]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "check": check,
-    "bench": bench,
-    "recipes": recipes,
-}
+    run = Run(run_dir)
+    console.print(f"metrics: {run.metrics}\nreport:  {run.report}", highlight=False, markup=False)
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}" for name, (function, _) in COMMANDS.items()]
     return "usage: faap COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\n'faap COMMAND --help' explains one."
 
 
 def terminal() -> Console:
     """Return where to print; of several processes only the first does."""
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    return Console(quiet=not alone and os.environ.get("RANK", "0") != "0")
+    return Console(quiet=os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1")
 
 
-def run(command: Callable[[], int | None]) -> int:
-    """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
-    try:
-        status = command() or 0
-        distributed.leave()  # not after an error: the other processes may be waiting for this one to speak
-        return status
-    except (FaapError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        said = str(error).partition(". ")[0]
-        print(f"error: {said}. Use a smaller --batch_size or smaller images, or --device cpu.", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not distributed.is_loss_of_others(error):
-            raise
-        print("error: another process has ended; what it printed says why.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+def run(name: str, words: Sequence[str], prog: str | None = None) -> int:
+    """Run one command with its arguments; return the exit status."""
+    function, arguments = COMMANDS[name]
+
+    def body() -> int | None:
+        parser = Parser(prog=prog or f"faap {name}", description=function.__doc__, allow_abbrev=False)
+        arguments(parser, words)
+        return function(parser.parse_exactly(words), terminal())
+
+    return outcome(body)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run `faap` with the given arguments, those of the process by default; return the exit status."""
     # what files are called, and what is written in them, may not be printable
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
+    name, *rest = list(sys.argv[1:] if words is None else words) or ["--help"]
+    if name in ("-h", "--help", "help"):
         print(_usage())
         return 0
-    if words[0] == "--version":
+    if name == "--version":
         print(f"faap {faap.__version__}")
         return 0
-    name, rest = words[0], words[1:]
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}.{nearest(name, COMMANDS)} See faap --help.", file=sys.stderr)
         return 2
-    return run(lambda: COMMANDS[name](rest, terminal()))
+    return run(name, rest)

@@ -1,233 +1,197 @@
 """The typed recipe: every setting of a training, named once, with its unit and default."""
 
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import yaml
 
-from faap import schedules
+from faap.conform import conform
 from faap.errors import FaapError, nearest
-from faap.files import replacing
+from faap.files import atomic_write
+from faap.objectives import ROOMS, adversarial, alignment, heads, momentum, transport
+from faap.objectives.own import OwnTerms, own_terms
+from faap.recipes import RECIPES, find, read, recipe_names
+from faap.runs import Run
+from faap.schedules import Settings as Schedules
+from faap.schedules import schedules
+from faap.settings import SECTIONS, checked, setting, shown
 
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "fields_of",
+    "load_recipe",
+    "recipe_class",
+    "recipe_names",
+    "resumed_recipe",
+    "run_recipe",
+]
 
-
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Declare a field: what it is, and the values it can have (low and high belong to them, above and below do not)."""
-    bounds = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "choices": choices})
+_run, _data, _groups, _generator, _training = (
+    partial(setting, section=section) for section in ("run", "data", "groups", "generator", "training")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A complete, named training configuration.
+class Recipe(
+    transport.Settings, adversarial.Settings, alignment.Settings, momentum.Settings, heads.Settings, Schedules
+):
+    """A complete, named training configuration: the settings below, and those that the terms of the loss bring.
 
-    Every field carries what it means and its unit in `dataclasses.fields(Recipe)`, `metadata["help"]`. Numbers may be
-    given as text. The defaults are those of infonce_4th.
+    Numbers may be given as text. The defaults are those of infonce_4th.
+
+    Attributes:
+        rooms: the modules whose terms and schedules a training has.
+        own: those of the user's, if there are any.
 
     Raises:
         FaapError: if a value is of the wrong type or out of range; it names the field, the value and what is allowed.
 
-    Source: spec/recipes.md, "The table".
+    Source: docs/recipes.md, "The table".
     """
 
-    name: str = _setting("custom", "name of the recipe, a part of the default output folder's")
-    description: str = _setting("", "what the recipe is, in a line")
+    rooms: ClassVar[tuple[Any, ...]] = ROOMS
+    own: ClassVar[OwnTerms | None] = None
 
-    dataset_root: str = _setting(
-        "promenade", "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark"
+    name: str = _run("custom", "name of the recipe, a part of the default output folder's")
+    description: str = _run("", "what the recipe is, in a line")
+    output_dir: str = _run("", "run directory; empty: faap_outputs/faap_outputs_NAME")
+    resume: str = _run("", "checkpoint to go on from; empty: start anew")
+    device: str = _run("auto", "auto, cpu, cuda or cuda:N")
+    num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
+
+    dataset_root: str = _data(
+        "promenade",
+        "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark",
     )
-    annotations: str = _setting("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
-    images_dir: str = _setting("", "folder of the images in dataset_root, {split} as above; empty: found")
-    group_field: str = _setting("", "field or column that holds the group; empty: gender")
-    group_csv: str = _setting("", "CSV in dataset_root from image ids or file names to groups; empty: none")
-    skip_bad: bool = _setting(False, "go on without the broken records of the data set instead of refusing it")
-    detr_checkpoint: str = _setting("promenade", "the frozen detector: folder, or promenade, the embedded one")
-    output_dir: str = _setting("", "run directory; empty: faap_outputs/faap_outputs_NAME")
-    resume: str = _setting("", "checkpoint to go on from; empty: start anew")
-    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
-    num_workers: int = _setting(0, "processes that load images; changes nothing but speed", low=0)
-    seed: int = _setting(0, "of weights, sample order, augmentation and dropout", low=0, below=2**63)
+    annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
+    images_dir: str = _data("", "folder of the images in dataset_root, {split} as above; empty: found")
+    group_field: str = _data("", "field or column that holds the group; empty: gender")
+    group_csv: str = _data("", "CSV in dataset_root from image ids or file names to groups; empty: none")
+    skip_bad: bool = _data(False, "go on without the broken records of the data set instead of refusing it")
+    detr_checkpoint: str = _data("promenade", "the frozen detector: folder, or promenade, the embedded one")
 
-    anchor_group: str = _setting("female", "the disadvantaged group, which is lifted")
-    reference_group: str = _setting("male", "the group it is measured against")
+    anchor_group: str = _groups("female", "the disadvantaged group, which is lifted")
+    reference_group: str = _groups("male", "the group it is measured against")
 
-    arch: str = _setting("light", "generator: light, or unet, the original", choices=("light", "unet"))
-    widths: str = _setting("", "channels of its three resolutions, as in 16,48,96; empty: the architecture's own")
-    head: str = _setting(
-        "stabilized",
-        "projection head; none: features are only normalised",
-        choices=("none", "plain", "layernorm", "stabilized"),
+    arch: str = _generator("light", "generator: light, or unet, the original", choices=("light", "unet"))
+    widths: tuple[int, ...] = _generator(
+        (), "channels of its three resolutions, as in 16,48,96; empty: the architecture's own", low=8, high=4096
     )
-    proj_dim: int = _setting(128, "width of the projection", low=1)
-    proj_dropout: float = _setting(0.1, "dropout probability in the stabilized head", low=0, below=1)
 
-    batch_size: int = _setting(8, "images a step, even: half of each group", low=2)
-    epochs: int = _setting(24, "epochs to train", low=1)
-    images_per_epoch: int = _setting(0, "images an epoch; 0: twice the larger group's", low=0)
-
-    train_edges: str = _setting(
-        "480,512,544,576,608,640,672,704,736,768,800",
+    seed: int = _training(0, "of weights, sample order, augmentation and dropout", low=0, below=2**63)
+    batch_size: int = _training(8, "images a step, even: half of each group", low=2)
+    images_per_epoch: int = _training(0, "images an epoch; 0: twice the larger group's", low=0, high=10**9)
+    train_edges: tuple[int, ...] = _training(
+        (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
         "shortest edges drawn in training, in pixels for a detector whose own is 800, scaled for others; "
         "unused where a detector takes images as they are",
+        low=1,
+        high=10_000,
     )
+    optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
+    weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
+    max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
+    clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
+    aug_strength: str = _training(
+        "weak",
+        "colour jitter of the perturbed image",
+        choices=("none", "weak", "medium", "strong"),
+    )
+    precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
+    compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
-    lr_g: float = _setting(1e-4, "highest learning rate, of generator and head", above=0)
-    lr_min: float = _setting(1e-6, "learning rate toward which the cosine falls", low=0)
-    lr_schedule: str = _setting("cosine", "of the learning rate", choices=("cosine", "constant"))
-    lr_warmup_epochs: int = _setting(2, "epochs before the learning rate is at its highest; cosine only", low=0)
-    optimizer: str = _setting("adamw", "optimizer", choices=("adamw", "adam"))
-    weight_decay: float = _setting(0.01, "weight decay of the optimizer", low=0)
-    max_norm: float = _setting(0.5, "gradient norm above which the gradient is scaled down", above=0)
-    clip_apart: bool = _setting(False, "clip the gradients of generator and head each on their own")
-
-    beta: float = _setting(0.5, "weight of the detection loss in the first epoch", low=0)
-    beta_final: float = _setting(0.6, "weight of the detection loss in the last epoch", low=0)
-    epsilon_start: float = _setting(0.05, "bound of the perturbation at first, in normalised units", low=0, high=1)
-    epsilon_peak: float = _setting(0.10, "bound after the warm-up, in normalised units", low=0, high=1)
-    epsilon_final: float = _setting(0.09, "bound toward which it falls at last, in normalised units", low=0, high=1)
-    epsilon_warmup_epochs: int = _setting(6, "epochs from the first bound to the peak", low=0)
-    epsilon_hold_epochs: int = _setting(6, "epochs at the peak", low=0)
-    epsilon_decay_epochs: int = _setting(0, "epochs from the peak to the last bound; 0: all that remain", low=0)
-
-    contrastive: str = _setting(
-        "infonce",
-        "contrastive term: infonce, in the batch; similarity, without negatives; momentum, with a queue",
-        choices=("infonce", "similarity", "momentum"),
-    )
-    temperature: float = _setting(0.1, "temperature of the contrastive term", above=0)
-    lambda_contrastive: float = _setting(1.0, "weight of the contrastive terms after their warm-up", low=0)
-    contrastive_warmup_epochs: int = _setting(4, "epochs over which that weight rises", low=0)
-    f2m_weight: float = _setting(1.0, "share in it of the direction from anchor to reference", low=0)
-    m2f_weight: float = _setting(0.0, "share in it of InfoNCE from reference to anchor, unweighted", low=0)
-    detach_reference: bool = _setting(True, "contrast and mean alignment send the reference group no gradient")
-    score_weighting: str = _setting(
-        "none",
-        "contrastive weights from image scores: sigmoid of differences, or softmax over the reference group",
-        choices=("none", "sigmoid", "softmax"),
-    )
-    score_alpha: float = _setting(1.0, "strength of the sigmoid weighting", low=0)
-    queue_size: int = _setting(2048, "anchor features that momentum contrast remembers", low=1)
-    centroid_momentum: float = _setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
-    lambda_align: float = _setting(0.3, "weight of mean alignment", low=0)
-    lambda_var: float = _setting(0.0, "weight of variance alignment", low=0)
-    lambda_score: float = _setting(0.0, "weight of the distance of mean and quartiles of matched scores", low=0)
-    lambda_wass: float = _setting(0.2, "weight of the one-sided Wasserstein distance of scores", low=0)
-    wass_scores: str = _setting(
-        "image", "whose scores: image scores, or those of matched queries", choices=("image", "matched")
-    )
-    lambda_score_gap: float = _setting(0.0, "weight of the score gap in the total; it moves nothing", low=0)
-    lambda_adv: float = _setting(0.0, "weight of the adversarial term", low=0)
-    adv_steps: int = _setting(4, "steps of the discriminator a step of the generator", low=1)
-    lr_d: float = _setting(1e-4, "learning rate of the discriminator", above=0)
-    adv_entropy_weight: float = _setting(0.2, "weight of the entropy in the adversarial term", low=0)
-    adv_reference_weight: float = _setting(0.5, "weight of the reference group in it; the anchor group's is 1", low=0)
-    score_top_k: int = _setting(10, "queries whose confidence makes an image's score", low=1)
-
-    aug_strength: str = _setting(
-        "weak", "colour jitter of the perturbed image", choices=("none", "weak", "medium", "strong")
-    )
-    precision: str = _setting("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
-    compile: bool = _setting(False, "compile the detector with torch.compile; for images that all have one size")
+    terms: str = setting("", "terms of your own: a .py file beside the recipe or here, or a module; see docs/terms.md")
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, _checked(each, getattr(self, each.name)))
-        if not self.name or Path(self.name).name != self.name:
-            raise FaapError(f"name is {self.name!r}; it becomes the name of a folder and must be one.")
+            object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
+        with self.own.blamed() if self.own else nullcontext():
+            for base in type(self).__mro__:
+                vars(base).get("check", lambda _: None)(self)
+        if set(self.name) & set("/\\\n\t") or not self.name.strip(".") or len(os.fsencode(self.name)) > 200:
+            raise FaapError(f"name is {shown(self.name)}; it becomes the name of a folder and must be one.")
         if self.batch_size % 2:
             raise FaapError(f"batch_size is {self.batch_size}; it must be even, half of each group.")
         if self.lr_min > self.lr_g:
             raise FaapError(f"lr_min is {self.lr_min}; it must not exceed lr_g, which is {self.lr_g}.")
-        allowed = {"infonce": ("none", "sigmoid", "softmax"), "momentum": ("none", "sigmoid"), "similarity": ("none",)}
-        if self.score_weighting not in allowed[self.contrastive]:
-            raise FaapError(
-                f"score_weighting is {self.score_weighting!r}; with contrastive {self.contrastive!r} it must be "
-                f"{' or '.join(allowed[self.contrastive])}."
-            )
         if self.anchor_group == self.reference_group:
             raise FaapError(f"anchor_group and reference_group are both {self.anchor_group!r}; they must differ.")
-        _ = self.training_edges, self.generator_widths  # refuse what is not numbers
+        if not self.train_edges:
+            raise FaapError("train_edges is empty; it must be whole numbers of pixels, as in 480,640,800.")
+        if self.widths and (len(self.widths) != 3 or any(width % 8 for width in self.widths)):
+            raise FaapError(f"widths is {self.widths}; it must be three multiples of 8, as in 16,48,96.")
 
-    @property
-    def training_edges(self) -> tuple[int, ...]:
-        """Return `train_edges` as numbers."""
-        return self._whole_numbers("train_edges", "of pixels, as in 480,640,800")
+    @classmethod
+    def of(cls, values: Mapping[str, Any], place: str | Path) -> Self:
+        """Return the recipe that has these values; an error names `place`, where they are from, as well."""
+        known = [each.name for each in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise FaapError(f"{place}: unknown field {shown(key)}.{nearest(str(key)[:80], known)}")
+        with _named(place):
+            return cls(**values)
 
-    @property
-    def generator_widths(self) -> tuple[int, ...] | None:
-        """Return `widths` as numbers; None for the architecture's own."""
-        if not self.widths:
-            return None
-        widths = self._whole_numbers("widths", "of channels, as in 16,48,96")
-        if len(widths) != 3 or any(width % 8 for width in widths):
-            raise FaapError(f"widths is {self.widths!r}; it must be three multiples of 8, as in 16,48,96.")
-        return widths
-
-    def _whole_numbers(self, name: str, what: str) -> tuple[int, ...]:
-        words = getattr(self, name).split(",")
-        numbers = tuple(int(word) for word in words if word.strip().isdecimal() and int(word) > 0)
-        if len(numbers) < len(words):
-            raise FaapError(f"{name} is {getattr(self, name)!r}; it must be whole numbers {what}.")
-        return numbers
+    def require_terms(self) -> None:
+        """Raise if the recipe has terms of a user's own and does not hold them: a file's word imports nothing."""
+        if self.terms and self.own is None:
+            raise FaapError(
+                f"the recipe has terms of your own, {self.terms!r}: say --terms {self.terms} to import them."
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values."""
-        return asdict(self)
+        """Return all fields as plain values, section by section."""
+        values = {name: getattr(self, name) for name in fields_of(*SECTIONS, kind=type(self))}
+        return {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def data(self) -> dict[str, Any]:
         """Return the arguments of `faap.load_dataset`."""
-        return {
-            "root": self.dataset_root,
-            "anchor": self.anchor_group,
-            "reference": self.reference_group,
-            "annotations": self.annotations,
-            "images_dir": self.images_dir,
-            "group_field": self.group_field,
-            "group_csv": self.group_csv,
-            "skip_bad": self.skip_bad,
-        }
+        values = {name: getattr(self, name) for name in fields_of("data") if name != "detr_checkpoint"}
+        groups = {"anchor": self.anchor_group, "reference": self.reference_group}
+        return {"root": values.pop("dataset_root"), **groups, **values}
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
-        with replacing(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def schedules(self) -> dict[str, list[float]]:
-        """Return a value for each epoch of `epsilon`, `beta`, `contrastive_weight` and `learning_rate`."""
-        epochs = range(self.epochs)
-        epsilon = (self.epsilon_start, self.epsilon_peak, self.epsilon_final)
-        lengths = (self.epsilon_warmup_epochs, self.epsilon_hold_epochs, self.epsilon_decay_epochs)
-        cosine = (self.lr_g, self.lr_min, self.lr_warmup_epochs)
-        return {
-            "epsilon": [schedules.epsilon(e, self.epochs, *epsilon, *lengths) for e in epochs],
-            "beta": [schedules.linear(e, self.epochs, self.beta, self.beta_final) for e in epochs],
-            "contrastive_weight": [
-                schedules.warmed_up(e, self.lambda_contrastive, self.contrastive_warmup_epochs) for e in epochs
-            ],
-            "learning_rate": [
-                schedules.learning_rate(e, self.epochs, *cosine) if self.lr_schedule == "cosine" else self.lr_g
-                for e in epochs
-            ],
-        }
+        """Return each epoch's `epsilon`, `beta`, `contrastive_weight`, `learning_rate` and those of its terms."""
+        return schedules(self, self.rooms)
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with faap."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
+    """Return the names of the fields that are about something: see `faap.settings.SECTIONS`."""
+    return tuple(each.name for section in sections for each in fields(kind) if each.metadata["section"] == section)
+
+
+def recipe_class(terms: str = "", folder: Path | None = None, *, typed: bool = True) -> type[Recipe]:
+    """Return the class of recipes that have the settings of a user's terms as well; arguments as of `own_terms`."""
+    return _class_with(own_terms(terms, folder, typed=typed), terms) if terms else Recipe
+
+
+@cache
+def _class_with(own: OwnTerms, name: str) -> type[Recipe]:
+    settings: Any = own.module.Settings
+    ours = {each.name: each for each in fields(Recipe)}
+    for each in fields(settings):
+        if hasattr(Recipe, each.name) and ours.get(each.name) is not each:
+            raise FaapError(f"{own.file}: Settings.{each.name} is a name that every recipe has; choose another.")
+    help = ours["terms"].metadata["help"]
+    with own.blamed():
+        return make_dataclass(
+            "Recipe",
+            [("terms", str, setting(name, help))],
+            bases=(Recipe, settings),
+            namespace={"rooms": (*ROOMS, own), "own": own},
+            frozen=True,
+            kw_only=True,
+        )
 
 
 def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
@@ -246,85 +210,74 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
     Raises:
         FaapError: if there is no such recipe or file, or a field is unknown or its value wrong.
     """
-    path = Path(name_or_path)
-    if str(name_or_path) in recipe_names():
-        path = RECIPES / f"{name_or_path}.yaml"
-    elif path.suffix not in (".yaml", ".yml") and not path.is_file():
-        known = recipe_names()
-        raise FaapError(
-            f"{name_or_path}: no recipe of this name, and no file.{nearest(str(name_or_path), known)} "
-            f"Recipes: {', '.join(known)}."
-        )
-    _refuse_unknown(overrides, "")
-    values = _read(path)
+    path = find(name_or_path)
+    values, run = read(path), Run(path.parent)
+    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
+        refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
+    values |= overrides
+    folder = None if path.parent == RECIPES else path.parent
+    with _named(name_or_path):
+        kind = recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides)
+    return kind.of(values, name_or_path)
+
+
+def run_recipe(run: Run, /, **typed: Any) -> Recipe:
+    """Return the recipe that a run folder's config.yaml holds, but for the fields that the person typed.
+
+    Terms of a user's own are not imported unless they are typed: the recipe lacks their settings and cannot be trained.
+
+    Raises:
+        FaapError: if the file cannot be read, or names a function as its detector and no detector is typed.
+    """
+    values = read(run.config)
+    kind = recipe_class(typed.get("terms", ""))
+    if values.get("terms"):
+        values = {key: value for key, value in values.items() if key in fields_of(*SECTIONS, kind=kind)}
+    refuse_code(values, {"terms": None, **typed}, run.config)
+    return kind.of(values | typed, run.config)
+
+
+def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: Path, /, **typed: Any) -> Recipe:
+    """Return the recipe with which a run goes on: what its checkpoint stores, but for what the person typed.
+
+    Args:
+        name_or_path: the recipe that was asked for; it must be the checkpoint's.
+        stored: the checkpoint's recipe.
+        place: the checkpoint.
+        typed: fields that the person gave.
+
+    Raises:
+        FaapError: if the checkpoint is of another recipe, or names code that the person does not.
+    """
+    conform(stored, {str: (str, bool, int, float)}, f"{place}: recipe")
+    asked = load_recipe(name_or_path, **typed)
+    if stored.get("name") != asked.name:
+        raise FaapError(f"{place}: a checkpoint of the recipe {shown(stored.get('name'))}, not of {asked.name!r}.")
+    named = {"terms": asked.terms} if asked.terms else {}
+    if asked.detr_checkpoint == stored.get("detr_checkpoint"):
+        named["detr_checkpoint"] = asked.detr_checkpoint
+    refuse_code(stored, named | typed, place)
+    kept = {key: value for key, value in stored.items() if key not in (*fields_of("run"), "terms")}
+    return type(asked).of(asked.to_dict() | kept | typed, place)
+
+
+def refuse_code(stored: Mapping[str, Any], typed: Mapping[str, Any], place: Path) -> None:
+    """Raise if a file that nobody wrote by hand names code to import or to call, and the person has not named it."""
+    found = {"terms": stored.get("terms"), "detr_checkpoint": stored.get("detr_checkpoint")}
+    if ":" not in str(found["detr_checkpoint"]) or os.path.exists(str(found["detr_checkpoint"])):
+        del found["detr_checkpoint"]  # a folder or a file, and no function
+    for key, value in found.items():
+        if value and key not in typed:
+            raise FaapError(
+                f"{place}: {key} is {shown(value)}, which is code, and what a file says is never run. If you trust it, "
+                f"type --{key} {shown(value)[1:-1]}."
+            )
+
+
+@contextmanager
+def _named(place: str | Path) -> Iterator[None]:
+    """Let an error say where the values are from."""
     try:
-        return Recipe(**(values | overrides))
+        yield
     except FaapError as error:
-        raise FaapError(f"{name_or_path}: {error}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        # all values stay text until a field says what they are: YAML alone takes 1e-4 for text and no for false
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FaapError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise FaapError(f"{path}: is not valid YAML: {error}") from error
-    if not isinstance(values, Mapping):
-        raise FaapError(f"{path}: must be a mapping of fields to values, one a line, such as 'temperature: 0.07'.")
-    base = values.get("base")
-    known = recipe_names()
-    if base is not None and base not in known:
-        raise FaapError(f"{path}: base is {base!r}; it must be one of {', '.join(known)}.{nearest(str(base), known)}")
-    own = {key: value for key, value in values.items() if key != "base"}
-    _refuse_unknown(own, f"{path}: ")
-    return (_read(RECIPES / f"{base}.yaml") if base else {}) | {"name": path.stem} | own
-
-
-def _refuse_unknown(values: Mapping[str, Any], place: str) -> None:
-    known = [each.name for each in fields(Recipe)]
-    for key in values:
-        if key not in known:
-            raise FaapError(f"{place}unknown field {key!r}.{nearest(str(key), known)}")
-
-
-def _checked(setting: "Field[Any]", value: Any) -> Any:
-    """Return the value in the field's type, or say what is wrong with it."""
-    name, choices, bounds = setting.name, setting.metadata["choices"], setting.metadata["bounds"]
-    if setting.type is str:
-        if not isinstance(value, str | os.PathLike):
-            raise FaapError(f"{name} is {value!r}; it must be text.")
-        value = os.fspath(value)
-        if choices and value not in choices:
-            raise FaapError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.{nearest(value, choices)}")
-        return value
-    if setting.type is bool:
-        known = {"true": True, "yes": True, "false": False, "no": False}
-        if str(value).lower() not in known:
-            raise FaapError(f"{name} is {value!r}; it must be true or false.")
-        return known[str(value).lower()]
-    number = _number(int if setting.type is int else float, value)
-    if number is None:
-        raise FaapError(f"{name} is {value!r}; it must be a {'whole ' if setting.type is int else ''}number.")
-    kept = {
-        "at least": bounds["low"] is None or number >= bounds["low"],
-        "at most": bounds["high"] is None or number <= bounds["high"],
-        "above": bounds["above"] is None or number > bounds["above"],
-        "below": bounds["below"] is None or number < bounds["below"],
-    }
-    if not all(kept.values()):
-        allowed = zip(kept, bounds.values(), strict=True)
-        words = " and ".join(f"{word} {bound}" for word, bound in allowed if bound is not None)
-        raise FaapError(f"{name} is {value!r}; it must be {words}.")
-    return number
-
-
-def _number(kind: type[int] | type[float], value: Any) -> float | None:
-    """Return the value, or what a text says, as a finite number of the kind; None if it is not one."""
-    try:
-        number = kind(value)
-        exact = isinstance(value, str) or number == value
-        return number if math.isfinite(number) and exact and not isinstance(value, bool) else None
-    except (TypeError, ValueError, OverflowError):
-        return None
+        raise FaapError(f"{place}: {error}") from error

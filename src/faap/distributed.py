@@ -1,4 +1,4 @@
-"""Several processes that work as one, as torchrun or accelerate start them; a single process is the plain case."""
+"""Where to compute, and several processes that work as one, as torchrun or accelerate start them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,37 +13,70 @@ from faap.errors import FaapError
 T = TypeVar("T")
 
 
-def join(device: torch.device) -> torch.device:
-    """Meet the other processes, if torchrun or accelerate started several.
+def resolve_device(name: str) -> torch.device:
+    """Turn a device's name into a device that is there; of several processes, which meet here, each gets its own.
 
     Args:
-        device: the same of all processes.
-
-    Returns:
-        This process's own device.
+        name: "auto" (the GPU if there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        FaapError: if all processes would use the same GPU, or a host has more of them than GPUs.
+        FaapError: if the name means nothing, there is no such device, or the processes cannot meet.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise FaapError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FaapError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
+    return _join(device) if os.environ.get("WORLD_SIZE", "1") != "1" else device
+
+
+def _join(device: torch.device) -> torch.device:
+    """Meet the other processes; return this one's own device."""
+    count, local = _launched()
     if device.type == "cuda":
         if device.index is not None:
             raise FaapError(
                 f"device is '{device}', but {count} processes were started: use cuda, and each has its own."
             )
-        local, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= here:
+        if local >= (here := torch.cuda.device_count()):
             raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
-    from accelerate import PartialState
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise FaapError(
+                f"the {count} processes cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {error}"
+            ) from None
+    return device
 
-    own: torch.device = PartialState(cpu=device.type == "cpu").device
-    return own
+
+def _launched() -> tuple[int, int]:
+    """Return how many processes a launcher started, and this one's number on its host, from 0 on."""
+    asked = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+    asked["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
+    for name, text in asked.items():
+        if not text or (name != "MASTER_ADDR" and not text.isdecimal()) or (name == "WORLD_SIZE" and int(text) < 1):
+            raise FaapError(
+                f"WORLD_SIZE is {asked['WORLD_SIZE']!r}, so several processes should have been started, but {name} is "
+                f"{'not set' if text is None else repr(text)}: start them with torchrun or accelerate launch, or unset "
+                "WORLD_SIZE for a single one."
+            )
+    count, number = int(asked["WORLD_SIZE"] or 0), int(asked["RANK"] or 0)
+    if number >= count:
+        raise FaapError(f"RANK is {number}; of {count} processes (WORLD_SIZE) the last is {count - 1}.")
+    return count, int(asked["LOCAL_RANK"] or 0)
 
 
-def leave() -> None:
-    """Part from the other processes."""
+def shutdown() -> None:
+    """Take leave of the other processes."""
     if world() > 1:
         dist.destroy_process_group()
 
@@ -82,10 +115,7 @@ def gather(part: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        length = torch.tensor([len(part)], device=part.device)
-        lengths = [torch.zeros_like(length) for _ in range(world())]
-        dist.all_gather(lengths, length)
-        sizes = [int(each) for each in lengths]
+        sizes = gather_objects([len(part)])
         # all processes send equally much
         sent = part.new_zeros(max(sizes), *part.shape[1:])
         sent[: len(part)] = part
@@ -99,7 +129,7 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.own]
 
 
-def merge(part: Sequence[T]) -> list[T]:
+def gather_objects(part: Sequence[T]) -> list[T]:
     """Join the processes' lists, in the order of ranks; what they hold is sent pickled, tensors from the CPU."""
     if world() == 1:
         return list(part)
@@ -108,7 +138,7 @@ def merge(part: Sequence[T]) -> list[T]:
     return [each for one in parts for each in one]
 
 
-def first(function: Callable[[], T]) -> T:
+def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
     if world() == 1:
         return function()
@@ -122,7 +152,7 @@ def first(function: Callable[[], T]) -> T:
     return result
 
 
-def one_first(function: Callable[[], T]) -> T:
+def host_first(function: Callable[[], T]) -> T:
     """Call a function in one process of each host, and then in the others, who find what it made.
 
     If it fails for the user's fault anywhere, every process raises such an error.
@@ -134,7 +164,7 @@ def one_first(function: Callable[[], T]) -> T:
     for turn in (True, False):
         if leads is turn:
             answer = _outcome(function)
-        errors = merge([answer[1]])
+        errors = gather_objects([answer[1]])
         if any(errors):
             raise next(filter(None, [answer[1], *errors]))
     result: T = answer[0]
@@ -148,7 +178,7 @@ def _outcome(function: Callable[[], Any]) -> list[Any]:
         return [None, error]
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their sums over the processes, in one message."""
     if world() == 1:
         return

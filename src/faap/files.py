@@ -1,16 +1,21 @@
-"""Writing files so that each is there in full or not at all, and reading tensors without running anything."""
+"""Files that are there in full or not at all, and reading what others wrote without running anything of it."""
 
-import argparse
+import hashlib
+import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from faap.errors import FaapError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LFS_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
 
 
 def cache_dir() -> Path:
@@ -21,7 +26,7 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes its place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,12 +37,67 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+atomic_write = atomic_write
+
+
+def file_sha256(*paths: Path) -> str:
+    """Return the hex SHA-256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise a FaapError if a file is what Git leaves in place of one that Git LFS keeps; pass if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return
+    if _LFS_POINTER.match(start):
+        raise FaapError(f"{path}: is a pointer of Git LFS, not the file itself; run: git lfs pull")
+
+
+def read_text(path: Path) -> str:
+    """Read text in UTF-8, or in UTF-16 or -32, with or without a byte-order mark.
+
+    Raises:
+        FaapError: if the file cannot be read, is a pointer of Git LFS or of another encoding.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        content = path.read_bytes()
+        return content.decode(json.detect_encoding(content))
+    except OSError as error:
+        raise FaapError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FaapError(f"{path}: is no text in UTF-8: {error}; save it with that encoding.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a FaapError says what is wrong with the file."""
+    try:
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FaapError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FaapError(f"{path}: should hold a JSON object, found {type(content).__name__}")
+    return content
+
+
 def read_tensors(path: Path) -> Any:
     """Read what `torch.save` wrote, onto the CPU; beside tensors and plain values it may hold an `argparse.Namespace`.
 
     Raises:
         FaapError: if the file cannot be read, or holds anything else.
     """
+    import argparse
+
+    import torch  # here, because the command line's help needs this module and not torch
+
+    refuse_lfs_pointer(path)
     try:
         # the original scripts keep their arguments beside the weights
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -52,4 +112,36 @@ def read_tensors(path: Path) -> Any:
     except Exception as error:
         raise FaapError(
             f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it may be truncated."
+        ) from error
+
+
+def read_safetensors(path: Path) -> "dict[str, Tensor]":
+    """Read a safetensors file onto the CPU; a FaapError says what is wrong with it."""
+    from safetensors.torch import load_file
+
+    refuse_lfs_pointer(path)
+    # a file that is cut, and one whose header speaks of what this version does not know
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise FaapError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        raise FaapError(f"{path}: is not a complete safetensors file: {error}") from error
+
+
+def hub_folder(name: str, patterns: list[str], **options: Any) -> Path:
+    """Fetch a model's files from the Hugging Face hub, or find them in its cache.
+
+    Raises:
+        FaapError: there is no such model, or the hub cannot be reached and the cache does not have it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, **options))
+    # of the hub, the network and the file system
+    except Exception as error:
+        raise FaapError(
+            f"{name} is no file or directory here, and cannot be had from the Hugging Face hub: "
+            f"{str(error).strip().partition(chr(10))[0]}"
         ) from error

@@ -1,9 +1,38 @@
 """What changes from epoch to epoch, as plain functions of the epoch.
 
-Epochs count from 0. Source of all: spec/recipes.md, "Schedules".
+Epochs count from 0. Source of all: docs/recipes.md, "Schedules".
 """
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from faap.errors import FaapError
+from faap.settings import setting
+
+_setting = partial(setting, section="schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the schedules that every recipe has."""
+
+    epochs: int = setting(24, "epochs to train", low=1, section="training")
+
+    lr_g: float = _setting(1e-4, "highest learning rate, of generator and head", above=0)
+    lr_min: float = _setting(1e-6, "learning rate toward which the cosine falls", low=0)
+    lr_schedule: str = _setting("cosine", "of the learning rate", choices=("cosine", "constant"))
+    lr_warmup_epochs: int = _setting(2, "epochs before the learning rate is at its highest; cosine only", low=0)
+    beta: float = _setting(0.5, "weight of the detection loss in the first epoch", low=0)
+    beta_final: float = _setting(0.6, "weight of the detection loss in the last epoch", low=0)
+    epsilon_start: float = _setting(0.05, "bound of the perturbation at first, in normalised units", low=0, high=1)
+    epsilon_peak: float = _setting(0.10, "bound after the warm-up, in normalised units", low=0, high=1)
+    epsilon_final: float = _setting(0.09, "bound toward which it falls at last, in normalised units", low=0, high=1)
+    epsilon_warmup_epochs: int = _setting(6, "epochs from the first bound to the peak", low=0)
+    epsilon_hold_epochs: int = _setting(6, "epochs at the peak", low=0)
+    epsilon_decay_epochs: int = _setting(0, "epochs from the peak to the last bound; 0: all that remain", low=0)
 
 
 def epsilon(
@@ -37,3 +66,25 @@ def learning_rate(epoch: int, epochs: int, peak: float, lowest: float, warmup: i
         return peak * (epoch + 1) / (warmup + 1)
     progress = (epoch - warmup) / (epochs - warmup)
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def schedules(recipe: Settings, rooms: Iterable[Any]) -> dict[str, list[float]]:
+    """Return a value for each epoch of every schedule: the recipe's own, and those that its terms' rooms bring."""
+    bounds = (recipe.epsilon_start, recipe.epsilon_peak, recipe.epsilon_final)
+    lengths = (recipe.epsilon_warmup_epochs, recipe.epsilon_hold_epochs, recipe.epsilon_decay_epochs)
+    cosine = (recipe.lr_g, recipe.lr_min, recipe.lr_warmup_epochs)
+
+    def rate(epoch: int) -> float:
+        return learning_rate(epoch, recipe.epochs, *cosine) if recipe.lr_schedule == "cosine" else recipe.lr_g
+
+    functions: dict[str, Callable[[int], float]] = {
+        "epsilon": lambda epoch: epsilon(epoch, recipe.epochs, *bounds, *lengths),
+        "beta": lambda epoch: linear(epoch, recipe.epochs, recipe.beta, recipe.beta_final),
+    }
+    for room in rooms:
+        for name, function in getattr(room, "schedules", lambda _: ())(recipe):
+            if name in (*functions, "learning_rate"):
+                raise FaapError(f"there are two schedules {name!r}; name the terms' own one otherwise.")
+            functions[name] = function
+    functions["learning_rate"] = rate
+    return {name: [function(epoch) for epoch in range(recipe.epochs)] for name, function in functions.items()}

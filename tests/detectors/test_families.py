@@ -16,7 +16,7 @@ from detectors.tiny_families import CONFIGS, SIDE, build
 from faap.data.images import Preprocessing
 from faap.detectors import FAMILIES, load_detector
 from faap.detectors.hugging_face import HuggingFaceDetector
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # These two are put together here, layer by layer: see `test_hugging_face`.
@@ -134,7 +134,7 @@ def test_features_are_what_the_class_head_reads(detector, images):
 def test_earlier_layers_are_the_librarys(case, family, model, detector, images, targets):
     out, own = detector(*images), call(model, *images, targets)
     layers = [(layer["logits"], layer["pred_boxes"]) for layer in own.auxiliary_outputs or []]
-    if family.layers == "second":
+    if family.aux == 1:
         layers = [layers[-1], *layers[:-1]]  # the library puts the encoder's proposals last
     elif layers_of_encoder(family):
         layers = [(own.enc_outputs_class, own.enc_outputs_coord_logits), *layers]
@@ -175,7 +175,7 @@ def test_loss_and_its_gradient_are_the_librarys(case, model, detector, images, t
 def test_preparing_changes_neither_outputs_nor_gradient(case, saved, detector, images, targets):
     plain = copy.deepcopy(saved(case)[0])
     plain.config.auxiliary_loss = detector.model.config.auxiliary_loss
-    plain = HuggingFaceDetector(plain, name="plain", preprocessing=Preprocessing(), checkpoint_sha256="")
+    plain = HuggingFaceDetector(plain, name="plain", preprocessing=Preprocessing(), file_sha256="")
     gradients = []
     for each in (plain, detector):
         pixels = images[0].clone().requires_grad_()
@@ -191,14 +191,14 @@ def test_preparing_changes_neither_outputs_nor_gradient(case, saved, detector, i
 
 
 def test_it_stays_frozen(detector, images, targets):
-    before = detector.sha256()
+    before = detector.tensors_sha256()
     torch.nn.Sequential(detector).train()
     assert not any(module.training for module in detector.modules())
     pixels = images[0].clone().requires_grad_()
     for _ in range(2):
         detector.loss(detector(pixels, images[1]), targets).backward()
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in detector.parameters())
-    assert detector.sha256() == before
+    assert detector.tensors_sha256() == before
 
 
 def test_it_has_no_random_part(detector, images, targets):
@@ -245,6 +245,6 @@ def test_a_detector_of_one_size_is_trained_against_and_measured(case, saved, tin
     assert row["train"]["detection"] > 1
     assert row["train"]["gradient_norm"] > 0
     metrics = faap.evaluate(
-        load_detector(saved(case)[1]), Generator(epsilon=0.0), faap.load_dataset(tiny_promenade), split="val"
+        load_detector(saved(case)[1]), build_generator(epsilon=0.0), faap.load_dataset(tiny_promenade), split="val"
     )
     assert metrics["baseline"] == metrics["perturbed"]

@@ -133,14 +133,17 @@ def test_what_is_no_detr_is_refused(saved: Path, tmp_path: Path, capsys: pytest.
             load_original(tmp_path / "bad.pth")
         assert str(tmp_path / "bad.pth") in str(caught.value)
 
-    refused({"weights": good}, "no entry 'model'")
+    refused({"weights": good}, "no entry 'model' of tensors.: weights: is")
     refused({"model": {**good, "extra.weight": torch.zeros(1)}}, "it has a tensor extra.weight")
     refused(
-        {"model": {k: v for k, v in good.items() if k != "class_embed.bias"}}, "missing class_labels_classifier.bias"
+        {"model": {k: v for k, v in good.items() if k != "class_embed.bias"}}, "class_labels_classifier.bias .* missing"
     )
     refused({"model": {k: v for k, v in good.items() if k != "query_embed.weight"}}, "missing query_embed.weight")
-    refused({"model": {**good, "class_embed.bias": torch.zeros(5)}}, "do not fit together")
-    refused({"model": {f"detr.{k}": v for k, v in good.items()}}, "segmentation model")
+    refused(
+        {"model": {**good, "class_embed.bias": torch.zeros(5)}}, "class_labels_classifier.bias .* of the wrong shape"
+    )
+    whole = {f"detr.{k}": v for k, v in good.items()}
+    refused({"model": whole | {"mask_head.lay1.weight": torch.zeros(1)}}, "DETR for segmentation")
     refused({"model": {**good, "transformer.encoder.norm.weight": torch.ones(32)}}, "pre_norm")
     refused({"model": good, "hook": Harmful()}, "holds more than tensors")
     assert "run" not in capsys.readouterr().out

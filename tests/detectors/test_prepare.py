@@ -52,7 +52,7 @@ def model(case, family, tiny):
         model = build(case)
     else:
         model = tiny("detr", "bottleneck") if case == "detr_bottleneck" else tiny("conditional_softmax")
-    model.config.auxiliary_loss = family.layers in ("first", "second")
+    model.config.auxiliary_loss = family.aux in (0, 1)
     return model
 
 

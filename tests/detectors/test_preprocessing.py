@@ -31,7 +31,7 @@ def detector_with(preprocessing):
         feature_dim=1,
         preprocessing=preprocessing,
         activation="sigmoid",
-        checkpoint_sha256="",
+        file_sha256="",
     )
 
 
@@ -96,8 +96,8 @@ def test_formats_of_size(content, edges, tmp_path):
         ({"size": 800, "image_mean": "grey"}, "image_mean"),
         ({"size": 800, "image_std": [1, 0, 1]}, "image_std"),
         ({"size": 800, "resample": 17}, "resample is 17.*2 for bilinear"),
-        ({"size": 800, "resample": "soft"}, "resample is 'soft'"),
-        ({"size": 800, "pad_size": 1333}, "pad_size is 1333.*height"),
+        ({"size": 800, "resample": "soft"}, "resample: is 'soft'"),
+        ({"size": 800, "pad_size": 1333}, "pad_size: is 1333; it should be a mapping"),
         ({"size": 800, "rescale_factor": 0}, "rescale_factor is 0"),
         ({"size": 800, "do_center_crop": True}, "do_center_crop is True"),
         ({"size": 800, "size_divisor": 32}, "size_divisor is 32"),

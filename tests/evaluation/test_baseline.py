@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(baseline, "detect", counting)
     return counted
+
+
+def archive(**columns: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.array(column) for name, column in columns.items()})
+    return buffer.getvalue()
 
 
 def same(one: list[Detections], other: list[Detections]) -> bool:
@@ -94,7 +101,18 @@ def test_what_could_change_the_detections_makes_it_run_again(
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"no zip"]
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"no zip",
+        # a bit in the middle of the compressed numbers
+        lambda content: (
+            (half := len(content) // 2) and content[:half] + bytes([content[half] ^ 255]) + content[half + 1 :]
+        ),
+        lambda content: archive(image_ids=[1], counts=[1]),
+        lambda content: archive(**{name: {"an": "object"} for name in ("image_ids", "counts", "scores")}),
+    ],
 )
 def test_a_broken_file_is_computed_again(
     cache: Path, frozen: FrozenDetector, split: Split, runs: list[int], damage: Callable[[bytes], bytes]

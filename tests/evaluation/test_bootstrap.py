@@ -90,19 +90,15 @@ def test_equal_scores_of_images_in_any_order_of_ids(split_of):
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_the_whole_bootstrap_by_brute_force(paired, split_of, repeat, pycocotools):
+def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
     result = paired_bootstrap(split, before, after, samples=samples, seed=3)
     resampling = bootstrap.Resampling(split, 3)
 
     def gaps(detections, copies):
-        values = []
-        for group in (split.reference, split.anchor):
-            mine = np.array([r.group == group for r in split.records])
-            stats = pycocotools(*repeat(split.records, detections, copies * mine)).stats
-            values.append([stats[0], stats[8]])
-        return np.subtract(*values)
+        values = brute_force(split, detections, copies)
+        return values[split.reference] - values[split.anchor]
 
     ones = np.ones(len(split.records), dtype=int)
     old, new = gaps(before, ones), gaps(after, ones)
@@ -122,16 +118,12 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, repeat, pycocotool
         assert found["p_value"] == pytest.approx(min(1, 2 * (min(sides) + 1) / (samples + 1)))
 
 
-def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, repeat, pycocotools):
+def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, brute_force):
     split, detections, _ = split_of(6, images=8, paired=True)
     found = gap_with_error(split, detections, samples=10, seed=1)
     resampling = bootstrap.Resampling(split, 1)
-    values = {group: [] for group in ("female", "male")}
-    for b in range(10):
-        for group, list_ in values.items():
-            mine = np.array([r.group == group for r in split.records])
-            stats = pycocotools(*repeat(split.records, detections, resampling.weights(b) * mine)).stats
-            list_.append([stats[0], stats[8]])
+    drawn = [brute_force(split, detections, resampling.weights(b)) for b in range(10)]
+    values = {group: [each[group] for each in drawn] for group in ("female", "male")}
     female, male = (np.array(values[group]) for group in ("female", "male"))
     for column, name in enumerate(("AP", "AR")):
         assert found[name]["standard_error"] == pytest.approx(np.std((male - female)[:, column], ddof=1), abs=1e-9)

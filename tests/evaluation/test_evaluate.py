@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch import nn
 from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
-from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap, success_criteria
-from faap.perturbation import Generator
+from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap
+from faap.evaluation.bootstrap import replicate
+from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
+from faap.perturbation import build_generator
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
 
@@ -32,7 +35,7 @@ class Quarters(FrozenDetector):
             feature_dim=8,
             preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
             activation="softmax",
-            checkpoint_sha256="",
+            file_sha256="",
         )
         self.seen = []
 
@@ -149,13 +152,18 @@ def test_metrics_json(dataset):
         "split",
         "images",
         "categories",
+        "categories_left_out",
         "baseline",
         "perturbed",
         "gap",
         "success",
+        "warnings",
         "perturbation",
+        "provenance",
         "detector_sha256",
     ]
+    assert result["categories"] == ["Person"]
+    assert result["categories_left_out"] == {}
     assert result["images"] == {"female": 7, "male": 7}
     before, after = detect(detector, split), detect(detector, split, generator)
     for name, detections in (("baseline", before), ("perturbed", after)):
@@ -171,10 +179,13 @@ def test_metrics_json(dataset):
         for name in ("baseline", "perturbed"):
             expected = result[name]["male"][metric] - result[name]["female"][metric]
             assert gap[key][name] == pytest.approx(expected, abs=1e-12)
+    drawn = replicate(split, before, after, samples=20, seed=2)
     assert result["success"] == success_criteria(
-        group_metrics(split, before), group_metrics(split, after), anchor="female", reference="male"
+        group_metrics(split, before), group_metrics(split, after), drawn, anchor="female", reference="male"
     )
-    assert result["detector_sha256"] == detector.sha256()
+    changes = [after["male"]["AP"] - before["male"]["AP"] for before, after in [drawn]]
+    assert result["success"]["reference_ap"]["ci95"] == pytest.approx(np.percentile(changes[0][1:], [2.5, 97.5]))
+    assert result["detector_sha256"] == detector.tensors_sha256()
     assert list(result["perturbation"]) == ["epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     perturbation = result["perturbation"]
     assert perturbation["epsilon"] == 0.1
@@ -190,6 +201,8 @@ def test_a_generator_that_does_nothing(dataset):
     for gap in result["gap"].values():
         assert gap["change"] == 0
         assert gap["p_value"] == 1
+    assert result["success"]["reference_ap"]["verdict"] == MET
+    assert not any(result["success"][key]["met"] for key in ("ap_gap", "ar_gap", "anchor_ap"))
     assert result["perturbation"]["linf_pixels"] == 0
     assert result["perturbation"]["psnr_db"] is None
     assert result["perturbation"]["ssim"] == pytest.approx(1)
@@ -202,6 +215,7 @@ def test_a_known_baseline_is_not_detected_again(dataset):
     assert len(detector.seen) == 1
     assert result["baseline"] == evaluate(Quarters(), Shift(0.05), dataset, bootstrap=0)["baseline"]
     assert result["gap"]["AP"]["ci95"] is None
+    assert {entry["verdict"] for entry in result["success"].values()} == {UNKNOWN}
     with pytest.raises(FaapError, match="13 entries of detections for 14 images"):
         evaluate(detector, Shift(0.05), dataset, baseline=baseline[1:])
     assert len(detector.seen) == 1
@@ -214,7 +228,7 @@ def test_absolute_criteria_on_request(dataset):
 
 def test_too_little_data_is_found_out_before_the_detector_runs(tmp_path):
     detector, tiny = Quarters(), write_data(tmp_path, 1)
-    with pytest.raises(FaapError, match="errors are told from two or more"):
+    with pytest.raises(FaapError, match="a confidence interval needs at least two of each group"):
         evaluate(detector, Shift(0.05), tiny)
     assert detector.seen == []
     assert evaluate(detector, Shift(0.05), tiny, bootstrap=0)["gap"]["AP"]["p_value"] is None
@@ -222,8 +236,75 @@ def test_too_little_data_is_found_out_before_the_detector_runs(tmp_path):
 
 def test_with_a_real_generator(dataset):
     torch.manual_seed(0)
-    generator = Generator(epsilon=0.1)
+    generator = build_generator(epsilon=0.1)
     perturbation = evaluate(Quarters(), generator, dataset, bootstrap=5)["perturbation"]
     assert perturbation["epsilon"] == 0.1
     assert 0 < perturbation["linf_normalised"] <= 0.1 + 1e-6
     assert perturbation["linf_pixels"] <= 6 + 1e-3
+
+
+class Grey(Shift):
+    """Turns every image grey."""
+
+    def perturb(self, pixel_values, pixel_mask=None):
+        return torch.zeros_like(pixel_values)
+
+
+class BlindTo(Quarters):
+    """Finds what Quarters finds, but nothing in grey images, or in none at all."""
+
+    def __init__(self, *, grey_only):
+        super().__init__()
+        self.grey_only = grey_only
+
+    def forward(self, pixel_values, pixel_mask=None):
+        out = super().forward(pixel_values, pixel_mask)
+        blind = (pixel_values.flatten(1).std(1) < 0.05) | (not self.grey_only)
+        out.boxes = torch.where(blind[:, None, None], out.boxes + 5, out.boxes)  # far from the image
+        return out
+
+
+def test_a_detector_that_finds_nobody_is_said_and_meets_no_criterion(dataset):
+    result = evaluate(BlindTo(grey_only=False), Shift(0.05), dataset, bootstrap=30)
+    assert [result["baseline"][group]["AP"] for group in ("female", "male")] == [0, 0]
+    assert not any(entry["met"] for entry in result["success"].values())
+    assert "finds nobody" in result["warnings"][0]
+    assert "right checkpoint? right class names?" in result["warnings"][0]
+
+
+def test_a_generator_that_blinds_the_detector_meets_no_criterion(dataset):
+    result = evaluate(BlindTo(grey_only=True), Grey(0.0), dataset, bootstrap=30)
+    assert result["baseline"]["male"]["AP"] > 0.1
+    assert [result["perturbed"][group]["AP"] for group in ("female", "male")] == [0, 0]
+    assert not any(entry["met"] for entry in result["success"].values())
+    assert any("With the generator the detector finds nobody" in text for text in result["warnings"])
+
+
+def test_a_result_says_where_it_comes_from(dataset):
+    detector = Quarters()
+    found = evaluate(detector, build_generator(epsilon=0.1), dataset, bootstrap=0)["provenance"]
+    assert found["dataset"] == str(dataset.root)
+    assert found["split_sha256"] == dataset.split("test").fingerprint()
+    assert found["detector"] == {"name": "quarters", "file_sha256": "", "tensors_sha256": detector.tensors_sha256()}
+    assert list(found["versions"]) == ["faap", "torch", "transformers"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(found["date"])).total_seconds()) < 60
+    assert (found["generator"]["arch"], found["generator"]["epsilon"]) == ("light", 0.1)
+    torch.manual_seed(0)
+    one, other = (
+        evaluate(detector, each, dataset, bootstrap=0)["provenance"]["generator"]["sha256"]
+        for each in (build_generator(epsilon=0.1), build_generator(epsilon=0.1))
+    )
+    assert len(one) == 64
+    assert one != other
+
+
+def test_what_was_found_is_not_detected_again(dataset):
+    detector, generator, split = Quarters(), Shift(0.05), dataset.split("test")
+    known = detect(detector, split), detect(detector, split, generator, with_distance=True)
+    passes = len(detector.seen)
+    result = evaluate(detector, generator, dataset, bootstrap=20, baseline=known[0], perturbed=known[1])
+    assert len(detector.seen) == passes
+    again = evaluate(detector, generator, dataset, bootstrap=20)
+    del result["provenance"]["date"], again["provenance"]["date"]
+    assert result == again

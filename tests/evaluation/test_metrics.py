@@ -5,8 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from faap.data import Split
 from faap.errors import FaapError
-from faap.evaluation import METRICS, Detections, coco_metrics, group_metrics
+from faap.evaluation import (
+    METRICS,
+    Detections,
+    coco_metrics,
+    group_metrics,
+    paired_bootstrap,
+)
+from faap.evaluation.metrics import comparable_categories
 
 
 @pytest.mark.parametrize("levels", [0, 40])
@@ -57,3 +65,69 @@ def test_a_group_without_images_is_named(split_of):
     split, detections, _ = split_of(0)
     with pytest.raises(FaapError, match="no image of group 'women'; it has female, male"):
         group_metrics(replace(split, anchor="women"), detections)
+
+
+def test_a_category_that_one_group_lacks_opens_no_gap(record):
+    """Dogs in men's images only, and a detector that finds every person and no dog."""
+    box, dog = [10, 10, 40, 60], [90, 20, 30, 30]
+    records = [record(i, "female", [box]) for i in range(3)] + [
+        record(3 + i, "male", [box, dog], labels=[1, 7]) for i in range(3)
+    ]
+    split = Split("test", tuple(records), {1: "person", 7: "dog"}, "female", "male")
+    found = [Detections(r.image_id, np.array([0.9]), np.array([1]), r.boxes[:1]) for r in records]
+    assert {group: metrics["AP"] for group, metrics in group_metrics(split, found).items()} == {"female": 1, "male": 1}
+    gap = paired_bootstrap(split, found, found, samples=20)
+    assert [gap[name]["baseline"] for name in ("AP", "AR")] == [0, 0]
+    assert comparable_categories(split) == (["person"], {"dog": ["female"]})
+    # a crowd is nothing to find
+    split.records[0].crowd[:] = True
+    crowd = replace(records[0], labels=np.array([7]))
+    assert comparable_categories(replace(split, records=(crowd, *records[1:])))[1] == {"dog": ["female"]}
+
+
+def test_categories_that_are_rare_in_a_size_or_a_group(split_of, brute_force):
+    """A category of three groups is averaged over if all have it; so for small, medium and large ones."""
+    split, found, _ = split_of(11, images=5, groups=("woman", "man", "child"))
+    rng = np.random.default_rng(0)
+    wide = {**split.categories, 9: "skateboard", 11: "tie"}
+    records = [replace(r, labels=rng.choice(list(wide), len(r.labels))) for r in split.records]
+    split = replace(split, records=tuple(records), categories=wide)
+    lacking = comparable_categories(split)[1]
+    assert lacking  # else nothing is shown
+    expected = brute_force(split, found, np.ones(len(records), dtype=int))
+    for group, metrics in group_metrics(split, found).items():
+        assert [metrics["AP"], metrics["AR100"]] == pytest.approx(expected[group], nan_ok=True)
+    small = replace(split, records=tuple(replace(r, crowd=r.crowd | (r.areas >= 32**2)) for r in records))
+    only_small = group_metrics(split, found)
+    assert comparable_categories(small) != comparable_categories(split)
+    for group, metrics in only_small.items():
+        names, _ = comparable_categories(small)
+        kept = small.with_categories([number for number, name in wide.items() if name in names])
+        mine = [found[i] for i in kept.positions(group)]
+        alone = (
+            coco_metrics(split.with_categories(kept.categories).group(group), mine, kept.categories)["APs"]
+            if names
+            else np.nan
+        )
+        assert metrics["APs"] == pytest.approx(alone, nan_ok=True)
+
+
+def test_a_group_without_anything_rules_no_category_out(record):
+    records = [record(1, "female", [[1, 1, 30, 30]]), record(2, "male", [[1, 1, 30, 30]]), record(3, "third", [])]
+    split = Split("test", tuple(records), {1: "person"}, "female", "male")
+    found = [Detections(r.image_id, np.full(len(r.labels), 0.5), r.labels, r.boxes) for r in records]
+    metrics = group_metrics(split, found)
+    assert (metrics["female"]["AP"], metrics["male"]["AP"]) == (1, 1)
+    assert np.isnan(metrics["third"]["AP"])
+    assert comparable_categories(split) == (["person"], {})
+
+
+def test_groups_without_a_common_category_are_not_compared(record):
+    records = [record(i, "female", [[1, 1, 30, 30]]) for i in range(2)] + [
+        record(2 + i, "male", [[1, 1, 30, 30]], labels=[7]) for i in range(2)
+    ]
+    split = Split("test", tuple(records), {1: "person", 7: "dog"}, "female", "male")
+    found = [Detections(r.image_id, np.full(1, 0.5), r.labels, r.boxes) for r in records]
+    assert all(np.isnan(values["AP"]) for values in group_metrics(split, found).values())
+    assert np.isnan(paired_bootstrap(split, found, found, samples=5)["AP"]["baseline"])
+    assert comparable_categories(split) == ([], {"person": ["male"], "dog": ["female"]})

@@ -3,7 +3,7 @@ import torch
 
 from faap.data.images import MEAN, STD
 from faap.perturbation import quantise
-from faap.perturbation.budget import spend
+from faap.perturbation.budget import add_within_budget
 
 
 def test_quantise_is_what_saving_and_reading_eight_bits_does() -> None:
@@ -30,8 +30,8 @@ def test_gradient_of_the_budget_is_that_of_tanh_and_stops_at_the_bounds() -> Non
     raw = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
     mask[:, 3] = False
-    assert torch.autograd.gradcheck(lambda r: spend(x, r, 0.1, mask), (raw,))
-    spend(x, raw, 0.1, mask).sum().backward()
+    assert torch.autograd.gradcheck(lambda r: add_within_budget(x, r, 0.1, mask), (raw,))
+    add_within_budget(x, raw, 0.1, mask).sum().backward()
     assert raw.grad is not None
     assert torch.allclose(raw.grad[:, :, :3, :3], 0.1 * (1 - raw.detach().tanh()[:, :, :3, :3] ** 2))
     assert not raw.grad[:, :, 3].any()

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from faap.data import Record
-from faap.evaluation import METRICS, Detections, success_criteria
+from faap.evaluation import METRICS, Detections
+from faap.evaluation.criteria import success_criteria
 from faap.report import Example
 
 
@@ -20,6 +21,10 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
         return {name: ap * share for name, share in zip(METRICS, shares, strict=True)}
 
     before, after = ({anchor: of(anchor_ap[i]), reference: of(reference_ap[i])} for i in (0, 1))
+
+    def certain(values):
+        """Replicates that all say the same."""
+        return {group: {name: np.full(4, value) for name, value in each.items()} for group, each in values.items()}
 
     def gap(name, ci95, p_value):
         old, new = (m[reference][name] - m[anchor][name] for m in (before, after))
@@ -38,13 +43,24 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
         "baseline": before,
         "perturbed": after,
         "gap": {"AP": gap("AP", [-0.0121, -0.0029], 0.002), "AR": gap("AR100", [-0.0098, 0.0004], 0.072)},
-        "success": success_criteria(before, after, anchor=anchor, reference=reference),
+        "success": success_criteria(
+            before, after, [certain(before), certain(after)], anchor=anchor, reference=reference
+        ),
+        "warnings": [],
         "perturbation": {
             "epsilon": 0.09,
             "linf_normalised": 0.09,
             "linf_pixels": 6.0,
             "psnr_db": 37.42,
             "ssim": 0.9621,
+        },
+        "provenance": {
+            "dataset": "data/<people>",
+            "split_sha256": "1a" * 32,
+            "detector": {"name": "detr-r50", "file_sha256": "2b" * 32, "tensors_sha256": "5f" * 32},
+            "generator": {"arch": "light", "epsilon": 0.09, "sha256": "3c" * 32},
+            "versions": {"faap": "0.9", "torch": "2.8", "transformers": "4.56"},
+            "date": "2026-01-02T03:04:05+00:00",
         },
         "detector_sha256": "5f" * 32,
     }

@@ -16,7 +16,14 @@ from faap.errors import FaapError
 from faap.report import write_report
 from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
 
-CONFIG = {"name": "infonce_4th", "description": "Attract <the> anchor group & wait.", "temperature": 0.1, "epochs": 24}
+CONFIG = {
+    "name": "infonce_4th",
+    "description": "Attract <the> anchor group & wait.",
+    "temperature": 0.1,
+    "epochs": 24,
+    "skip_bad": False,
+    "terms": None,
+}
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
@@ -185,7 +192,7 @@ def test_an_evaluation_without_training_has_no_curves(tmp_path, metrics, write_r
 def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
     rows = log(1)
     rows[0]["train"]["sim_f2f"] = rows[0]["train"]["infonce"] = None
-    rows[0]["validation"]["gap"]["AR"] = None
+    rows[0]["validation"]["gap"]["AR"] = rows[0]["validation"]["perturbed"]["male"]["AR100"] = None
     data = metrics()
     for which in ("baseline", "perturbed"):
         data[which]["female"]["APs"] = None
@@ -229,3 +236,85 @@ def test_a_run_without_metrics_is_refused(tmp_path, metrics, write_run):
     (tmp_path / "train_log.jsonl").write_text(json.dumps({"epoch": 0}) + '\n{"epo')
     with pytest.raises(FaapError, match=r"train_log\.jsonl: not JSON"):
         write_report(tmp_path)
+
+
+def test_the_three_verdicts_are_shown_with_their_intervals(tmp_path, metrics, write_run):
+    data = metrics()
+    data["success"]["reference_ap"] |= {"verdict": "cannot be told", "met": False, "ci95": [-0.0071, 0.0005]}
+    words = read(write_report(write_run(tmp_path, data))).words
+    for verdict, count in (("✓ met", 1), ("✗ not met", 2), ("? cannot be told", 1)):
+        assert words.count(verdict) == count
+    assert "? cannot be told 0.4424 0.4391 ≥ 0.4424 −0.0071 to +0.0005" in words
+
+
+def test_warnings_and_left_out_categories_come_before_the_numbers(tmp_path, metrics, write_run):
+    data = metrics()
+    data["warnings"] = ["The detector finds nobody: right checkpoint? <b>"]
+    data["categories_left_out"] = {"dog": ["female"], "tie": ["female", "male"]}
+    words = read(write_report(write_run(tmp_path, data))).words
+    first, second = words.index(data["warnings"][0]), words.index("dog (female has none), tie (female, male have none)")
+    assert first < second < words.index("Success criteria")
+
+
+def test_where_a_result_comes_from(full, metrics):
+    source = metrics()["provenance"]
+    for text in (source["dataset"], source["split_sha256"], source["date"], *source["detector"].values()):
+        assert text in full.words
+    assert f"light, ε 0.09, {source['generator']['sha256']}" in full.words
+    assert "faap 0.9, torch 2.8, transformers 4.56" in full.words
+
+
+def test_a_result_of_an_earlier_version_is_shown(tmp_path, metrics, write_run):
+    data = metrics()
+    for name in ("provenance", "warnings"):
+        del data[name]
+    for entry in data["success"].values():
+        for name in ("verdict", "difference", "ci95"):
+            del entry[name]
+    page = read(write_report(write_run(tmp_path, data)))
+    assert page.words.count("✓ met") == 1
+    assert page.words.count("✗ not met") == 3
+    assert data["detector_sha256"] in page.words
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (["baseline"], {}, "baseline"),
+        (["baseline", "female", "AP"], "high", "'high'; it should be a finite number"),
+        (["perturbed", "male"], None, "male"),
+        (["gap", "AP"], [], "AP"),
+        (["gap", "AR", "ci95"], ["low", "high"], "ci95"),
+        (["gap", "AR", "ci95"], [0.1], "ci95"),
+        (["success", "ap_gap", "ci95"], [None, 1.0], "ci95"),
+        (["success"], {"ap_gap": True}, "ap_gap"),
+        (["images"], 7, "images"),
+        (["provenance", "detector"], "detr", "detector"),
+        (["provenance", "generator"], {}, "arch"),
+        (["categories_left_out"], {"dog": "female"}, "dog"),
+        (["warnings"], "none", "warnings"),
+        (["perturbation", "psnr_db"], True, "psnr_db"),
+    ],
+)
+def test_a_broken_result_is_one_error(tmp_path, metrics, write_run, place, value, said):
+    data = metrics()
+    entry = data
+    for key in place[:-1]:
+        entry = entry[key]
+    entry[place[-1]] = value
+    with pytest.raises(FaapError, match=re.escape(said)) as error:
+        write_report(write_run(tmp_path, data))
+    assert "metrics.json" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"epoch": "one"}, {"train": 3}, {"validation": {}}, {"schedule": {"beta": "x"}}])
+def test_a_broken_log_or_configuration_is_one_error(tmp_path, metrics, log, write_run, change):
+    rows = log(2)
+    rows[1] |= change
+    with pytest.raises(FaapError, match=r"train_log\.jsonl"):
+        write_report(write_run(tmp_path, metrics(), rows))
+    (tmp_path / "train_log.jsonl").unlink()
+    for text in ("a: [", "- 1", "\x00"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(FaapError, match=r"config\.yaml"):
+            write_report(tmp_path)

@@ -84,4 +84,26 @@ def test_terminal_summary(metrics):
 def test_terminal_summary_fits_eighty_columns(metrics):
     console = Console(file=io.StringIO(), width=80)
     console.print(summary(metrics()))
-    assert "−0.0121 to −0.0029   0.002" in console.file.getvalue()
+    text = console.file.getvalue()
+    assert "−0.0121 to −0.0029   0.002" in text
+    assert "size ≤ 0.0919   ✓ met" in text
+
+
+def test_the_terminal_says_loudly_what_is_wrong_and_where_it_comes_from(metrics):
+    data = metrics()
+    data["warnings"] = ["Without the generator the detector finds nobody: right checkpoint? [right] class names?"]
+    data["categories_left_out"] = {"dog": ["female"]}
+    data["success"]["ap_gap"] |= {"verdict": "cannot be told", "met": False}
+    console = Console(file=io.StringIO(), width=200, color_system="truecolor", force_terminal=True)
+    console.print(summary(data))
+    styled = console.file.getvalue()
+    assert f"\x1b[1;31m{data['warnings'][0]}" in styled
+    assert "? cannot be told" in styled
+    assert "dog (female has none)" in styled
+    assert "data: data/<people>, test split 1a1a1a1a1a1a…" in styled
+    assert "generator: light, ε 0.09, 3c3c3c3c3c3c…" in styled
+    assert "2026-01-02" in styled
+    del data["provenance"], data["warnings"], data["categories_left_out"]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary(data))
+    assert "detector: 5f5f5f5f5f5f…" in console.file.getvalue()

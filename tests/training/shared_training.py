@@ -8,16 +8,15 @@ from typing import Any
 import torch
 
 import faap
-from faap import cli, distributed
+from faap import distributed
 from faap.data import Batch
-from faap.devices import resolve_device
 from faap.evaluation.detections import detect_and_compare
 from faap.perturbation import Generator
-from faap.training.loop import _Trainer
-from faap.training.monitor import Silent
+from faap.training import Trainer
+from faap.training.monitor import NullMonitor
 
 
-class Log(Silent):
+class Log(NullMonitor):
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
 
@@ -41,7 +40,7 @@ def watched(trainer: Any) -> list[tuple[int, int]]:
 
 def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
     torch.set_num_threads(1)
-    device = resolve_device("cpu")
+    device = distributed.resolve_device("cpu")
     detector = faap.load_detector(places["detr_checkpoint"], device)
     split = faap.load_dataset(places["dataset_root"]).split("train")
     result = {}
@@ -49,7 +48,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
         # 18 images: batches of 8, 8 and 2
         recipe = faap.load_recipe(name, **places, batch_size=8, images_per_epoch=18, lr_g=1e-3, epochs=5)
         torch.manual_seed(0)
-        trainer, log = _Trainer(recipe, device, detector, split), Log()
+        trainer, log = Trainer(recipe, device, detector, split), Log()
         gradients: list[torch.Tensor] = []
         trainer.optimizer.register_step_pre_hook(
             lambda optimizer, *_, kept=gradients: kept.append(
@@ -57,7 +56,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
             )
         )
         shapes = watched(trainer)
-        rows = [trainer.epoch(epoch, log, cli.terminal()) for epoch in range(2)]
+        rows = [trainer.epoch(epoch, log) for epoch in range(2)]
         result[name] = {
             "rows": json.dumps(rows),
             "steps": log.values,
@@ -77,7 +76,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
         "quality": quality,
     }
     torch.save(result, out / f"{distributed.world()}_{distributed.rank()}.pth")
-    distributed.leave()
+    distributed.shutdown()
 
 
 if __name__ == "__main__":

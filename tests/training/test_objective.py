@@ -50,7 +50,7 @@ def detector(activation: str = "softmax") -> FrozenDetector:
         feature_dim=DIM,
         preprocessing=Preprocessing(shortest_edge=None, longest_edge=None),
         activation=activation,  # type: ignore[arg-type]
-        checkpoint_sha256="",
+        file_sha256="",
     )
 
 
@@ -116,7 +116,7 @@ class Parts:
         z = torch.stack([x / x.norm() for x in pooled]) if objective.head is None else objective.head(pooled)
         top = (image.max(-1).values.sort(descending=True).values[:top_k] for image in probabilities)
         s = torch.stack([confidences.mean() for confidences in top])
-        matches = images.detector.match(images.out, images.targets)
+        matches = images.detector.match_all_layers(images.out, images.targets)[-1]
         m = [
             [p[q, target["labels"][t]] for q, t in zip(*pairs, strict=True)]
             for p, target, pairs in zip(probabilities, images.targets, matches, strict=True)

@@ -17,7 +17,7 @@ import faap
 from faap import distributed
 from faap.errors import FaapError
 from faap.perturbation import Generator
-from faap.training.loop import _Trainer
+from faap.training import Trainer
 
 RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
 SCRIPT = Path(__file__).with_name("shared_training.py")
@@ -134,7 +134,7 @@ def test_the_original_network_is_refused_where_its_batch_norm_would_see_half_a_b
     recipe = faap.load_recipe("infonce_4th", **places, arch="unet")
     detector = faap.load_detector(recipe.detr_checkpoint)
     with pytest.raises(FaapError, match="arch is 'unet'"):
-        _Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
+        Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
 
 
 def test_more_processes_than_images_of_a_batch_are_refused(
@@ -145,7 +145,7 @@ def test_more_processes_than_images_of_a_batch_are_refused(
     recipe = faap.load_recipe("infonce_4th", **places, batch_size=4)
     detector = faap.load_detector(recipe.detr_checkpoint)
     with pytest.raises(FaapError, match="batch_size is 4, and 5 processes"):
-        _Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
+        Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
 
 
 def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str, str], tmp_path: Path) -> None:
@@ -163,11 +163,11 @@ def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkey
     seen: list[str] = []
     monkeypatch.setenv("LOCAL_RANK", process)
     monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "merge", lambda part: seen.append("meet") or [*part, *part])
-    assert distributed.one_first(lambda: seen.append("call") or "made") == "made"
+    monkeypatch.setattr(distributed, "gather_objects", lambda part: seen.append("meet") or [*part, *part])
+    assert distributed.host_first(lambda: seen.append("call") or "made") == "made"
     assert seen == order
-    monkeypatch.setattr(distributed, "merge", lambda part: [FaapError("of another"), *part])
+    monkeypatch.setattr(distributed, "gather_objects", lambda part: [FaapError("of another"), *part])
     seen.clear()
     with pytest.raises(FaapError, match="of another"):
-        distributed.one_first(lambda: seen.append("call"))
+        distributed.host_first(lambda: seen.append("call"))
     assert seen == (["call"] if process == "0" else [])  # what failed there is not tried here

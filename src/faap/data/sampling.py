@@ -28,8 +28,8 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
     fits it, and the batches come in an order that has nothing to do with shapes. If all shapes are equal, the batches
     are as drawn; a smaller last batch always is.
 
-    Several processes share each batch: theirs, one after the other, are its anchors and its references. A process that
-    gets none of a small last batch yields that batch's first image as a stand-in; see `own`.
+    Several processes share each batch, also a smaller last one: theirs, one after the other, are its anchors and its
+    references.
 
     Args:
         anchor_indices: positions of the anchor group's images in the data set.
@@ -42,7 +42,7 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         world: number of processes; `batch_size` is that of all of them together.
 
     Raises:
-        FaapError: the batch size is odd or too small, or a group has no image.
+        FaapError: the batch size is odd or too small, a group has no image, or a process has none of a batch.
     """
 
     def __init__(
@@ -71,6 +71,15 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         self.shape = shape
         self.rank, self.world = rank, world
         self.epoch = 0
+        if batch_size < world:
+            raise FaapError(f"batch_size is {batch_size}, and {world} processes share a batch: use fewer")
+        images = 2 * self.images_per_group
+        last = images % batch_size or batch_size
+        if last < world:
+            raise FaapError(
+                f"the last batch of an epoch has {last} of its {images} images, and {world} processes share a batch: "
+                f"use --images_per_epoch {images - last or batch_size}, or fewer processes"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, that the next iteration goes through."""
@@ -85,12 +94,7 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         anchors, references = self._arranged()
         for number in range(len(self)):
             mine, theirs = self._share(number)
-            chosen = [*anchors[mine], *references[theirs]] or [anchors[number * (self.batch_size // 2)]]
-            yield [(self.epoch, int(index)) for index in chosen]
-
-    def own(self, number: int) -> int:
-        """Return how many images of a batch, counted from 0, are this process's; 0 where it yields a stand-in."""
-        return sum(share.stop - share.start for share in self._share(number))
+            yield [(self.epoch, int(index)) for index in [*anchors[mine], *references[theirs]]]
 
     def _share(self, number: int) -> tuple[slice, slice]:
         """Return where the process's anchors and references of a batch lie among the epoch's."""

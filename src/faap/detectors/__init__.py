@@ -1,80 +1,8 @@
 """Frozen detectors: loading them, their outputs, their loss."""
 
-import importlib
-import os
-import re
-import sys
-from pathlib import Path
-
-import torch
-
 from faap.detectors.base import DetectorOutput, FrozenDetector, RawDetections
-from faap.detectors.hugging_face import FAMILIES, download, load_hugging_face
+from faap.detectors.families import FAMILIES
+from faap.detectors.load import load_detector
 from faap.detectors.set_loss import Criterion, Match
-from faap.errors import FaapError
 
 __all__ = ["FAMILIES", "Criterion", "DetectorOutput", "FrozenDetector", "Match", "RawDetections", "load_detector"]
-
-
-def load_detector(name: str | Path, device: str | torch.device | None = None) -> FrozenDetector:
-    """Load a detector, frozen and ready.
-
-    Args:
-        name: "promenade" for the detector of the embedded benchmark; a directory with config.json, model.safetensors
-            and preprocessor_config.json of one of the `FAMILIES` of transformers; a checkpoint (.pth) of the original
-            DETR; "organisation/model" for a model of the Hugging Face hub; or "package.module:function" for a function
-            of your own that takes nothing and returns a `FrozenDetector`.
-        device: where to put it; the CPU by default.
-
-    Returns:
-        The detector.
-
-    Raises:
-        FaapError: `name` is none of these, or its content is not a supported detector.
-    """
-    detector = _load(str(name))
-    return detector if device is None else detector.to(device)
-
-
-def _load(name: str) -> FrozenDetector:
-    if name == "promenade":
-        from faap.promenade import detector_dir
-
-        return load_hugging_face(detector_dir("biased"), name="promenade")
-    place = Path(name)
-    if place.is_file():
-        from faap.detectors.original import load_original
-
-        return load_original(place)
-    if place.is_dir():
-        return load_hugging_face(place)
-    if re.fullmatch(r"[\w.]+:\w+", name):
-        return _call(*name.split(":"))
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and place.suffix != ".pth":
-        return load_hugging_face(download(name), name=name)
-    raise FaapError(
-        f"detector {name} does not exist; give 'promenade', a directory with config.json, model.safetensors and "
-        "preprocessor_config.json of a DETR or one of its kin, an original DETR checkpoint (.pth), the name of a model "
-        "on the Hugging Face hub (organisation/model), or a function of your own (package.module:function)"
-    )
-
-
-def _call(module: str, function: str) -> FrozenDetector:
-    """Call a user's function, which may stand in a file of the working directory."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise FaapError(
-            f"detector {module}:{function}: {error}; it should name a function of a module that Python can import, or "
-            "of a file in the working directory"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    detector = build() if callable(build) else build
-    if not isinstance(detector, FrozenDetector):
-        raise FaapError(
-            f"detector {module}:{function}: is {type(detector).__name__}; it should be a function that takes nothing "
-            "and returns a faap.detectors.FrozenDetector"
-        )
-    return detector

@@ -1,6 +1,7 @@
 """What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -60,7 +61,7 @@ class FrozenDetector(nn.Module):
         feature_dim: D, the width of the decoder's states.
         preprocessing: how an image becomes `pixel_values`.
         activation: "softmax" when the last logit is no-object, "sigmoid" for independent class scores.
-        checkpoint_sha256: hex SHA-256 of the weights file, which is the checkpoint's identity outside this process.
+        file_sha256: hex SHA-256 of the weights file, which is the checkpoint's identity outside this process.
         criterion: matching costs and loss; DETR's for softmax and Deformable DETR's for sigmoid by default.
     """
 
@@ -74,7 +75,7 @@ class FrozenDetector(nn.Module):
         feature_dim: int,
         preprocessing: Preprocessing,
         activation: Activation,
-        checkpoint_sha256: str,
+        file_sha256: str,
         criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class FrozenDetector(nn.Module):
         self.feature_dim = feature_dim
         self.preprocessing = preprocessing
         self.activation = activation
-        self.checkpoint_sha256 = checkpoint_sha256
+        self.file_sha256 = file_sha256
         self.criterion = criterion or {"softmax": SOFTMAX, "sigmoid": SIGMOID}[activation]
         self.train(False)
 
@@ -151,10 +152,6 @@ class FrozenDetector(nn.Module):
         """
         return match_layers(*_stack_layers(out), targets, self.criterion)
 
-    def match(self, out: DetectorOutput, targets: Sequence[Target]) -> list[Match]:
-        """Match the queries of the last decoder layer to the targets: B pairs as in `match_all_layers`."""
-        return match_layers(out.logits[None], out.boxes[None], targets, self.criterion)[0]
-
     def loss(
         self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
     ) -> Tensor:
@@ -172,23 +169,21 @@ class FrozenDetector(nn.Module):
         return set_loss(*_stack_layers(out), targets, matches, self.criterion)
 
     def matched_scores(
-        self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
+        self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]]
     ) -> list[Tensor]:
         """Read the probability of each target's label at the query that the last layer's matching gives it.
 
         Args:
             out: the detector's output for B images.
-            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-            matches: the result of `match_all_layers(out, targets)` if it is already known.
+            targets: as in `match_all_layers`, whose result is `matches`.
 
         Returns:
             B differentiable tensors (min(Q, n),), in the order of the targets.
         """
-        pairs = self.match(out, targets) if matches is None else matches[-1]
         probabilities = self.class_probabilities(out.logits)
         return [
             scores[query.to(scores.device), target["labels"][wanted.to(scores.device)]]
-            for scores, target, (query, wanted) in zip(probabilities, targets, pairs, strict=True)
+            for scores, target, (query, wanted) in zip(probabilities, targets, matches[-1], strict=True)
         ]
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
@@ -225,7 +220,7 @@ class FrozenDetector(nn.Module):
         return [RawDetections(*image) for image in zip(scores, labels, boxes, strict=True)]
 
     def label_map(self, categories: dict[int, str]) -> dict[int, int]:
-        """Map the data set's categories to the detector's classes by name, whatever the case.
+        """Map the data set's categories to the detector's classes by name, whatever the case and the blanks.
 
         Args:
             categories: data set category id -> name.
@@ -234,13 +229,12 @@ class FrozenDetector(nn.Module):
             Data set category id -> class index, without the categories that the detector does not know.
 
         Raises:
-            FaapError: no name is common to both.
+            FaapError: no name is common to both, or one belongs to several classes.
         """
-        known: dict[str, int] = {}
+        known: dict[str, list[int]] = {}
         for index, label in sorted(self.labels.items()):
-            known.setdefault(label.strip().casefold(), index)
-        names = {category: name.strip().casefold() for category, name in categories.items()}
-        found = {category: known[name] for category, name in names.items() if name in known}
+            known.setdefault(_folded(label), []).append(index)
+        found = {category: known[_folded(name)] for category, name in categories.items() if _folded(name) in known}
         if not found:
             raise FaapError(
                 f"none of the data set's categories ({', '.join(sorted(categories.values()))}) is a class of the "
@@ -248,13 +242,21 @@ class FrozenDetector(nn.Module):
                 "categories in the annotations, or the classes in the detector's config.json (id2label) or, for a "
                 "checkpoint NAME.pth of the original DETR, in a file NAME.classes.txt beside it, a name a line"
             )
-        return found
+        for category, indices in found.items():
+            if len(indices) > 1:
+                several = ", ".join(f"{index} {self.labels[index]!r}" for index in indices)
+                raise FaapError(
+                    f"the category {categories[category]!r} can be several classes of the detector {self.name}: "
+                    f"{several}; rename those that it is not, in the detector's config.json (id2label) or in "
+                    "NAME.classes.txt beside its checkpoint"
+                )
+        return {category: index for category, (index,) in found.items()}
 
-    def sha256(self) -> str:
+    def tensors_sha256(self) -> str:
         """Hash the live tensors (name, dtype, shape, bytes), to show that nothing changed while it was used.
 
         Preparing a model folds and rounds its weights, so this is not the hash of the checkpoint: that is
-        `checkpoint_sha256`.
+        `file_sha256`.
 
         Returns:
             64 hex digits.
@@ -264,6 +266,10 @@ class FrozenDetector(nn.Module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _stack_layers(out: DetectorOutput) -> tuple[Tensor, Tensor]:

@@ -1,82 +1,32 @@
 """Detectors stored as a directory of Hugging Face `transformers`: DETR and the families that came of it."""
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import huggingface_hub.constants
 import torch
 import transformers
 import transformers.utils.logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from faap.conform import conform
 from faap.data.images import Preprocessing
 from faap.detectors.base import DetectorOutput, FrozenDetector
+from faap.detectors.families import COEFFICIENTS, FAMILIES, Family
 from faap.detectors.prepare import prepare
-from faap.detectors.preprocessing import read_json, read_preprocessing
+from faap.detectors.preprocessing import read_preprocessing
 from faap.detectors.set_loss import SOFTMAX, Criterion
 from faap.errors import FaapError
+from faap.files import file_sha256, read_json, read_safetensors
+from faap.weights import check_finite, refuse_unfit
 
-
-@dataclass(frozen=True)
-class Family:
-    """How the models of one `model_type` differ.
-
-    Attributes:
-        model: class in `transformers`.
-        class_loss: see `Criterion`.
-        layers: where the earlier layers' outputs come from: "replay" (the heads are put on the decoder's states here),
-            "first" or "second" (the library hands them to its loss; which axis the layers are on) or "none".
-        reads_mask: whether the model tells padding from image; one that does not sees each image cut out of the batch.
-    """
-
-    model: str
-    class_loss: Literal["cross_entropy", "focal", "varifocal", "quality"]
-    layers: Literal["replay", "first", "second", "none"]
-    reads_mask: bool = True
-
-
-FAMILIES = {
-    "detr": Family("DetrForObjectDetection", "cross_entropy", "replay"),
-    "conditional_detr": Family("ConditionalDetrForObjectDetection", "focal", "replay"),
-    "dab-detr": Family("DabDetrForObjectDetection", "focal", "first"),
-    "deformable_detr": Family("DeformableDetrForObjectDetection", "focal", "first"),
-    "rt_detr": Family("RTDetrForObjectDetection", "varifocal", "second", reads_mask=False),
-    "rt_detr_v2": Family("RTDetrV2ForObjectDetection", "varifocal", "second", reads_mask=False),
-    "d_fine": Family("DFineForObjectDetection", "varifocal", "second", reads_mask=False),
-    "lw_detr": Family("LwDetrForObjectDetection", "quality", "first"),
-    "rf_detr": Family("RfDetrForObjectDetection", "quality", "first"),
-    "yolos": Family("YolosForObjectDetection", "cross_entropy", "none", reads_mask=False),
-}
-
-_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
-
-# what the families' configs call the fields of `Criterion`
-_COEFFICIENTS = {
-    "class_cost": "class_cost",
-    "bbox_cost": "box_cost",
-    "giou_cost": "giou_cost",
-    "class_loss_coefficient": "class_weight",
-    "bbox_loss_coefficient": "box_weight",
-    "giou_loss_coefficient": "giou_weight",
-    "focal_alpha": "alpha",
-    "eos_coefficient": "no_object_weight",
-    "matcher_class_cost": "class_cost",
-    "matcher_bbox_cost": "box_cost",
-    "matcher_giou_cost": "giou_cost",
-    "matcher_alpha": "cost_alpha",
-    "matcher_gamma": "cost_gamma",
-    "weight_loss_vfl": "class_weight",
-    "weight_loss_bbox": "box_weight",
-    "weight_loss_giou": "giou_weight",
-    "focal_loss_alpha": "alpha",
-    "focal_loss_gamma": "gamma",
-}
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", _INDEX, "model-*-of-*.safetensors"]
 
 
 class HuggingFaceDetector(FrozenDetector):
@@ -92,18 +42,16 @@ class HuggingFaceDetector(FrozenDetector):
             with True.
         name: what to call the detector in reports.
         preprocessing: how an image becomes `pixel_values`.
-        checkpoint_sha256: hex SHA-256 of the weights file.
+        file_sha256: hex SHA-256 of the weights file.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, name: str, preprocessing: Preprocessing, checkpoint_sha256: str
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, *, name: str, preprocessing: Preprocessing, file_sha256: str) -> None:
         config: Any = model.config
         family = FAMILIES[config.model_type]
-        assert config.auxiliary_loss == _auxiliary(family)
-        counted = config.model_type == "conditional_detr" and bool(getattr(config, "faap_softmax", False))
-        coefficients = {field: getattr(config, key) for key, field in _COEFFICIENTS.items() if hasattr(config, key)}
-        criterion = Criterion(family.class_loss, clamp=config.model_type == "d_fine", **coefficients)
+        assert config.auxiliary_loss == auxiliary(family)
+        counted = family.class_loss == "focal" and bool(getattr(config, "faap_softmax", False))
+        coefficients = {field: getattr(config, key) for key, field in COEFFICIENTS.items() if hasattr(config, key)}
+        criterion = Criterion(family.class_loss, clamp=family.clamp, **coefficients)
         criterion = SOFTMAX if counted else criterion
         classes = config.num_labels - counted
         queries = getattr(config, "num_queries", None) or config.num_detection_tokens
@@ -117,14 +65,14 @@ class HuggingFaceDetector(FrozenDetector):
             feature_dim=getattr(config, "d_model", None) or config.hidden_size,
             preprocessing=preprocessing,
             activation=criterion.activation,
-            checkpoint_sha256=checkpoint_sha256,
+            file_sha256=file_sha256,
             criterion=criterion,
         )
-        self.family = family
-        if family.layers != "replay":
+        self.family, self.divisor = family, family.divisor(config)
+        if family.aux != "replay":
             # The library hands all that a loss needs to its loss function: this one keeps it and computes nothing.
             library_model: Any = model
-            library_model.loss_function = _keep
+            library_model.loss_function = _capture_loss_inputs
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
         """Detect objects in a batch of normalised images; see `FrozenDetector.forward`."""
@@ -132,17 +80,22 @@ class HuggingFaceDetector(FrozenDetector):
             if not pixel_mask.all():
                 rows, columns = pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist()
                 images = zip(pixel_values, rows, columns, strict=True)
-                return _together([self(image[None, :, :height, :width]) for image, height, width in images])
+                return _concatenate([self(image[None, :, :height, :width]) for image, height, width in images])
             pixel_mask = None
+        height, width = pixel_values.shape[2:]
+        if height % self.divisor or width % self.divisor:
+            raise FaapError(
+                f"the detector {self.name} takes images whose sides are multiples of {self.divisor}, and is given one "
+                f"of {width}x{height} pixels; set size in its preprocessor_config.json"
+            )
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        if self.family.layers == "replay":
+        if self.family.aux == "replay":
             return self._replay(pixel_values, pixel_mask)
         model: Any = self.model
         out = model(pixel_values, labels=[], **({} if pixel_mask is None else {"pixel_mask": pixel_mask}))
         aux = []
-        if self.family.layers != "none":
+        if (axis := self.family.aux) is not None:
             kept = out.loss_dict
-            axis = ("first", "second").index(self.family.layers)
             layers = zip(kept["logits"].unbind(axis), kept["boxes"].unbind(axis), strict=True)
             aux = [*kept["proposals"], *layers][:-1]
         # YOLOS's queries are the last of its tokens; elsewhere there are no others
@@ -158,7 +111,7 @@ class HuggingFaceDetector(FrozenDetector):
         states = torch.stack([*(model.model.decoder.layernorm(state) for state in earlier), last])
         logits = model.class_labels_classifier(states)  # (L, B, Q, C')
         boxes = model.bbox_predictor(states)  # (L, B, Q, 4)
-        if model.config.model_type == "conditional_detr":
+        if self.family.centred:
             centres = inner.reference_points.transpose(0, 1).logit(1e-5)  # (B, Q, 2)
             boxes = torch.cat([boxes[..., :2] + centres, boxes[..., 2:]], -1)
         boxes = boxes.sigmoid()
@@ -166,7 +119,7 @@ class HuggingFaceDetector(FrozenDetector):
         return DetectorOutput(logits=logits[-1], boxes=boxes[-1], features=last, aux=aux)
 
 
-def _keep(
+def _capture_loss_inputs(
     logits: Tensor,
     labels: object,
     device: object,
@@ -183,7 +136,7 @@ def _keep(
     return None, {"logits": all_logits, "boxes": all_boxes, "proposals": proposals}, None
 
 
-def _together(outputs: Sequence[DetectorOutput]) -> DetectorOutput:
+def _concatenate(outputs: Sequence[DetectorOutput]) -> DetectorOutput:
     """Join outputs for one image each to one for the batch."""
     layers = zip(*(out.aux for out in outputs), strict=True)
     return DetectorOutput(
@@ -194,9 +147,9 @@ def _together(outputs: Sequence[DetectorOutput]) -> DetectorOutput:
     )
 
 
-def _auxiliary(family: Family) -> bool:
+def auxiliary(family: Family) -> bool:
     """Whether the library needs `auxiliary_loss` to hand out earlier layers, and computes the same with it."""
-    return family.layers in ("first", "second")
+    return family.aux in (0, 1)
 
 
 def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDetector:
@@ -211,101 +164,147 @@ def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDe
         The prepared, frozen detector on the CPU, in float32.
 
     Raises:
-        FaapError: a file is missing or broken, the family is not supported or needs a package that is not installed,
-            or weights and config disagree.
+        FaapError: a file is missing or broken, the model is of no supported family, or weights and config.json do not
+            fit together.
     """
-    kind = read_json(directory / "config.json").get("model_type")
+    source = directory / "config.json"
+    content = _read_config(source)
+    kind = content["model_type"]
     if kind not in FAMILIES:
-        raise FaapError(
-            f"{directory / 'config.json'}: model_type is {kind!r}; supported are {', '.join(sorted(FAMILIES))}"
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise FaapError(f"{source}: model_type is {kind!r}, which is not supported; supported are {known}")
     family = FAMILIES[kind]
     model_class: Any = getattr(transformers, family.model, None)
     if model_class is None:
         raise FaapError(
-            f"{directory / 'config.json'}: model_type is {kind!r}, which transformers {transformers.__version__} does "
-            "not have; a newer one does: pip install -U transformers"
+            f"{source}: model_type is {kind!r}, which transformers {transformers.__version__} does not have; a newer "
+            "one does: pip install -U transformers"
         )
-    weights = _weights(directory)
-    preprocessing = read_preprocessing(directory / "preprocessor_config.json", kind)
+    files = _weight_files(directory)
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        part = read_safetensors(path)
+        check_finite(part, path)
+        weights |= part
     try:
-        with _quiet():
+        with _quiet_and_alone():
+            config = model_class.config_class.from_dict(content)
+            config.auxiliary_loss = auxiliary(family)
+            with torch.device("meta"):
+                size = sum(value.numel() for value in model_class(config).parameters())
+            held = sum(value.numel() for value in weights.values())
+            if size > 2 * held + 1000:
+                raise ValueError(f"it describes {size} weights, and the files hold {held}")
             model, report = model_class.from_pretrained(
-                directory,
-                local_files_only=True,
-                use_safetensors=True,
+                None,
+                config=config,
+                state_dict=weights,
                 dtype=torch.float32,
-                auxiliary_loss=_auxiliary(family),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
     except ImportError as error:
         package = "timm" if "timm" in str(error) else "torchvision"
         raise FaapError(
-            f"{directory}: its config.json asks for a backbone of {package}, which is not installed: pip install "
-            f"{package}"
+            f"{source}: asks for a backbone of {package}, which is not installed: pip install {package}"
         ) from error
     # Beyond its own errors the library lets through whatever a wrong value in config.json runs into.
     except Exception as error:
-        raise FaapError(f"{directory}: cannot be loaded as {kind}: {error}") from error
-    problems = {
-        "missing": sorted(report["missing_keys"]),
+        raise FaapError(f"{source}: cannot be loaded as {kind}: {str(error) or type(error).__name__}") from error
+    refuse_unfit(
+        f"{files[0]} (and config.json, which names {config.num_labels} classes)",
+        missing=report["missing_keys"],
         # A training counter that frozen batch norm has no place for.
-        "not of this model": sorted(k for k in report["unexpected_keys"] if not k.endswith("num_batches_tracked")),
-        "of the wrong shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
-    }
-    if any(problems.values()):
-        listed = "; ".join(
-            f"{', '.join(keys[:3])} ({len(keys)} in all) {what}" for what, keys in problems.items() if keys
-        )
-        raise FaapError(f"{weights[0]}: the weights do not fit {directory / 'config.json'}: {listed}")
-    digest = hashlib.sha256()
-    for path in weights:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return HuggingFaceDetector(
-        prepare(model),
-        name=name or directory.resolve().name,
-        preprocessing=preprocessing,
-        checkpoint_sha256=digest.hexdigest(),
+        unknown=[key for key in report["unexpected_keys"] if not key.endswith("num_batches_tracked")],
+        shapes=[str(entry[0]) for entry in report["mismatched_keys"]],
+    )
+    return tried(
+        source,
+        lambda: HuggingFaceDetector(
+            prepare(model),
+            name=name or directory.resolve().name,
+            preprocessing=read_preprocessing(directory / "preprocessor_config.json", kind, config),
+            file_sha256=file_sha256(*files),
+        ),
     )
 
 
-def download(name: str) -> Path:
-    """Fetch a detector's three files from the Hugging Face hub, or find them in its cache.
+# What faap itself reads of a config.json; the rest is the library's to judge.
+_CONFIG: dict[str, Any] = {
+    "model_type": str,
+    "id2label?": {str: (str, int)},
+    **dict.fromkeys((f"{key}?" for key in COEFFICIENTS), float),
+    "faap_softmax?": bool,
+    "backbone_config?": dict,
+}
+# No model is as deep as the first, nor has a number that is larger than the second.
+_MOST_LAYERS, _MOST = 1000, 10**6
 
-    Args:
-        name: "organisation/model".
 
-    Returns:
-        The directory that holds them.
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a config.json without what asks for code or for models from elsewhere."""
+    content: dict[str, Any] = _sane(read_json(path), str(path), "")
+    conform({key: value for key, value in content.items() if value is not None}, _CONFIG, str(path))
+    if content.get("quantization_config"):
+        raise FaapError(f"{path}: has a quantization_config; quantised weights are not supported.")
+    if given := content.get("id2label"):
+        if wrong := [key for key in given if not key.isdecimal()]:
+            raise FaapError(f'{path}: id2label: has {wrong[0]!r} as a key; it should be as in {{"0": "person"}}.')
+        names = {int(key): str(label) for key, label in given.items()}
+        # classes that are left out of the names are there all the same
+        names = {index: names.get(index, "N/A") for index in range(max(names) + 1)}
+        content |= {"id2label": names, "label2id": {label: index for index, label in names.items()}}
+        content.pop("num_labels", None)
+    return content
 
-    Raises:
-        FaapError: there is no such model, or the hub cannot be reached and the cache does not have it.
-    """
-    from huggingface_hub import snapshot_download
 
+def _sane(value: Any, place: str, key: str) -> Any:
+    if isinstance(value, dict):
+        # `auto_map` and the like name code, `…_implementation` kernels that the library would fetch from the hub
+        kept = {name: each for name, each in value.items() if name != "auto_map" and "implementation" not in name}
+        return {name: _sane(each, f"{place}: {name}", name) for name, each in kept.items()}
+    if isinstance(value, list):
+        return [_sane(each, place, key) for each in value]
+    if isinstance(value, int | float):
+        most = _MOST_LAYERS if re.search("layers|blocks|depths|levels|group", key) else _MOST
+        if not abs(value) <= most:
+            raise FaapError(f"{place}: is {value}; it should be no more than {most}.")
+    if key == "backbone" and isinstance(value, str) and not re.fullmatch(r"[\w.]+", value):
+        raise FaapError(f"{place}: is {value!r}; it should be the name of a timm model: nothing is fetched for it.")
+    return value
+
+
+# pixels: a side where images keep their size, and the longest where a config asks for more
+_TRIAL_EDGE, _LARGEST_TRIAL = 640, 1344
+
+
+def tried(source: Path, build: Callable[[], HuggingFaceDetector]) -> HuggingFaceDetector:
+    """Build a detector and let it look at a grey image, so that whatever is wrong with it is known now."""
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_FILES, _INDEX, "model-*-of-*.safetensors"]))
-    # of the hub, the network and the file system
+        detector = build()
+        own = detector.preprocessing
+        wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2
+        height, width = (max(1, min(side, _LARGEST_TRIAL) // own.multiple) * own.multiple for side in wanted)
+        with torch.no_grad():
+            out = detector(torch.zeros(1, 3, height, width))
+        detector.detections(out, torch.tensor([[height, width]]))
+    except FaapError:
+        raise
     except Exception as error:
-        raise FaapError(
-            f"detector {name} is no file or directory here, and cannot be had from the Hugging Face hub: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
+        raise FaapError(f"{source}: makes no detector that runs: {str(error) or type(error).__name__}") from error
+    if not all(bool(values.isfinite().all()) for values in (out.logits, out.boxes, out.features)):
+        raise FaapError(f"{source}: makes a detector whose outputs for a grey image are NaN or infinite.")
+    return detector
 
 
-def _weights(directory: Path) -> list[Path]:
+def _weight_files(directory: Path) -> list[Path]:
     """Name the files that hold a detector's weights."""
     whole, index = directory / "model.safetensors", directory / _INDEX
+    files = [whole]
     if not whole.is_file() and index.is_file():
-        parts = read_json(index).get("weight_map")
-        if not isinstance(parts, dict):
-            raise FaapError(f"{index}: has no weight_map, which should name the file of each weight")
-        files = [directory / str(part) for part in sorted(set(parts.values()))]
-    else:
-        files = [whole]
+        content = read_json(index)
+        conform(content, {"weight_map": {str: str}}, str(index))
+        files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
     for file in files:
         if not file.is_file():
             raise FaapError(f"{file}: no such file; a detector's weights must be in safetensors format")
@@ -313,15 +312,18 @@ def _weights(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bar and report off the terminal: what they say is raised as an error."""
+def _quiet_and_alone() -> Iterator[None]:
+    """Keep the library's bar and report off the terminal, since faap says it, and the library off the network."""
     library: Any = transformers.utils.logging
     verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
     library.set_verbosity(logging.CRITICAL)
     library.disable_progress_bar()
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = offline
         library.set_verbosity(verbosity)
         if bars:
             library.enable_progress_bar()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import PreTrainedModel
 
 
@@ -27,8 +28,8 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     fold_norms(model)
     library_model: Any = model
     library_model.to(memory_format=torch.channels_last)
-    if library_model.config.model_type == "dab-detr":
-        # The one family whose library code knows no other attention than the plain one.
+    if not library_model._supports_sdpa:
+        # DAB-DETR, whose library code knows no other attention than the plain one.
         for module in library_model.modules():
             if type(module).__name__ in ("DetrAttention", "DabDetrAttention"):
                 module.forward = MethodType(_attend, module)
@@ -67,14 +68,22 @@ def _simplify(parent: nn.Module, pairs: list[tuple[str, str]], relus: list[str])
     for name, following in pairs:
         convolution: Any = parent.get_submodule(name)
         norm: Any = parent.get_submodule(following)
-        scale = norm.weight.double() / (norm.running_var.double() + getattr(norm, "eps", 1e-5)).sqrt()
-        shift = norm.bias.double() - norm.running_mean.double() * scale
-        if convolution.bias is not None:
-            shift = shift + convolution.bias.double() * scale
-        weight = convolution.weight.double() * scale[:, None, None, None]
+        kernel, bias = convolution.weight, convolution.bias
+        mean, variance, scale, shift = (
+            value.double() for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        )
+        weight, bias = fuse_conv_bn_weights(
+            kernel.double(),
+            None if bias is None else bias.double(),
+            mean,
+            variance,
+            getattr(norm, "eps", 1e-5),
+            scale,
+            shift,
+        )
         # New tensors: another convolution may share the old ones.
-        convolution.bias = nn.Parameter(shift.to(convolution.weight), requires_grad=False)
-        convolution.weight = nn.Parameter(weight.to(convolution.weight), requires_grad=False)
+        convolution.bias = nn.Parameter(bias.to(kernel), requires_grad=False)
+        convolution.weight = nn.Parameter(weight.to(kernel), requires_grad=False)
         setattr(parent, following, nn.Identity())
     for name in relus:
         relu: Any = parent.get_submodule(name)
@@ -93,7 +102,9 @@ def _computes_the_same(parent: nn.Module, pairs: list[tuple[str, str]], relus: l
         plain.get_submodule(name).register_forward_hook(lambda *_, name=name: unused.discard(name))
     try:
         _simplify(simple, pairs, relus)
-        torch.testing.assert_close(_look(simple, pixels), _look(plain, pixels), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            _outputs_and_gradient(simple, pixels), _outputs_and_gradient(plain, pixels), rtol=1e-9, atol=1e-9
+        )
     # Whatever keeps the copy from running on a feature map keeps the module as it is.
     except Exception:
         return False
@@ -101,7 +112,7 @@ def _computes_the_same(parent: nn.Module, pairs: list[tuple[str, str]], relus: l
 
 
 @torch.enable_grad()
-def _look(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+def _outputs_and_gradient(module: nn.Module, pixels: Tensor) -> list[Tensor]:
     """Outputs for a feature map, and the gradient at it of half their sum of squares."""
     pixels = pixels.clone().requires_grad_()
     out = module(pixels)

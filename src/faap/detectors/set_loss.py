@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 Activation = Literal["softmax", "sigmoid"]
+ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality"]
 Target = dict[str, Tensor]
 Match = tuple[Tensor, Tensor]
 
@@ -38,7 +39,7 @@ class Criterion:
         clamp: cut boxes' coordinates to [0, 1] before anything is charged (D-FINE).
     """
 
-    class_loss: Literal["cross_entropy", "focal", "varifocal", "quality"] = "cross_entropy"
+    class_loss: ClassLoss = "cross_entropy"
     class_cost: float = 1.0
     box_cost: float = 5.0
     giou_cost: float = 2.0

@@ -2,16 +2,20 @@
 
 from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, gap_with_error, paired_bootstrap
-from faap.evaluation.criteria import success_criteria
-from faap.evaluation.detections import Detections, detect
+from faap.evaluation.criteria import verdict_of
+from faap.evaluation.detections import Detections, Found, detect
 from faap.evaluation.evaluate import evaluate
+from faap.evaluation.gaps import HEADLINE, headline, validation_row
 from faap.evaluation.metrics import METRICS, coco_metrics, group_metrics
 from faap.evaluation.quality import image_quality
 from faap.evaluation.selection import best_epoch
+from faap.evaluation.statistics import t_interval
 
 __all__ = [
+    "HEADLINE",
     "METRICS",
     "Detections",
+    "Found",
     "best_epoch",
     "check_resampling",
     "coco_metrics",
@@ -20,7 +24,10 @@ __all__ = [
     "evaluate",
     "gap_with_error",
     "group_metrics",
+    "headline",
     "image_quality",
     "paired_bootstrap",
-    "success_criteria",
+    "t_interval",
+    "validation_row",
+    "verdict_of",
 ]

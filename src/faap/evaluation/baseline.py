@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import PIL
@@ -17,30 +16,20 @@ from faap import distributed
 from faap.data import Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.detections import Detections, detect
-from faap.files import cache_dir, replacing
+from faap.files import atomic_write, cache_dir
+
+_COLUMNS = ("scores", "labels", "boxes")
 
 
-def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> list[Detections]:
-    """`detect` without a generator; the second time it is read from faap's cache folder.
-
-    A file of the cache belongs to the detector's tensors, structure, settings, preprocessing and classes, the split's
-    annotations, the images' sizes and times of change, the batch size, the device, the versions of torch, transformers
-    and Pillow, and the code that reads images and runs detectors. Detectors of other code than faap's are not kept.
-
-    Args:
-        detector: the frozen detector.
-        split: the images.
-        batch_size: images at a time.
-
-    Returns:
-        As `detect`.
+def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> Sequence[Detections]:
+    """`detect` without a generator, kept in faap's cache folder for detectors of faap's own code.
 
     Raises:
         FaapError: as `detect`.
     """
     if not type(detector).__module__.startswith("faap.detectors."):
         return detect(detector, split, batch_size=batch_size)
-    path, found = distributed.first(lambda: _look_up(detector, split, batch_size))
+    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size))
     if found is None:
         found = detect(detector, split, batch_size=batch_size)
         if path is not None and distributed.rank() == 0:
@@ -48,7 +37,9 @@ def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int =
     return found
 
 
-def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[Path | None, list[Detections] | None]:
+def _look_up(
+    detector: FrozenDetector, split: Split, batch_size: int
+) -> tuple[Path | None, Sequence[Detections] | None]:
     try:
         path = cache_dir() / "baselines" / f"{_key(detector, split, batch_size)}.npz"
     except RuntimeError:  # a user without a home
@@ -57,7 +48,8 @@ def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[P
 
 
 def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
-    digest = hashlib.sha256(f"{detector.sha256()} {split.fingerprint()}".encode())
+    """Hash all that detections depend on: detector, annotations, images, device, and code, installed or under work."""
+    digest = hashlib.sha256(f"{detector.tensors_sha256()} {split.fingerprint()}".encode())
     labels = sorted(detector.label_map(split.categories).items())
     device = next(detector.parameters()).device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -81,26 +73,17 @@ def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
 def _read(path: Path, split: Split) -> list[Detections] | None:
     try:
         with np.load(path) as file:
-            stored = {name: file[name] for name in ("image_ids", "counts", "scores", "labels", "boxes")}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        return None  # absent, or cut short: it is computed again
-    if stored["image_ids"].tolist() != [record.image_id for record in split.records]:
-        return None
-    ends = np.cumsum(stored["counts"])[:-1]
-    columns = (np.split(stored[name], ends) for name in ("scores", "labels", "boxes"))
-    return [
-        Detections(image_id, *row)
-        for image_id, row in zip(stored["image_ids"].tolist(), zip(*columns, strict=True), strict=True)
-    ]
+            image_ids, ends = file["image_ids"].tolist(), np.cumsum(file["counts"])[:-1]
+            columns = [np.split(file[name], ends) for name in _COLUMNS]
+        if image_ids == [record.image_id for record in split.records]:
+            return [Detections(*row) for row in zip(image_ids, *columns, strict=True)]
+    except Exception:  # absent, cut short, or whatever else: it is computed again
+        pass
+    return None
 
 
 def _write(path: Path, found: Sequence[Detections]) -> None:
-    with suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            image_ids=[each.image_id for each in found],
-            counts=[len(each.scores) for each in found],
-            scores=np.concatenate([each.scores for each in found]),
-            labels=np.concatenate([each.labels for each in found]),
-            boxes=np.concatenate([each.boxes for each in found]),
-        )
+    columns: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in found]) for name in _COLUMNS}
+    counts = [len(each.scores) for each in found]
+    with suppress(OSError), atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, image_ids=[each.image_id for each in found], counts=counts, **columns)

@@ -10,11 +10,16 @@ import numpy.typing as npt
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
+from faap.evaluation.gaps import GAPS, gap
 from faap.evaluation.matching import Floats, Ranking, rank
-from faap.evaluation.metrics import check_aligned, groups_of
+from faap.evaluation.metrics import check_aligned, comparable, groups_of
+from faap.evaluation.statistics import p_value, percentile_interval
 
 # entries of the (detections × replicates) table worked on at once: large enough to be fast, some tens of megabytes
 _TABLE = 2_000_000
+
+# group -> metric -> (1 + samples,) its value in the split itself and in every replicate
+Replicates = dict[str, dict[str, Floats]]
 
 
 class Resampling:
@@ -29,7 +34,7 @@ class Resampling:
         seed: 0 or more.
 
     Raises:
-        FaapError: if the anchor or the reference group has fewer than two clusters, from which no error can be told.
+        FaapError: if the anchor or the reference group has fewer than two clusters.
     """
 
     def __init__(self, split: Split, seed: int) -> None:
@@ -47,7 +52,8 @@ class Resampling:
             count = sum(len(numbers) for composition, numbers in strata.items() if group in composition)
             if count < 2:
                 raise FaapError(
-                    f"group '{group}' has a single image or scene; errors are told from two or more, so add images"
+                    f"group '{group}' has a single image or scene; a confidence interval needs at least two of each "
+                    "group, so add images"
                 )
         self.strata = [np.array(numbers) for numbers in strata.values()]
 
@@ -62,7 +68,7 @@ class Resampling:
 
 
 def check_resampling(split: Split) -> None:
-    """Raise a FaapError if a split is too small to tell the error of its metrics."""
+    """Raise a FaapError if a split is too small for confidence intervals of its metrics."""
     Resampling(split, 0)
 
 
@@ -78,18 +84,26 @@ class _Curves:
             records, found = [split.records[i].ignoring_others(group) for i in mine], [detections[i] for i in mine]
             self.groups[group] = mine, [rank(records, found, category) for category in split.categories]
 
-    def accumulate(self, weights: npt.NDArray[np.int32]) -> dict[str, Floats]:
-        """group → (2, R) AP and AR under (images, R) weights: means over the categories that have ground truth."""
-        result = {}
+    def accumulate(self, weights: npt.NDArray[np.int32]) -> Replicates:
+        """Return AP and AR under (images, R) weights: means over the categories of which all groups have ground truth.
+
+        Which those are is asked anew for each of the R data sets, as `group_metrics` would ask of it.
+        """
+        values = {}
         for group, (mine, rankings) in self.groups.items():
             rows = max([len(ranking.image) for ranking in rankings] + [1])
             width = max(1, _TABLE // rows)
             parts = [weights[mine, start : start + width] for start in range(0, weights.shape[1], width)]
-            values = np.concatenate([[ranking.accumulate(part) for ranking in rankings] for part in parts], axis=2)
-            present = ~np.isnan(values)  # (categories, 2, R)
-            counts = present.sum(axis=0)
-            total = np.where(present, values, 0.0).sum(axis=0)
-            result[group] = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+            values[group] = np.concatenate(
+                [[ranking.accumulate(part) for ranking in rankings] for part in parts], axis=2
+            )  # (categories, 2, R)
+        counted = comparable([~np.isnan(each) for each in values.values()])
+        counts = counted.sum(axis=0)
+        result = {}
+        for group, each in values.items():
+            total = np.where(counted, each, 0.0).sum(axis=0)
+            means = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+            result[group] = dict(zip(GAPS.values(), means, strict=True))
         return result
 
 
@@ -104,29 +118,54 @@ def _draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
     return np.stack(columns, axis=1)
 
 
-def _interval(replicates: Floats) -> list[float] | None:
-    """95 % percentile interval of the finite replicates; None if fewer than two are."""
-    finite = replicates[np.isfinite(replicates)]
-    return [float(bound) for bound in np.percentile(finite, [2.5, 97.5])] if len(finite) > 1 else None
-
-
-def _p_value(replicates: Floats) -> float | None:
-    """Two-sided: twice the smaller share of replicates on either side of zero, each count raised by one."""
-    finite = replicates[np.isfinite(replicates)]
-    if len(finite) < 2:
-        return None
-    tail = 1 + min(int((finite <= 0).sum()), int((finite >= 0).sum()))
-    return min(1.0, 2.0 * tail / (1 + len(finite)))
-
-
 def _estimate(values: Floats) -> dict[str, Any]:
     """A value with its error from (1 + samples,) numbers, the value itself first."""
     finite = values[1:][np.isfinite(values[1:])]
     return {
         "value": float(values[0]),
         "standard_error": float(finite.std(ddof=1)) if len(finite) > 1 else None,
-        "ci95": _interval(finite),
+        "ci95": percentile_interval(finite),
     }
+
+
+def replicate(split: Split, *detections: Sequence[Detections], samples: int = 1000, seed: int = 0) -> list[Replicates]:
+    """Measure detectors on the same redrawn images.
+
+    Scene pairs (`Record.pair`) are drawn as one, other images on their own, always as many as the split has. Matching
+    is done once; each replicate accumulates AP and AR anew.
+
+    Args:
+        split: the images.
+        detections: of each detector, one entry a record in the same order.
+        samples: replicates; 0 for none.
+        seed: 0 or more.
+
+    Returns:
+        For each detector: group → "AP" (AP@[.50:.95]) and "AR100" → (1 + samples,), the split itself first; nan where a
+        replicate has nothing to find.
+
+    Raises:
+        FaapError: if detections and split do not belong together, or a group has fewer than two images or scenes.
+    """
+    weights = _draw(split, samples, seed)
+    return [_Curves(split, each).accumulate(weights) for each in detections]
+
+
+def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: str) -> dict[str, dict[str, Any]]:
+    """Return the change of each gap with its error; see `paired_bootstrap`."""
+    result = {}
+    for name, metric in GAPS.items():
+        old, new = (gap(values, metric, anchor, reference) for values in (before, after))
+        change = new - old
+        result[name] = {
+            "baseline": float(old[0]),
+            "perturbed": float(new[0]),
+            "change": float(change[0]),
+            "relative_change": float(change[0] / old[0]) if old[0] else None,
+            "ci95": percentile_interval(change[1:]),
+            "p_value": p_value(change[1:]),
+        }
+    return result
 
 
 def paired_bootstrap(
@@ -139,43 +178,26 @@ def paired_bootstrap(
 ) -> dict[str, dict[str, Any]]:
     """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
 
-    Scene pairs (`Record.pair`) are drawn as one, other images on their own, always as many as the split has. Matching
-    is done once; each replicate accumulates AP and AR anew. Replicates without ground truth for a group are left out.
-
     Args:
         split: the images.
         baseline: detections without the generator, one entry a record in the same order.
         perturbed: detections with it.
-        samples: replicates; 0 for none (then no interval and no p-value).
+        samples: replicates, drawn as in `replicate`; 0 for none (then no interval and no p-value).
         seed: 0 or more.
 
     Returns:
         For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
         relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
-        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1.
+        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1. Replicates without ground
+        truth for a group are left out.
 
     Raises:
-        FaapError: if detections and split do not belong together, or a group has fewer than two images or scenes.
+        FaapError: as `replicate`.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
-    weights = _draw(split, samples, seed)
-    before, after = (
-        by_group[split.reference] - by_group[split.anchor]
-        for by_group in (_Curves(split, detections).accumulate(weights) for detections in (baseline, perturbed))
-    )
-    result = {}
-    for name, old, new in zip(("AP", "AR"), before, after, strict=True):
-        change = new - old  # (1 + samples,)
-        result[name] = {
-            "baseline": float(old[0]),
-            "perturbed": float(new[0]),
-            "change": float(change[0]),
-            "relative_change": float(change[0] / old[0]) if old[0] else None,
-            "ci95": _interval(change[1:]),
-            "p_value": _p_value(change[1:]),
-        }
-    return result
+    before, after = replicate(split, baseline, perturbed, samples=samples, seed=seed)
+    return gap_changes(before, after, split.anchor, split.reference)
 
 
 def gap_with_error(
@@ -186,7 +208,7 @@ def gap_with_error(
     Args:
         split: the images.
         detections: one entry a record, in the same order.
-        samples: bootstrap replicates, drawn as in `paired_bootstrap`.
+        samples: bootstrap replicates, drawn as in `replicate`.
         seed: 0 or more.
 
     Returns:
@@ -194,14 +216,13 @@ def gap_with_error(
         the same three for each group under "groups".
 
     Raises:
-        FaapError: as `paired_bootstrap`.
+        FaapError: as `replicate`.
     """
-    by_group = _Curves(split, detections).accumulate(_draw(split, samples, seed))
-    gap = by_group[split.reference] - by_group[split.anchor]
+    (by_group,) = replicate(split, detections, samples=samples, seed=seed)
     return {
         name: {
-            **_estimate(gap[row]),
-            "groups": {group: _estimate(values[row]) for group, values in by_group.items()},
+            **_estimate(gap(by_group, metric, split.anchor, split.reference)),
+            "groups": {group: _estimate(values[metric]) for group, values in by_group.items()},
         }
-        for row, name in enumerate(("AP", "AR"))
+        for name, metric in GAPS.items()
     }

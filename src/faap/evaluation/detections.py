@@ -1,16 +1,18 @@
 """Running a frozen detector over a split, with or without a generator in front."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from faap import distributed
-from faap.data import FaapImages, Split, collate, denormalise
-from faap.detectors import FrozenDetector
+from faap.data import Batch, FaapImages, Split, collate, denormalise
+from faap.detectors import FrozenDetector, RawDetections
 from faap.evaluation.quality import image_quality
 from faap.perturbation import Generator, quantise
 
@@ -32,23 +34,36 @@ class Detections:
     boxes: npt.NDArray[np.float64]
 
 
-@dataclass
-class _Part:
-    """What came of one batch."""
+@dataclass(frozen=True)
+class Found(Sequence[Detections]):
+    """What a detector found in a split: the sequence of each image's detections, in the split's order.
 
-    number: int
-    found: list[Detections] = field(default_factory=list)
-    qualities: list[dict[str, float]] = field(default_factory=list)
-    normalised: list[float] = field(default_factory=list)
+    Attributes:
+        detections: one entry an image.
+        distance: of the perturbed images from the original ones: linf_normalised (largest change before rounding,
+            normalised units), linf_pixels (largest change of a pixel, of 255), and the means over images of psnr_db
+            (over changed images) and ssim; nan where nothing was measured.
+    """
+
+    detections: tuple[Detections, ...]
+    distance: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.detections[index]
 
 
+@torch.no_grad()
 def detect(
     detector: FrozenDetector,
     split: Split,
     generator: Generator | None = None,
     *,
     batch_size: int = 16,
-) -> list[Detections]:
+    with_distance: bool = False,
+) -> Found:
     """Run a detector over a split as a deployment would: perturbed pixels are rounded to 8 bits.
 
     Several processes share the batches, and each returns the whole.
@@ -58,6 +73,7 @@ def detect(
         split: the images; those of one batch are padded to a common size.
         generator: put in front of the detector, in evaluation mode; None for the baseline.
         batch_size: images at a time.
+        with_distance: measure how far the generator changes the images, which takes a while.
 
     Returns:
         One entry a record, in the split's order; detections of classes the data set lacks are left out.
@@ -65,90 +81,72 @@ def detect(
     Raises:
         FaapError: if an image cannot be read, or detector and data set share no category.
     """
-    return _detect(detector, split, generator, batch_size=batch_size, compare=False)[0]
-
-
-def detect_and_compare(
-    detector: FrozenDetector,
-    split: Split,
-    generator: Generator,
-    *,
-    batch_size: int,
-) -> tuple[list[Detections], dict[str, float]]:
-    """`detect`, and how far the perturbed images are from the original ones.
-
-    Returns:
-        The detections; linf_normalised (largest change before rounding, normalised units), linf_pixels (largest change
-        of a pixel, of 255), and the means over images of psnr_db (over changed images) and ssim; nan where there is
-        nothing to measure.
-    """
-    return _detect(detector, split, generator, batch_size=batch_size, compare=True)
-
-
-def _detect(
-    detector: FrozenDetector, split: Split, generator: Generator | None, *, batch_size: int, compare: bool
-) -> tuple[list[Detections], dict[str, float]]:
-    if generator is None:
-        return _run(detector, split, None, batch_size, False)
-    mode = generator.training
-    generator.eval()
-    try:
-        return _run(detector, split, generator, batch_size, compare)
-    finally:
-        generator.train(mode)
-
-
-@torch.no_grad()
-def _run(
-    detector: FrozenDetector,
-    split: Split,
-    generator: Generator | None,
-    batch_size: int,
-    compare: bool,
-) -> tuple[list[Detections], dict[str, float]]:
     device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
     images = FaapImages(split, detector.preprocessing, label_map)
-    parts: list[_Part] = []
+    parts: list[tuple[int, list[Detections], list[dict[str, float]]]] = []
     # several processes take turns; a batch is the same whoever has it, so the numbers are, too
     for number in range(distributed.rank(), math.ceil(len(images) / batch_size), distributed.world()):
         start = number * batch_size
         batch = collate([images[i] for i in range(start, min(start + batch_size, len(images)))]).to(device)
-        part = _Part(number)
-        pixels = batch.pixel_values
+        pixels, distances = batch.pixel_values, []
         if generator is not None:
-            perturbed = generator.perturb(pixels, batch.pixel_mask)
+            perturbed = _perturb(generator, batch)
             # padding is no part of the deployed image, and its zeros are no multiples of 1/255
             pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
-        if generator is not None and compare:
-            part.normalised.append(float((perturbed - batch.pixel_values).abs().max()))
-            before, after = (denormalise(values).mul(255).round().div(255) for values in (batch.pixel_values, pixels))
-            part.qualities += [
-                image_quality(old[:, :height, :width], new[:, :height, :width])
-                for old, new, (height, width) in zip(before, after, batch.valid.tolist(), strict=True)
-            ]
+            distances = _distances(batch, perturbed, pixels) if with_distance else []
         output = detector.detections(detector(*detector.adapt(pixels, batch.pixel_mask)), batch.sizes)
-        for image_id, image in zip(batch.image_ids.tolist(), output, strict=True):
-            labels = image.labels.cpu().numpy()
-            known = np.isin(labels, list(category_of))
-            part.found.append(
-                Detections(
-                    image_id=image_id,
-                    scores=image.scores.double().cpu().numpy()[known],
-                    labels=np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64),
-                    boxes=image.boxes.double().cpu().numpy()[known],
-                )
-            )
-        parts.append(part)
-    parts = sorted(distributed.merge(parts), key=lambda part: part.number)
-    qualities = [quality for part in parts for quality in part.qualities]
-    return [detected for part in parts for detected in part.found], {
-        "linf_normalised": max((value for part in parts for value in part.normalised), default=math.nan),
-        "linf_pixels": max((quality["linf"] for quality in qualities), default=math.nan),
-        "psnr_db": _mean([quality["psnr"] for quality in qualities]),
-        "ssim": _mean([quality["ssim"] for quality in qualities]),
+        found = [
+            _in_categories(image_id, image, category_of)
+            for image_id, image in zip(batch.image_ids.tolist(), output, strict=True)
+        ]
+        parts.append((number, found, distances))
+    parts = sorted(distributed.gather_objects(parts), key=lambda part: part[0])
+    columns = {
+        name: [each[name] for _, _, distances in parts for each in distances]
+        for name in ("linf_normalised", "linf_pixels", "psnr_db", "ssim")
     }
+    return Found(
+        tuple(detected for _, found, _ in parts for detected in found),
+        {
+            name: max(values, default=math.nan) if name.startswith("linf") else _mean(values)
+            for name, values in columns.items()
+        },
+    )
+
+
+def _perturb(generator: Generator, batch: Batch) -> Tensor:
+    mode = generator.training
+    generator.eval()
+    try:
+        return generator.perturb(batch.pixel_values, batch.pixel_mask)
+    finally:
+        generator.train(mode)
+
+
+def _distances(batch: Batch, perturbed: Tensor, rounded: Tensor) -> list[dict[str, float]]:
+    """Measure each image of a batch, without its padding."""
+    largest = (perturbed - batch.pixel_values).abs().flatten(1).amax(1).tolist()
+    before, after = (denormalise(values).mul(255).round().div(255) for values in (batch.pixel_values, rounded))
+    result = []
+    for i, (height, width) in enumerate(batch.valid.tolist()):
+        quality = image_quality(before[i, :, :height, :width], after[i, :, :height, :width])
+        names = {"linf_pixels": "linf", "psnr_db": "psnr", "ssim": "ssim"}
+        result.append({"linf_normalised": largest[i]} | {name: quality[key] for name, key in names.items()})
+    return result
+
+
+def _in_categories(image_id: int, found: RawDetections, category_of: Mapping[int, int]) -> Detections:
+    """Bring one image's detections to the host, in the data set's categories."""
+    labels = found.labels.cpu().numpy()
+    known = np.isin(labels, list(category_of))
+    return Detections(
+        image_id=image_id,
+        scores=found.scores.double().cpu().numpy()[known],
+        labels=np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64),
+        boxes=found.boxes.double().cpu().numpy()[known],
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

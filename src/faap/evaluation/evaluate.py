@@ -1,17 +1,32 @@
 """The whole evaluation of a generator: what becomes metrics.json."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from faap.data import Dataset
+from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, paired_bootstrap
-from faap.evaluation.criteria import success_criteria
-from faap.evaluation.detections import Detections, detect_and_compare
-from faap.evaluation.metrics import check_aligned, group_metrics
+from faap.evaluation.bootstrap import check_resampling, gap_changes, replicate
+from faap.evaluation.criteria import success_criteria, warnings_about
+from faap.evaluation.detections import Detections, Found, detect
+from faap.evaluation.gaps import without_nan
+from faap.evaluation.metrics import check_aligned, comparable_categories, group_metrics
+from faap.evaluation.provenance import provenance
 from faap.perturbation import Generator
+
+
+def measurable(detector: FrozenDetector, dataset: Dataset, split: str, *, bootstrap: bool = True) -> Split:
+    """Return a split with what a detector can be measured by: the classes that both know, since others it cannot name.
+
+    Raises:
+        FaapError: if the split does not exist, detector and data set share no category, or, for the bootstrap, a group
+            has fewer than two images or scenes; so it is found out before the detector runs.
+    """
+    images = dataset.split(split)
+    images = images.with_categories(detector.label_map(images.categories))
+    if bootstrap:
+        check_resampling(images)
+    return images
 
 
 def evaluate(
@@ -25,6 +40,7 @@ def evaluate(
     seed: int = 0,
     absolute: bool = False,
     baseline: Sequence[Detections] | None = None,
+    perturbed: Found | None = None,
 ) -> dict[str, Any]:
     """Measure both groups with and without the generator, the gaps with their error, and the success criteria.
 
@@ -34,53 +50,49 @@ def evaluate(
         dataset: the data set.
         split: name of its split.
         batch_size: images at a time.
-        bootstrap: replicates for intervals and p-values; 0 for none.
+        bootstrap: replicates for intervals, p-values and verdicts; 0 for none.
         seed: of the bootstrap, 0 or more.
         absolute: hold the result against the original study's numbers instead of shares of the baseline.
         baseline: the detector's detections without the generator, if they are known.
+        perturbed: what it found with the generator, if that is known.
 
     Returns:
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
-        categories [those that data set and detector share], skipped_records (if broken ones are left out),
-        baseline and perturbed {group: metrics}, the anchor group first and the reference group second, gap {AP, AR},
-        success, perturbation, detector_sha256.
+        categories [those that are averaged over], categories_left_out {name: [groups that lack it]}, skipped_records
+        (if broken ones are left out), baseline and perturbed {group: metrics}, the anchor group first and the reference
+        group second, gap {AP, AR}, success, warnings [what makes the result worthless], perturbation, provenance,
+        detector_sha256.
 
     Raises:
         FaapError: if the split does not exist, an image cannot be read, detector and data set share no category, or
             a group has fewer than two images or scenes to bootstrap from.
     """
-    images = dataset.split(split)
-    # what the detector cannot name it cannot find: only the classes that both know are measured
-    images = images.with_categories(detector.label_map(images.categories))
-    if bootstrap:
-        # a data set too small for its errors is found out before the detector runs
-        check_resampling(images)
+    images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
     if baseline is None:
         baseline = detect_baseline(detector, images, batch_size=batch_size)
     check_aligned(images.records, baseline)
-    perturbed, distance = detect_and_compare(detector, images, generator, batch_size=batch_size)
+    if perturbed is None:
+        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True)
     before, after = group_metrics(images, baseline), group_metrics(images, perturbed)
+    drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
+    groups: dict[str, Any] = {"anchor": images.anchor, "reference": images.reference}
     counts = images.counts()
-    result: dict[str, Any] = _without_nan(
+    categories, left_out = comparable_categories(images)
+    result: dict[str, Any] = without_nan(
         {
             "split": split,
             "images": {group: counts[group] for group in before},
-            "categories": list(images.categories.values()),
+            "categories": categories,
+            "categories_left_out": left_out,
             **({"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}),
             "baseline": before,
             "perturbed": after,
-            "gap": paired_bootstrap(images, baseline, perturbed, samples=bootstrap, seed=seed),
-            "success": success_criteria(
-                before, after, anchor=images.anchor, reference=images.reference, absolute=absolute
-            ),
-            "perturbation": {"epsilon": generator.epsilon, **distance},
-            "detector_sha256": detector.sha256(),
+            "gap": gap_changes(drawn[0], drawn[1], **groups),
+            "success": success_criteria(before, after, drawn, **groups, absolute=absolute),
+            "warnings": warnings_about(before, after, **groups, absolute=absolute),
+            "perturbation": {"epsilon": generator.epsilon, **perturbed.distance},
+            "provenance": provenance(detector, generator, dataset, split),
+            "detector_sha256": detector.tensors_sha256(),
         }
     )
     return result
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

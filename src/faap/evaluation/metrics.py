@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 
 from faap.data import Record, Split
@@ -15,6 +16,7 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
 
 GroupMetrics = dict[str, dict[str, float]]
+Bools = npt.NDArray[np.bool_]
 
 
 def check_aligned(records: Sequence[Record], detections: Sequence[Detections]) -> None:
@@ -52,6 +54,12 @@ def coco_metrics(
 
     Source: https://cocodataset.org/#detection-eval
     """
+    return _summarise(_accumulated(records, detections, categories))
+
+
+def _accumulated(
+    records: Sequence[Record], detections: Sequence[Detections], categories: Mapping[int, str]
+) -> COCOeval_faster:
     check_aligned(records, detections)
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -79,7 +87,13 @@ def coco_metrics(
         }
     )
     evaluator = COCOeval_faster(coco, coco.loadRes(found), "bbox")
-    evaluator.run()
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator
+
+
+def _summarise(evaluator: COCOeval_faster) -> dict[str, float]:
+    evaluator.summarize()
     return {
         name: float("nan") if value < 0 else float(value) for name, value in zip(METRICS, evaluator.stats, strict=False)
     }
@@ -98,8 +112,47 @@ def groups_of(split: Split) -> tuple[str, ...]:
     return (split.anchor, split.reference, *sorted(set(counts) - {split.anchor, split.reference}))
 
 
+def comparable(present: Sequence[Bools]) -> Bools:
+    """Return which categories may be averaged over: those of which every group has ground truth.
+
+    A mean over other categories in one group than in another would show a gap where there is none. A group without any
+    ground truth has no mean and rules nothing out.
+
+    Args:
+        present: for each group (categories, ...) whether it has ground truth.
+
+    Returns:
+        (categories, ...).
+    """
+    result: Bools = np.logical_and.reduce([has | ~has.any(axis=0) for has in present])
+    return result
+
+
+def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]]:
+    """Name the categories that a split's groups are compared in, and those they are not.
+
+    Returns:
+        The names of the first; for each of the others, of which some groups have ground truth, the groups that lack it.
+    """
+    known = {
+        group: {int(label) for record in split.group(group) for label in record.labels[~record.crowd]}
+        for group in groups_of(split)
+    }
+    known = {group: labels for group, labels in known.items() if labels}
+    shared, lacking = [], {}
+    for category, name in split.categories.items():
+        without = [group for group, labels in known.items() if category not in labels]
+        if not without:
+            shared.append(name)
+        elif len(without) < len(known):
+            lacking[name] = without
+    return shared, lacking
+
+
 def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetrics:
     """`coco_metrics` of each group on its own; where people of others are in the image, their boxes are ignored.
+
+    Each metric is a mean over those categories of which every group has ground truth (of that size); see `comparable`.
 
     Args:
         split: images of any number of groups.
@@ -112,8 +165,14 @@ def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetric
         FaapError: if the detections do not belong to the split, or the anchor or reference group has no image.
     """
     check_aligned(split.records, detections)
-    by_group = {}
-    for group in groups_of(split):
-        mine = [detections[i] for i in split.positions(group)]
-        by_group[group] = coco_metrics(split.group(group), mine, split.categories)
-    return by_group
+    evaluators = {
+        group: _accumulated(split.group(group), [detections[i] for i in split.positions(group)], split.categories)
+        for group in groups_of(split)
+    }
+    # recall is (IoU thresholds, categories, sizes, detections an image), −1 without ground truth; so is precision,
+    # with recall levels after the thresholds
+    left_out = ~comparable([evaluator.eval["recall"].max(axis=(0, 3)) > -1 for evaluator in evaluators.values()])
+    for evaluator in evaluators.values():
+        evaluator.eval["recall"][:, left_out] = -1
+        evaluator.eval["precision"][:, :, left_out] = -1
+    return {group: _summarise(evaluator) for group, evaluator in evaluators.items()}

@@ -1,5 +1,7 @@
 """The adversarial term: features from which a discriminator cannot read the group, and that discriminator."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +10,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from faap.objectives.numerics import connected_zero, widen
+from faap.objectives.term import Term
+from faap.settings import setting
 
 # width of the discriminator's two hidden layers
 HIDDEN = 256
@@ -24,7 +28,7 @@ def adversarial_confusion(logits: Tensor, label: int | Tensor, *, entropy_weight
     Returns:
         A scalar, −(cross-entropy + entropy_weight · entropy), each a mean over images; 0 without images.
 
-    Source: spec/recipes.md, "Terms", Adversarial.
+    Source: docs/recipes.md, "Terms", Adversarial.
     """
     if len(logits) < 1:
         return connected_zero(logits)
@@ -52,8 +56,10 @@ class Adversary(nn.Module):
     Attributes:
         discriminator: (n, D) features to (n, 2) logits; the anchor group is class 1, the reference group class 0.
 
-    Source: spec/recipes.md, "Terms", Adversarial.
+    Source: docs/recipes.md, "Terms", Adversarial.
     """
+
+    LOSSES = ("discriminator",)
 
     def __init__(
         self,
@@ -131,3 +137,24 @@ class Adversary(nn.Module):
             for features, label in ((anchor, 1), (reference, 0))
         ]
         return terms[0] + self.reference_weight * terms[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the adversarial term and its discriminator."""
+
+    lambda_adv: float = setting(0.0, "weight of the adversarial term", low=0)
+    adv_steps: int = setting(4, "steps of the discriminator a step of the generator", low=1)
+    lr_d: float = setting(1e-4, "learning rate of the discriminator", above=0)
+    adv_entropy_weight: float = setting(0.2, "weight of the entropy in the adversarial term", low=0)
+    adv_reference_weight: float = setting(
+        0.5, "weight of the reference group in the adversarial term (anchor: 1)", low=0
+    )
+
+
+def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
+    """The term of a recipe."""
+    adversary = Adversary(
+        feature_dim, recipe.adv_steps, recipe.lr_d, recipe.adv_entropy_weight, recipe.adv_reference_weight
+    )
+    yield Term("adversarial", recipe.lambda_adv, lambda view: adversary(*view.pooled), state=adversary)

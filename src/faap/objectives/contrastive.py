@@ -1,13 +1,21 @@
 """Contrastive terms between the groups' projected features, and the similarities that are watched beside them."""
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from faap.errors import FaapError
 from faap.objectives.numerics import connected_zero, similarities
+from faap.objectives.term import Term, View
+from faap.objectives.weighting import pair_log_weights, reference_log_weights
+from faap.schedules import warmed_up
+from faap.settings import setting
 
 
 def infonce(
@@ -34,7 +42,7 @@ def infonce(
     Returns:
         A scalar, mean over anchor images; 0 if n < 2 or m < 1. It is ≥ 0 unless weights are in the numerator alone.
 
-    Source: van den Oord et al., 2018 (arXiv:1807.03748); spec/recipes.md, "Terms", InfoNCE.
+    Source: van den Oord et al., 2018 (arXiv:1807.03748); docs/recipes.md, "Terms", InfoNCE.
     """
     if detach_reference:
         reference = reference.detach()
@@ -64,7 +72,7 @@ def cross_group_similarity(anchor: Tensor, reference: Tensor, temperature: float
     Returns:
         A scalar in [−1/τ, 1/τ], −1/τ when all vectors are the same; 0 if a group is absent.
 
-    Source: spec/recipes.md, "Terms", Cross-group similarity.
+    Source: docs/recipes.md, "Terms", Cross-group similarity.
     """
     if len(anchor) < 1 or len(reference) < 1:
         return connected_zero(anchor, reference)
@@ -86,8 +94,75 @@ def similarity_statistics(anchor: Tensor, reference: Tensor) -> tuple[Tensor, Te
         sim_f2m, the mean cosine over all pairs of an anchor and a reference image, and sim_f2f, over all pairs of two
         different anchor images: detached scalars in [−1, 1], nan where there is no such pair.
 
-    Source: spec/recipes.md, "What is monitored".
+    Source: docs/recipes.md, "What is monitored".
     """
     within = similarities(anchor, anchor)
     pairs = len(anchor) * (len(anchor) - 1)
     return similarities(anchor, reference).mean(), (within.sum() - within.trace()) / pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of every contrastive term."""
+
+    contrastive: str = setting(
+        "infonce",
+        "contrastive term: infonce, in the batch; similarity, without negatives; momentum, with a queue",
+        choices=("infonce", "similarity", "momentum"),
+    )
+    temperature: float = setting(0.1, "temperature of the contrastive term", above=0)
+    lambda_contrastive: float = setting(1.0, "weight of the contrastive terms after their warm-up", low=0)
+    contrastive_warmup_epochs: int = setting(4, "epochs over which that weight rises", low=0)
+    f2m_weight: float = setting(1.0, "weight of anchor → reference within the contrastive term", low=0)
+    m2f_weight: float = setting(
+        0.0, "weight of reference → anchor InfoNCE, unweighted by scores, within the contrastive term", low=0
+    )
+    detach_reference: bool = setting(True, "contrast and mean alignment send the reference group no gradient")
+    score_weighting: str = setting(
+        "none",
+        "contrastive weights from image scores: sigmoid of differences, or softmax over the reference group",
+        choices=("none", "sigmoid", "softmax"),
+    )
+    score_alpha: float = setting(1.0, "strength of the sigmoid weighting", low=0)
+
+    def check(self) -> None:
+        """Refuse a weighting that the contrastive term does not have."""
+        allowed = {"infonce": ("none", "sigmoid", "softmax"), "momentum": ("none", "sigmoid"), "similarity": ("none",)}
+        if self.score_weighting not in allowed[self.contrastive]:
+            raise FaapError(
+                f"score_weighting is {self.score_weighting!r}; with contrastive {self.contrastive!r} it must be "
+                f"{' or '.join(allowed[self.contrastive])}."
+            )
+
+
+def schedules(recipe: Settings) -> Iterator[tuple[str, Callable[[int], float]]]:
+    """The warm-up of all contrastive terms."""
+    yield (
+        "contrastive_weight",
+        lambda epoch: warmed_up(epoch, recipe.lambda_contrastive, recipe.contrastive_warmup_epochs),
+    )
+
+
+def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
+    """The terms of a recipe that look at one batch: from anchor to reference, and back."""
+    detach, on = recipe.detach_reference, recipe.lambda_contrastive > 0
+
+    def contrast(view: View) -> Tensor:
+        toward = partial(infonce, *view.projected, recipe.temperature, detach_reference=detach)
+        if recipe.score_weighting == "sigmoid":
+            return toward(log_weights=pair_log_weights(*view.scores, recipe.score_alpha))
+        if recipe.score_weighting == "softmax":
+            return toward(log_weights=reference_log_weights(view.scores[1]), weights_in="numerator")
+        return toward()
+
+    def similarity(view: View) -> Tensor:
+        anchor, reference = view.projected
+        return cross_group_similarity(anchor, reference.detach() if detach else reference, recipe.temperature)
+
+    def back(view: View) -> Tensor:
+        return infonce(*view.projected[::-1], recipe.temperature, detach_reference=False)
+
+    if recipe.contrastive != "momentum":
+        value = {"infonce": contrast, "similarity": similarity}[recipe.contrastive]
+        yield Term(recipe.contrastive, on * recipe.f2m_weight, value, "contrastive_weight")
+    yield Term("infonce_m2f", on * recipe.m2f_weight, back, "contrastive_weight")

@@ -1,12 +1,14 @@
 """The projection head in front of the contrastive terms; it is trained with the generator and then thrown away."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faap.errors import FaapError, nearest
 from faap.objectives.numerics import widen
+from faap.settings import setting
 
 VARIANTS = ("plain", "layernorm", "stabilized")
 
@@ -24,7 +26,7 @@ class ProjectionHead(nn.Module):
     Raises:
         FaapError: if the variant is unknown.
 
-    Source: spec/recipes.md, "Heads".
+    Source: docs/recipes.md, "Heads".
     """
 
     def __init__(
@@ -55,3 +57,14 @@ class ProjectionHead(nn.Module):
             (B, d) unit vectors, in float32 or better.
         """
         return F.normalize(widen(self.layers(features)), dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the projection head."""
+
+    head: str = setting(
+        "stabilized", "projection head; none: features are only normalised", choices=("none", *VARIANTS)
+    )
+    proj_dim: int = setting(128, "width of the projection", low=1, high=65_536)
+    proj_dropout: float = setting(0.1, "dropout probability in the stabilized head", low=0, below=1)

@@ -1,10 +1,17 @@
 """Momentum contrast: one positive centroid against a queue of past features, and the memory of both."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faap.objectives import contrastive
 from faap.objectives.numerics import connected_zero, similarities
+from faap.objectives.term import Term, View
+from faap.objectives.weighting import query_weights
+from faap.settings import setting
 
 
 def momentum_infonce(
@@ -22,7 +29,7 @@ def momentum_infonce(
     Returns:
         A scalar ≥ 0, the mean over queries of the weighted cross-entropy of picking the centroid; 0 without queries.
 
-    Source: He et al., CVPR 2020 (arXiv:1911.05722); spec/recipes.md, "Terms", Momentum contrast.
+    Source: He et al., CVPR 2020 (arXiv:1911.05722); docs/recipes.md, "Terms", Momentum contrast.
     """
     if len(query) < 1:
         return connected_zero(query)
@@ -45,7 +52,7 @@ class MomentumContrast(nn.Module):
         queue_size: K ≥ 1, anchor features that are remembered, first in, first out.
         centroid_momentum: share in [0, 1) of the centroid that stays at each batch.
 
-    Source: spec/recipes.md, "Terms", Momentum contrast.
+    Source: docs/recipes.md, "Terms", Momentum contrast.
     """
 
     queue: Tensor
@@ -93,3 +100,26 @@ class MomentumContrast(nn.Module):
             return connected_zero(anchor)
         queue = self.queue[: int(self.pushed)]
         return momentum_infonce(anchor, self.centroid, queue, self.temperature, sample_weights=sample_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(contrastive.Settings):
+    """Of the memory, beside those of every contrastive term."""
+
+    queue_size: int = setting(2048, "anchor features that momentum contrast remembers", low=1)
+    centroid_momentum: float = setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
+
+
+def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
+    """The term of a recipe whose contrast is this one."""
+    if recipe.contrastive != "momentum":
+        return
+    memory = MomentumContrast(projected_dim, recipe.temperature, recipe.queue_size, recipe.centroid_momentum)
+
+    def value(view: View) -> Tensor:
+        weights = query_weights(*view.scores, recipe.score_alpha) if recipe.score_weighting == "sigmoid" else None
+        loss: Tensor = memory(*view.projected, weights)
+        return loss
+
+    weight = recipe.f2m_weight if recipe.lambda_contrastive else 0.0
+    yield Term("momentum", weight, value, "contrastive_weight", memory)

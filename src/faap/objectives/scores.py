@@ -18,7 +18,7 @@ def image_scores(logits: Tensor, top_k: int, *, activation: Literal["softmax", "
     Returns:
         (B,) in [0, 1]: the mean of the K largest over queries of the largest class probability.
 
-    Source: spec/recipes.md, "Notation", s_i.
+    Source: docs/recipes.md, "Notation", s_i.
     """
     logits = widen(logits)
     probabilities = logits.softmax(-1)[..., :-1] if activation == "softmax" else logits.sigmoid()

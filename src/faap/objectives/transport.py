@@ -1,10 +1,15 @@
 """Terms that lift the anchor group's scores to the reference group's, and never push anything down."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from faap.objectives.numerics import connected_zero, widen
+from faap.objectives.term import Term
+from faap.settings import setting
 
 QUARTILES = (0.25, 0.5, 0.75)
 
@@ -20,7 +25,7 @@ def one_sided_wasserstein(anchor: Tensor, reference: Tensor) -> Tensor:
         A scalar ≥ 0, the mean of what is missing at each rank, the shorter vector being stretched to the longer one's
         length by linear interpolation over its index; 0 if a group is absent.
 
-    Source: spec/recipes.md, "Terms", One-sided Wasserstein-1.
+    Source: docs/recipes.md, "Terms", One-sided Wasserstein-1.
     """
     reference = reference.detach()
     if len(anchor) < 1 or len(reference) < 1:
@@ -40,7 +45,7 @@ def score_distribution(anchor: Tensor, reference: Tensor) -> Tensor:
     Returns:
         A scalar ≥ 0; without the quartiles if a group has fewer than 3 scores; 0 if a group is absent.
 
-    Source: spec/recipes.md, "Terms", Score distribution.
+    Source: docs/recipes.md, "Terms", Score distribution.
     """
     anchor, reference = widen(anchor), widen(reference.detach())
     if len(anchor) < 1 or len(reference) < 1:
@@ -63,7 +68,7 @@ def score_gap_penalty(anchor: Tensor, reference: Tensor) -> Tensor:
     Returns:
         A scalar ≥ 0 without a gradient; 0 if a group is absent.
 
-    Source: spec/recipes.md, "Terms", fix2's weighting.
+    Source: docs/recipes.md, "Terms", fix2's weighting.
     """
     if len(anchor) < 1 or len(reference) < 1:
         return connected_zero(anchor)
@@ -74,3 +79,30 @@ def _stretch(ordered: Tensor, length: int) -> Tensor:
     if len(ordered) == length:
         return ordered
     return F.interpolate(ordered[None, None], size=length, mode="linear", align_corners=True)[0, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the terms on scores."""
+
+    lambda_score: float = setting(0.0, "weight of the distance of mean and quartiles of matched scores", low=0)
+    lambda_wass: float = setting(0.2, "weight of the one-sided Wasserstein distance of scores", low=0)
+    wass_scores: str = setting(
+        "image", "whose scores: image scores, or those of matched queries", choices=("image", "matched")
+    )
+    lambda_score_gap: float = setting(
+        0.0, "weight with which the (gradient-free) score gap is logged in the total", low=0
+    )
+    score_top_k: int = setting(10, "queries whose confidence makes an image's score", low=1)
+
+
+def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
+    """The terms of a recipe."""
+    image = recipe.wass_scores == "image"
+    yield Term("score_distribution", recipe.lambda_score, lambda view: score_distribution(*view.matched_scores))
+    yield Term(
+        "wasserstein",
+        recipe.lambda_wass,
+        lambda view: one_sided_wasserstein(*(view.scores if image else view.matched_scores)),
+    )
+    yield Term("score_gap_penalty", recipe.lambda_score_gap, lambda view: score_gap_penalty(*view.scores))

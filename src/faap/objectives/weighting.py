@@ -23,7 +23,7 @@ def pair_log_weights(anchor: Tensor, reference: Tensor, alpha: float = 1.0) -> T
     Returns:
         (n, m) logarithms, α·log(0.5 + sigmoid(5·(reference − anchor))); 0 for equal scores.
 
-    Source: spec/recipes.md, "Terms", InfoNCE, both directions.
+    Source: docs/recipes.md, "Terms", InfoNCE, both directions.
     """
     difference = widen(reference)[None] - widen(anchor)[:, None]
     return alpha * (0.5 + (SHARPNESS * difference).sigmoid()).log()
@@ -39,7 +39,7 @@ def reference_log_weights(reference: Tensor) -> Tensor:
     Returns:
         (m,) logarithms of m·softmax(5·reference), whose weights have a mean of 1; 0 for equal scores.
 
-    Source: spec/recipes.md, "Terms", fix2's weighting.
+    Source: docs/recipes.md, "Terms", fix2's weighting.
     """
     return math.log(max(len(reference), 1)) + (SHARPNESS * widen(reference)).log_softmax(0)
 
@@ -56,7 +56,7 @@ def query_weights(anchor: Tensor, reference: Tensor, alpha: float = 1.0) -> Tens
     Returns:
         (n,) weights, 1 + α·sigmoid(5·(mean of reference − anchor)); all 1 without a reference image.
 
-    Source: spec/recipes.md, "Terms", Momentum contrast.
+    Source: docs/recipes.md, "Terms", Momentum contrast.
     """
     if len(reference) < 1:
         return torch.ones_like(widen(anchor))

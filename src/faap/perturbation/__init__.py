@@ -3,6 +3,6 @@
 from faap.perturbation.budget import quantise
 from faap.perturbation.generator import Generator
 from faap.perturbation.jitter import jitter
-from faap.perturbation.storage import load_generator, save_generator
+from faap.perturbation.storage import build_generator, load_generator, save_generator
 
-__all__ = ["Generator", "jitter", "load_generator", "quantise", "save_generator"]
+__all__ = ["Generator", "build_generator", "jitter", "load_generator", "quantise", "save_generator"]

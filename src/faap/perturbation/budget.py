@@ -6,7 +6,7 @@ from torch import Tensor
 from faap.data.images import denormalise, normalise
 
 
-def spend(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor | None = None) -> Tensor:
+def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor | None = None) -> Tensor:
     """Add a generator's raw output to images as δ = ε·tanh(raw), within the budget.
 
     Args:

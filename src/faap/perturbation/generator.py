@@ -1,50 +1,66 @@
 """The perturbation generator, the one thing that is trained and deployed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from faap.errors import FaapError, nearest
-from faap.perturbation.budget import spend
-from faap.perturbation.light import Light
-from faap.perturbation.unet import UNet
+from faap.conform import conform
+from faap.errors import FaapError
+from faap.perturbation.budget import add_within_budget
 
-ARCHITECTURES: dict[str, type[Light] | type[UNet]] = {"light": Light, "unet": UNet}
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+# Black and white lie 4.4 apart in normalised units: beyond that ε bounds nothing.
+MAX_EPSILON = 4.5
+MAX_WIDTH = 2048
 
 
 class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"]):
-    """Sees an image and says how to change it, by no more than ε.
+    """Sees an image and says how to change it, by no more than ε; a subclass is one architecture.
 
     Args:
-        arch: "light", the default, works at reduced resolution; "unet" is the original network.
         epsilon: the bound of the perturbation in ImageNet-normalised units; may be set anew at any time and is saved.
         widths: channels of the three resolutions; None: the architecture's own.
 
     Raises:
-        FaapError: if the architecture is unknown or epsilon negative.
+        FaapError: if epsilon is negative, not finite or beyond the range of pixels, or widths are not such channels.
     """
 
-    def __init__(self, arch: str = "light", epsilon: float = 0.10, widths: Sequence[int] | None = None) -> None:
+    arch: ClassVar[str]
+    WIDTHS: ClassVar[tuple[int, int, int]]
+    DIVISOR: ClassVar[int] = 1  # of every width
+
+    def __init__(self, epsilon: float = 0.10, widths: Sequence[int] | None = None) -> None:
         super().__init__()
-        if arch not in ARCHITECTURES:
-            known = ", ".join(ARCHITECTURES)
-            raise FaapError(f"arch is {arch!r}; it must be one of {known}.{nearest(arch, ARCHITECTURES)}")
-        if not epsilon >= 0:
-            raise FaapError(f"epsilon is {epsilon!r}; it must be 0 or more, in normalised units.")
-        self.arch, self.epsilon = arch, float(epsilon)
-        self.widths = list(ARCHITECTURES[arch].WIDTHS if widths is None else widths)
-        self.network = ARCHITECTURES[arch](self.widths)
+        self.epsilon = epsilon
+        self.widths = self.WIDTHS if widths is None else widths
+        conform(self.widths, [int], "widths")
+        if len(self.widths) != 3 or any(not 0 < w <= MAX_WIDTH or w % self.DIVISOR for w in self.widths):
+            raise FaapError(
+                f"widths: is {list(self.widths)[:5]}; it should be three multiples of {self.DIVISOR} from "
+                f"{self.DIVISOR} to {MAX_WIDTH}, as in {list(self.WIDTHS)}."
+            )
+
+    @property
+    def epsilon(self) -> float:
+        """The bound of the perturbation in ImageNet-normalised units."""
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float) -> None:
+        conform(value, float, "epsilon")
+        if not 0 <= value <= MAX_EPSILON:
+            raise FaapError(f"epsilon: is {value}; it should be from 0 to {MAX_EPSILON}, in normalised units.")
+        self._epsilon = float(value)
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that build this generator again, ready for JSON."""
-        return {"arch": self.arch, "epsilon": self.epsilon, "widths": self.widths}
+        """Return the arguments of `build_generator` that build this generator again, ready for JSON."""
+        return {"arch": self.arch, "epsilon": self.epsilon, "widths": list(self.widths)}
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Compute the unbounded perturbation.
@@ -56,34 +72,24 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         Returns:
             (B, 3, H, W), any real values, before tanh and ε.
         """
-        raw: Tensor = self.network(pixel_values, pixel_mask)
-        return raw
+        raise NotImplementedError
 
     def perturb(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Return the images with their perturbation.
+        """Return the images of `forward` with their perturbation.
 
-        Args:
-            pixel_values: (B, 3, H, W) ImageNet-normalised, any H, W ≥ 1.
-            pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
-
-        Returns:
-            (B, 3, H, W) normalised, no further than ε from the input, within what a pixel in [0, 1] can be; padding is
-            left as it was.
+        No value moves further than ε, nor out of what a pixel in [0, 1] can be; padding is left as it was.
 
         Source: spec/recipes.md, "Notation".
         """
         mask = None if pixel_mask is None or bool(pixel_mask.all()) else pixel_mask.bool()
-        return spend(pixel_values, self(pixel_values, mask), self.epsilon, mask)
+        return add_within_budget(pixel_values, self(pixel_values, mask), self.epsilon, mask)
 
-    # The names in checkpoints are the network's own, as in those of the original U-Net.
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Generator":
+        """Load from a directory or the hub; beside `epsilon` it takes the hub's options, such as `revision`."""
+        from faap.perturbation.storage import load_folder
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the network's state dict."""
-        return self.network.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the network's state dict."""
-        return self.network.load_state_dict(state_dict, strict, assign)
+        return load_folder(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # the mixin's own config holds the arguments at construction, and epsilon may have moved since

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faap.perturbation.generator import Generator
+
 PATCH = 4
 STRIDE = 16
 GROUPS = 8
@@ -32,7 +34,7 @@ class _Norm(nn.GroupNorm):
         if valid is None:
             # in place where no gradient needs what went in: a new tensor's pages cost more than the arithmetic
             return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
-        x = x.float()
+        x = x if x.dtype == torch.float64 else x.float()  # half precision has no room for the sums
         size = valid.count * (x.shape[1] // GROUPS)  # (B, 1)
         mean = self._group_sums(x * valid.mask) / size  # (B, G)
         centred = (x - self._spread(mean)) * valid.mask
@@ -82,7 +84,7 @@ class _Up(nn.Module):
         return skip + grown[..., : skip.shape[2], : skip.shape[3]]
 
 
-class Light(nn.Module):
+class Light(Generator):
     """Sees patches of 4×4 pixels, and whole persons at a sixteenth of the resolution; writes full resolution.
 
     Each 4×4 patch gets 48 values of its own, and three gains with which the patch itself, colour by colour, is added:
@@ -92,16 +94,15 @@ class Light(nn.Module):
 
     Plain 3×3 convolutions, because depthwise ones save arithmetic but no time on a CPU, backward above all, and learn
     less in the same time.
-
-    Args:
-        widths: channels at 1/4, 1/8 and 1/16 of the resolution, multiples of 8.
     """
 
-    WIDTHS = (16, 48, 96)
+    arch = "light"
+    WIDTHS = (16, 48, 96)  # channels at 1/4, 1/8 and 1/16 of the resolution
+    DIVISOR = GROUPS
 
-    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__()
-        quarter, eighth, sixteenth = widths
+    def __init__(self, epsilon: float = 0.10, widths: Sequence[int] | None = None) -> None:
+        super().__init__(epsilon, widths)
+        quarter, eighth, sixteenth = self.widths
         self.stem = nn.Conv2d(3 * PATCH**2, quarter, 3, padding=1)
         self.encode4 = _Residual(quarter)
         self.down8 = _Down(quarter, eighth)
@@ -118,9 +119,9 @@ class Light(nn.Module):
         self.out.bias = nn.Parameter(torch.zeros(self.out.out_channels))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Return the raw perturbation (B, 3, H, W) of images (B, 3, H, W) with mask (B, H, W), None: no padding."""
-        height, width = x.shape[-2:]
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Compute the unbounded perturbation; see `Generator.forward`."""
+        x, (height, width) = pixel_values, pixel_values.shape[-2:]
         valid: list[_Valid | None] = [None, None, None]
         cell = PATCH
         # masks cost time; where nothing is padded, each resolution ends with the image instead

@@ -1,25 +1,40 @@
-"""Saving and loading generators."""
+"""Building, saving and loading generators."""
 
-import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from faap.errors import FaapError
-from faap.files import read_tensors
+from faap.conform import conform
+from faap.errors import FaapError, nearest
+from faap.files import hub_folder, read_json, read_safetensors, read_tensors
 from faap.perturbation.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
+from faap.perturbation.light import Light
+from faap.perturbation.unet import UNet
+from faap.weights import check_finite, check_fit, unwrapped
 
+ARCHITECTURES: dict[str, type[Generator]] = {kind.arch: kind for kind in (Light, UNet)}
 ACCEPTED = (
     f"a run directory, a directory with {WEIGHTS_FILE} and {CONFIG_FILE}, that file, a checkpoint (epoch_0000.pth), "
     "or org/model on the Hugging Face hub"
 )
+_CONFIG = {"arch?": str, "epsilon?": float, "widths?": [int]}
+
+
+def build_generator(arch: str = "light", epsilon: float = 0.10, widths: Sequence[int] | None = None) -> Generator:
+    """Build a new generator: "light" works at reduced resolution; "unet" is the original network.
+
+    Raises:
+        FaapError: if there is no such architecture, or it takes no such `epsilon` or `widths`; see `Generator`.
+    """
+    if arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise FaapError(f"arch: is {arch!r}; it should be one of {known}.{nearest(arch, ARCHITECTURES)}")
+    return ARCHITECTURES[arch](epsilon, widths)
 
 
 def save_generator(generator: Generator, directory: str | Path) -> None:
@@ -54,40 +69,32 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
     place = Path(path)
     if (place / "generator").is_dir():
         place = place / "generator"
-    if place.is_dir():
-        place = place / WEIGHTS_FILE
-        if not place.exists():
-            raise FaapError(f"{path}: has neither generator/ nor {WEIGHTS_FILE}; accepted is {ACCEPTED}.")
-    if place.is_file():
-        read = _read_safetensors if place.suffix == ".safetensors" else _read_checkpoint
-        config, state = read(place)
-        generator = _build(place, config, state)
-    else:
-        generator = _from_hub(str(path))
-    if epsilon is not None:
-        generator.epsilon = epsilon
-    return generator.eval()
+    if place.is_file() and place.suffix != ".safetensors":
+        return _restore(place, place, *_read_checkpoint(place), epsilon)
+    # a folder that exists means a local path with a typing error, for which nobody wants to wait for the network
+    hub = str(path).count("/") == 1 and not place.parent.exists() and place.suffix not in (".pth", ".safetensors")
+    if not place.exists() and not hub:
+        raise FaapError(f"{path}: does not exist; accepted is {ACCEPTED}.")
+    return load_folder(place, epsilon)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config_path = path.with_name(CONFIG_FILE)
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FaapError(f"{config_path}: is missing; it says how to build the generator of {path.name}.") from None
-    except ValueError as error:
-        raise FaapError(f"{config_path}: is not valid JSON: {error}") from error
-    try:
-        return config, load_file(path)
-    except SafetensorError as error:
-        raise FaapError(f"{path}: is not a complete safetensors file: {error}") from error
+def load_folder(place: str | Path, epsilon: float | None = None, **hub: Any) -> Generator:
+    """Load a generator from its directory, the weights in it, or the hub; see `load_generator`."""
+    path = Path(place)
+    if not path.exists():
+        path = hub_folder(str(place), [CONFIG_FILE, WEIGHTS_FILE], **hub)
+    path = path / WEIGHTS_FILE if path.is_dir() else path
+    config = path.with_name(CONFIG_FILE)
+    for file in (path, config):
+        if not file.exists():
+            raise FaapError(f"{file}: is missing, and a generator needs both files; accepted is {ACCEPTED}.")
+    return _restore(path, config, read_json(config), read_safetensors(path), epsilon)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
     checkpoint = read_tensors(path)
-    state = checkpoint.get("generator") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FaapError(f"{path}: has no entry 'generator' of tensors, so it is no checkpoint of a generator.")
+    conform(checkpoint, {"generator": {str: Tensor}, "generator_config?": {str: object}}, f"{path} (a generator's)")
+    state = unwrapped(unwrapped(checkpoint["generator"], "down1.net.0.weight"), "stem.weight")
     if "generator_config" in checkpoint:
         return checkpoint["generator_config"], state
     if "down1.net.0.weight" not in state:
@@ -99,20 +106,23 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {"arch": "unet"}, state
 
 
-def _build(path: Path, config: Any, state: dict[str, Tensor]) -> Generator:
+def _restore(
+    path: Path, source: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], epsilon: float | None
+) -> Generator:
+    """Build the generator that a config describes, once it is known that the weights are those of one."""
+    config = {key: value for key, value in config.items() if value is not None}
+    conform(config, _CONFIG, str(source))
     try:
-        generator = Generator(**config)
-        generator.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FaapError(f"{path}: its configuration {config} and weights do not make a generator: {error}") from error
-    return generator
-
-
-def _from_hub(name: str) -> Generator:
-    # a folder that exists means a local path with a typing error, for which nobody wants to wait for the network
-    if name.count("/") != 1 or Path(name).parent.exists() or Path(name).suffix in (".pth", ".safetensors"):
-        raise FaapError(f"{name}: does not exist; accepted is {ACCEPTED}.")
-    try:
-        return Generator.from_pretrained(name, strict=True)
-    except (OSError, HFValidationError, RuntimeError, TypeError) as error:
-        raise FaapError(f"{name}: is no local path, and the hub did not give it either: {error}") from error
+        if unknown := sorted(config.keys() - {key.rstrip("?") for key in _CONFIG}):
+            raise FaapError(f"has an entry {unknown[0]!r}, which no generator of this version knows.")
+        with torch.device("meta"):
+            wanted = build_generator(**config).state_dict()
+    except FaapError as error:
+        raise FaapError(f"{source}: {error}") from error
+    check_finite(state, path)
+    check_fit(state, wanted, path)
+    generator = build_generator(**config)
+    generator.load_state_dict(state)
+    if epsilon is not None:
+        generator.epsilon = epsilon
+    return generator.eval()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from faap.perturbation.generator import Generator
+
 
 class _Down(nn.Module):
     def __init__(self, channels: int, out: int, stride: int) -> None:
@@ -35,20 +37,18 @@ class _Up(nn.Module):
         return F.relu(self.bn(self.conv(x))) + skip
 
 
-class UNet(nn.Module):
+class UNet(Generator):
     """Three stages down, a bottleneck, two stages up whose skips are added; names as in the original checkpoints.
 
     Batch norm makes an image's output depend on its batch while training, and zeros in the padding are seen as image.
-
-    Args:
-        widths: channels at full, half and quarter resolution.
     """
 
-    WIDTHS = (32, 64, 128)
+    arch = "unet"
+    WIDTHS = (32, 64, 128)  # channels at full, half and quarter resolution
 
-    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
-        super().__init__()
-        full, half, quarter = widths
+    def __init__(self, epsilon: float = 0.10, widths: Sequence[int] | None = None) -> None:
+        super().__init__(epsilon, widths)
+        full, half, quarter = self.widths
         self.down1 = _Down(3, full, 1)
         self.down2 = _Down(full, half, 2)
         self.down3 = _Down(half, quarter, 2)
@@ -58,9 +58,9 @@ class UNet(nn.Module):
         self.out_conv = nn.Conv2d(full, 3, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, x: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """Return the raw perturbation (B, 3, H, W) of images (B, 3, H, W); the mask is not looked at."""
-        full = self.down1(x.contiguous(memory_format=torch.channels_last))
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        """Compute the unbounded perturbation, without a look at the mask; see `Generator.forward`."""
+        full = self.down1(pixel_values.contiguous(memory_format=torch.channels_last))
         half = self.down2(full)
         deep = self.bottleneck(self.down3(half))
         out: Tensor = self.out_conv(self.up1(self.up2(deep, half), full))

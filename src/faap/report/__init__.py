@@ -1,7 +1,8 @@
-"""What came out of a run, or of many: HTML pages and terminal tables."""
+"""What came out of a run, or of many: measuring it, HTML pages, terminal tables."""
 
 from faap.report.comparison import comparison_figures, comparison_table, write_comparison
-from faap.report.page import MAX_EXAMPLES, Example, read_log, write_report
+from faap.report.measure import measure
+from faap.report.page import MAX_EXAMPLES, Example, write_report
 from faap.report.terminal import summary
 
 __all__ = [
@@ -9,7 +10,7 @@ __all__ = [
     "Example",
     "comparison_figures",
     "comparison_table",
-    "read_log",
+    "measure",
     "summary",
     "write_comparison",
     "write_report",

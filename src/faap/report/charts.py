@@ -1,21 +1,26 @@
-"""Curves over epochs, of one run and of many, as pictures that a page can carry."""
+"""Curves over epochs, of one run or of many, as pictures that a page can carry."""
 
 import base64
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+
+from faap.evaluation import HEADLINE, headline
+from faap.report.words import number
 
 # Okabe and Ito's palette, which stays distinct for colour-blind readers; a group has its colour on the whole page
 ANCHOR_COLOUR = "#D55E00"
@@ -37,57 +42,35 @@ _SCHEDULES = {
     "learning_rate": ("Learning rate", "learning rate"),
 }
 
+# slug, title, figure
+Drawn = tuple[str, str, Figure]
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One curve: values per epoch (None leaves a gap), its colour, and where the baseline lies, if there is one."""
 
+class Curve(NamedTuple):
+    """What a chart shows of every recipe."""
+
+    name: str
     label: str
-    values: Sequence[float | None]
-    colour: str
+    colour: str = ""  # empty: the recipe's own
     baseline: float | None = None
+    shift: float = 0.0  # subtracted from the values
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A titled picture: a data URI and its description."""
+class Band(NamedTuple):
+    """A curve of one recipe: (runs, epochs) its values, NaN where there is none."""
 
-    title: str
-    source: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """One curve of several runs: at each epoch their mean, lowest and highest value (NaN leaves a gap)."""
-
-    label: str
-    epochs: Sequence[int]
-    mean: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
+    curve: Curve
     colour: str
-    baseline: float | None = None
+    values: npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
+class Panel(NamedTuple):
     """One of several small charts: its curves, others to hold them against, and the epochs that its runs chose."""
 
     title: str
     bands: Sequence[Band]
-    beside: Sequence[Band] = ()
-    chosen: Sequence[int] = ()
-
-
-def losses(names: Iterable[str]) -> list[str]:
-    """Those of the names in a log's "train" that are parts of the loss, or of a second player's."""
-    return [name for name in names if name not in _NOT_LOSSES]
-
-
-def loss_title(name: str) -> str:
-    """How a heading names a loss term."""
-    return name.replace("_", " ").capitalize().replace("Infonce", "InfoNCE")
+    others: Sequence[Band]
+    chosen: Sequence[int]
 
 
 def style() -> AbstractContextManager[None]:
@@ -97,15 +80,15 @@ def style() -> AbstractContextManager[None]:
     )
 
 
-def embed(figure: Figure, title: str, description: str) -> Chart:
-    """Make a figure a picture that a page carries."""
+def embed(figure: Figure) -> str:
+    """Make a figure a picture that a page carries, as a data URI."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Chart(title, "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode(), description)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def dress(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Few ticks, with plain numbers, and no frame but the axes."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-6, 6))
@@ -113,11 +96,11 @@ def dress(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int) -> None:
+def legend(figure: Figure, signs: Mapping[str, Artist], columns: int) -> None:
     """Put what the signs mean above a figure."""
     figure.legend(
-        handles,
-        labels,
+        list(signs.values()),
+        list(signs),
         loc="outside upper left",
         ncols=columns,
         frameon=False,
@@ -127,37 +110,13 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], col
     )
 
 
-def draw(title: str, unit: str, epochs: Sequence[int], chosen: int, lines: Sequence[Line]) -> Chart:
-    """Draw curves over epochs with the chosen epoch marked and baselines dashed."""
-    with style():
-        figure = Figure(figsize=(3.7, 2.75), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axvline(chosen, color=QUIET, linewidth=1, linestyle=":", label="chosen epoch", zorder=1)
-        for line in lines:
-            size = 3.5 if len(epochs) < 40 else 0
-            values = [math.nan if value is None else value for value in line.values]
-            axes.plot(epochs, values, color=line.colour, marker="o", markersize=size, label=line.label)
-            if line.baseline is not None:
-                label = "baseline" if len(lines) == 1 else f"{line.label}, baseline"
-                axes.axhline(line.baseline, color=line.colour, linewidth=1.1, linestyle=DASHES, label=label)
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.grid(axis="y", color="#E3E3E3", linewidth=0.7)
-        dress(axes)
-        handles, labels = axes.get_legend_handles_labels()
-        legend(figure, [*handles[1:], handles[0]], [*labels[1:], labels[0]], 2)
-    return embed(figure, title, f"{title}: {unit} over {len(epochs)} epochs")
-
-
-def small_multiples(unit: str, panels: Sequence[Panel], beside: str, *, zero: bool = False) -> Figure:
+def small_multiples(unit: str, panels: Sequence[Panel], others: str, *, zero: bool = False) -> Figure:
     """Draw a grid of panels with the same limits in all of them.
 
     Args:
         unit: what the vertical axis shows.
-        panels: at least one, each with at least one known value.
-        beside: what the faint curves beside a panel's own are.
+        panels: at least one, each with at least one known value; a single one without a title takes little room.
+        others: what the faint curves that a panel's own are held against are.
         zero: whether to draw the line at 0, and keep it within sight.
 
     Returns:
@@ -165,13 +124,13 @@ def small_multiples(unit: str, panels: Sequence[Panel], beside: str, *, zero: bo
         one above the other where several runs chose the same.
     """
     columns = 3 if len(panels) <= 6 else 4 if len(panels) <= 12 else 5
-    wide = min(columns, max(2, len(panels)))
+    wide = min(columns, max(2, len(panels))) if panels[0].title else 1
     rows = math.ceil(len(panels) / wide)
-    every = [band for panel in panels for band in (*panel.bands, *panel.beside)]
-    values = [v for band in every for v in (*band.low, *band.high, band.baseline) if v is not None and math.isfinite(v)]
-    low, high = min([*values, 0.0] if zero else values), max([*values, 0.0] if zero else values)
+    every = [band for panel in panels for band in (*panel.bands, *panel.others)]
+    baselines = [band.curve.baseline for band in every if band.curve.baseline is not None]
+    known = np.concatenate([*(band.values.ravel() for band in every), baselines, [0.0] if zero else []])
+    low, high = np.nanmin(known), np.nanmax(known)
     margin = (high - low) or abs(high) or 1.0
-    epochs = [epoch for band in every for epoch in band.epochs]
     with style():
         figure = Figure(
             figsize=(10.8 * wide / columns, 0.75 + (2.25 if columns < 5 else 1.85) * rows), layout="constrained"
@@ -184,124 +143,158 @@ def small_multiples(unit: str, panels: Sequence[Panel], beside: str, *, zero: bo
             _draw_panel(axes, panels[i], zero)
             axes.set_title("\n".join(textwrap.wrap(panels[i].title, 26)), fontsize=_FONT, fontweight="bold", loc="left")
             axes.tick_params(labelbottom=i + wide >= len(panels))
-        grid[0, 0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        grid[0, 0].set_xlim(-0.5, max(band.values.shape[1] for band in every) - 0.5)
         grid[0, 0].set_ylim(low - 0.14 * margin, high + 0.06 * margin)
         grid[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         figure.supxlabel("epoch", fontsize=_FONT)
         figure.supylabel(unit, fontsize=_FONT)
-        shown: dict[str, Artist] = {}
-        for band in (band for panel in panels for band in panel.bands):
-            shown[band.label] = Line2D([], [], color=band.colour)
-        if len(shown) == 1:
-            shown = {"mean over seeds": Line2D([], [], color=QUIET)}
-        if any(low < high for band in every for low, high in zip(band.low, band.high, strict=True)):
-            shown["lowest to highest seed"] = Patch(color=QUIET, alpha=0.3, linewidth=0)
-        if any(band.baseline is not None for band in every):
-            shown["baseline"] = Line2D([], [], color=QUIET, linewidth=1, linestyle=DASHES)
-        if any(panel.beside for panel in panels):
-            shown[beside] = Line2D([], [], color=_FAINT, linewidth=1)
-        shown["chosen epoch of a seed"] = Line2D([], [], color=QUIET, marker="^", markersize=3.5, linestyle="none")
-        legend(figure, list(shown.values()), list(shown), 2 * wide)
+        legend(figure, _signs(panels, every, others), 2 * wide)
     return figure
 
 
+def _signs(panels: Sequence[Panel], every: Sequence[Band], others: str) -> dict[str, Artist]:
+    signs: dict[str, Artist] = {
+        band.curve.label: Line2D([], [], color=band.colour) for panel in panels for band in panel.bands
+    }
+    several = any(len(band.values) > 1 for band in every)
+    if len(signs) == 1:
+        signs = {"mean over seeds" if several else "one seed": Line2D([], [], color=QUIET)}
+    if several:
+        signs["lowest to highest seed"] = Patch(color=QUIET, alpha=0.3, linewidth=0)
+    if any(band.curve.baseline is not None for band in every):
+        signs["baseline"] = Line2D([], [], color=QUIET, linewidth=1, linestyle=DASHES)
+    if any(panel.others for panel in panels):
+        signs[others] = Line2D([], [], color=_FAINT, linewidth=1)
+    signs["chosen epoch"] = Line2D([], [], color=QUIET, marker="^", markersize=3.5, linestyle="none")
+    return signs
+
+
 def _draw_panel(axes: Axes, panel: Panel, zero: bool) -> None:
-    dress(axes)
+    style_axes(axes)
     axes.grid(axis="y", color="#EBEBEB", linewidth=0.6)
     if zero:
         axes.axhline(0, color=GAP_COLOUR, linewidth=0.8)
-    for band in panel.beside:
-        axes.plot(band.epochs, band.mean, color=_FAINT, linewidth=1)
+    for band in panel.others:
+        axes.plot(np.ma.masked_invalid(band.values).mean(axis=0), color=_FAINT, linewidth=1)
     for band in panel.bands:
-        if band.baseline is not None:
-            axes.axhline(band.baseline, color=QUIET, linewidth=0.9, linestyle=DASHES)
-        axes.fill_between(band.epochs, band.low, band.high, color=band.colour, alpha=0.25, linewidth=0)
-        axes.plot(band.epochs, band.mean, color=band.colour, linewidth=1.4, marker="o", markersize=1.8)
+        values = np.ma.masked_invalid(band.values)
+        if band.curve.baseline is not None:
+            axes.axhline(band.curve.baseline, color=QUIET, linewidth=0.9, linestyle=DASHES)
+        epochs = np.arange(values.shape[1])
+        axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=band.colour, alpha=0.25, linewidth=0)
+        axes.plot(values.mean(axis=0), color=band.colour, linewidth=1.4, marker="o", markersize=1.8)
     heights = [0.04 + 0.06 * sum(panel.chosen[j] == epoch for j in range(i)) for i, epoch in enumerate(panel.chosen)]
     place = axes.get_xaxis_transform()
     axes.plot(panel.chosen, heights, color=QUIET, marker="^", markersize=3.5, linestyle="none", transform=place)
 
 
-def run_charts(
-    log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, reference: str
-) -> list[tuple[str, list[Chart]]]:
-    """All curves of a run, by subject.
+@dataclass(frozen=True)
+class Training:
+    """What happened in one or more trainings, to be drawn; what none of them has is left out.
 
-    Args:
-        log: the lines of train_log.jsonl.
-        chosen: epoch to mark.
+    Attributes:
+        recipes: each with its name and runs, each with its chosen epoch and curves: "epoch", and by name under
+            "validation", "train" and, where it is known, "schedule".
+        baseline: the numbers of `HEADLINE` on the validation split without a generator.
         anchor: name of the anchor group.
         reference: name of the reference group.
-
-    Returns:
-        (subject, charts); a curve without any value is left out.
+        colours: of the recipes, by name.
     """
-    epochs = [row["epoch"] for row in log]
 
-    def chart(title: str, unit: str, *lines: Line) -> list[Chart]:
-        shown = [line for line in lines if any(value is not None for value in line.values)]
-        return [draw(title, unit, epochs, chosen, shown)] if shown else []
+    recipes: Sequence[Mapping[str, Any]]
+    baseline: Mapping[str, float | None]
+    anchor: str
+    reference: str
+    colours: Mapping[str, str] = field(default_factory=dict)
 
-    def part(kind: str, name: str) -> list[float | None]:
-        return [row[kind].get(name) for row in log]
+    def gap(self, key: str) -> list[Drawn]:
+        """Draw one of the gaps of `HEADLINE` on the validation split."""
+        unit = f"{self.reference} − {self.anchor}"
+        title = f"{HEADLINE[key][1]} gap"
+        return self._draw(key, title, unit, "validation", Curve(key, unit, baseline=self.baseline[key]))
 
-    def validated(which: str, group: str, name: str) -> list[float | None]:
-        return [row["validation"][which][group][name] for row in log]
+    def groups(self) -> list[Drawn]:
+        """Draw the change of both groups' AP on the validation split."""
+        colours = {"anchor_ap": ANCHOR_COLOUR, "reference_ap": REFERENCE_COLOUR}
+        curves = [
+            Curve(key, f"{group} (baseline {number(start)})", colours[key], shift=start)
+            for key, group in (("anchor_ap", self.anchor), ("reference_ap", self.reference))
+            if (start := self.baseline[key]) is not None
+        ]
+        title = "AP of both groups: change against the baseline"
+        return self._draw("ap", title, "AP − baseline", "validation", *curves, zero=True)
 
-    def gap(title: str, key: str, metric: str) -> list[Chart]:
-        low, high = (validated("baseline", group, metric)[0] for group in (anchor, reference))
-        baseline = None if low is None or high is None else high - low
-        values = [row["validation"]["gap"][key] for row in log]
-        return chart(title, f"{reference} − {anchor}", Line("with generator", values, GAP_COLOUR, baseline))
+    def representation(self) -> list[Drawn]:
+        """Draw how alike the groups' embeddings are and how far apart their image scores."""
+        curves = (
+            Curve("sim_f2m", f"{self.anchor} to {self.reference}", OTHER_COLOURS[0]),
+            Curve("sim_f2f", f"{self.anchor} to {self.anchor}", ANCHOR_COLOUR),
+        )
+        unit = f"{self.reference} − {self.anchor}"
+        score_gap = Curve("score_gap", unit)
+        return [
+            *self._draw("similarity", "Similarity of the embeddings", "mean cosine", "train", *curves),
+            *self._draw("score_gap", "Gap of the image scores", unit, "train", score_gap, zero=True),
+        ]
 
-    ap_lines = [
-        Line(group, validated("perturbed", group, "AP"), colour, validated("baseline", group, "AP")[0])
-        for group, colour in ((anchor, ANCHOR_COLOUR), (reference, REFERENCE_COLOUR))
-    ]
-    colours = [GAP_COLOUR, *OTHER_COLOURS]
-    return [
-        (
-            "Validation",
-            [
-                *gap("AP gap", "AP", "AP"),
-                *gap("AR gap", "AR", "AR100"),
-                *chart("AP of both groups", "AP", *ap_lines),
-            ],
-        ),
-        (
-            "Representation and scores",
-            [
-                *chart(
-                    "Similarity of the embeddings",
-                    "mean cosine",
-                    Line(f"{anchor} to {reference}", part("train", "sim_f2m"), OTHER_COLOURS[0]),
-                    Line(f"{anchor} to {anchor}", part("train", "sim_f2f"), ANCHOR_COLOUR),
-                ),
-                *chart(
-                    "Gap of the image scores",
-                    f"{reference} − {anchor}",
-                    Line("training images", part("train", "score_gap"), GAP_COLOUR),
-                ),
-            ],
-        ),
-        (
-            "Loss terms, mean over the steps",
-            [
-                picture
-                for i, name in enumerate(losses(log[0]["train"]))
-                for picture in chart(
-                    loss_title(name),
-                    "loss",
-                    Line(name, part("train", name), colours[i % len(colours)]),
-                )
-            ],
-        ),
-        (
-            "Schedules",
-            [
-                picture
-                for name, (title, unit) in _SCHEDULES.items()
-                for picture in chart(title, unit, Line(name, part("schedule", name), OTHER_COLOURS[0]))
-            ],
-        ),
-    ]
+    def losses(self) -> list[Drawn]:
+        """Draw every term of the loss, or of a second player's: the total and the detector's first, others by name."""
+        curves = [run["curves"]["train"] for recipe in self.recipes for run in recipe["runs"]]
+        names = {name for each in curves for name in each} - _NOT_LOSSES
+        return [
+            drawn
+            for name in sorted(names, key=lambda name: (name != "total", name != "detection", name))
+            for drawn in self._draw(f"loss_{name}", _loss_title(name), "loss", "train", Curve(name, name))
+        ]
+
+    def schedules(self) -> list[Drawn]:
+        """Draw what changes from epoch to epoch by plan."""
+        return [
+            drawn
+            for name, (title, unit) in _SCHEDULES.items()
+            for drawn in self._draw(name, title, unit, "schedule", Curve(name, name))
+        ]
+
+    def _draw(self, slug: str, title: str, unit: str, part: str, *curves: Curve, zero: bool = False) -> list[Drawn]:
+        panels: list[Panel] = []
+        first: list[Band] = []
+        for recipe in self.recipes:
+            colour = self.colours.get(recipe["name"], GAP_COLOUR)
+            bands = [band for curve in curves if (band := _band(recipe["runs"], part, curve, colour)) is not None]
+            chosen = [run["epoch"] for run in recipe["runs"] if run["epoch"] is not None]
+            if bands:
+                panels.append(Panel(recipe["name"], bands, first, chosen))
+            if recipe is self.recipes[0]:
+                first = bands
+        others = f"{self.recipes[0]['name']}, mean" if self.recipes else ""
+        return [(slug, title, small_multiples(unit, panels, others, zero=zero))] if panels else []
+
+
+def _band(runs: Sequence[Mapping[str, Any]], part: str, curve: Curve, colour: str) -> Band | None:
+    """Gather one curve of several runs; None if none of them has a value."""
+    values = np.full((len(runs), 1 + max(epoch for run in runs for epoch in run["curves"]["epoch"])), np.nan)
+    for row, run in zip(values, runs, strict=True):
+        curves = run["curves"]
+        if found := curves[part].get(curve.name):
+            row[curves["epoch"]] = np.array(found, dtype=np.float64) - curve.shift
+    return Band(curve, curve.colour or colour, values) if np.isfinite(values).any() else None
+
+
+def _loss_title(name: str) -> str:
+    return name.replace("_", " ").capitalize().replace("Infonce", "InfoNCE")
+
+
+def training_of(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, reference: str) -> Training:
+    """Take a run's log, of at least one epoch, for a comparison of one recipe with one seed."""
+    before, after = (
+        [headline(row["validation"][which], anchor, reference) for row in log] for which in ("baseline", "perturbed")
+    )
+    curves: dict[str, Any] = {
+        part: {name: [row.get(name) for row in rows] for name in rows[0]}
+        for part, rows in (
+            ("validation", after),
+            *((part, [row[part] for row in log]) for part in ("train", "schedule")),
+        )
+    }
+    run = {"epoch": chosen, "curves": curves | {"epoch": [row["epoch"] for row in log]}}
+    return Training([{"name": "", "runs": [run]}], before[0], anchor, reference)

@@ -2,8 +2,7 @@
 
 import base64
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
-from faap.evaluation import METRICS, Detections, best_epoch
-from faap.files import replacing
+from faap.evaluation import HEADLINE, METRICS, Detections, best_epoch
+from faap.evaluation.gaps import GAPS
+from faap.files import atomic_write
 from faap.report import words
-from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, run_charts
+from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Drawn, Training, embed, training_of
+from faap.runs import Run
 
 SCORE_THRESHOLD = 0.5
 MAX_EXAMPLES = 6
@@ -29,6 +31,38 @@ _LONGEST_EDGE = 640
 _EXACT_PIXELS = 256 * 256
 
 Pixels = npt.NDArray[np.uint8]
+
+# what the page needs of metrics.json and of a line of train_log.jsonl
+_NUMBER = (float, None)
+_CHANGE = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER)
+_DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
+_CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": bool}
+_METRICS = {
+    "split": str,
+    "images": {str: int},
+    "categories_left_out?": {str: [str]},
+    "baseline": {str: dict},
+    "perturbed": {str: dict},
+    "gap": {name: {**_CHANGE, "ci95": (list, None)} for name in GAPS},
+    "success": {name: {**_CRITERION, "ci95?": (list, None)} for name in HEADLINE},
+    "warnings?": [str],
+    "perturbation": _DISTANCE,
+    "provenance?": {
+        "dataset": str,
+        "split_sha256": str,
+        "detector": dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str),
+        "generator": {"arch": str, "epsilon": float, "sha256": str},
+        "versions": {str: str},
+        "date": str,
+    },
+    "detector_sha256": str,
+}
+_ROW = {
+    "epoch": int,
+    "train": {str: _NUMBER},
+    "schedule": {str: _NUMBER},
+    "validation": {"baseline": {str: dict}, "perturbed": {str: dict}, "gap": dict.fromkeys(GAPS, _NUMBER)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,30 +84,28 @@ class Example:
     after: Detections
 
 
-def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
+def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Path:
     """Write `report.html` into a run directory.
 
     Args:
-        run_dir: holds metrics.json, and, after a training, config.yaml and train_log.jsonl; what is missing is left
-            out of the page.
+        run: holds metrics.json, and, after a training, config.yaml and train_log.jsonl; what is missing is left out of
+            the page.
         examples: images to show; the first six are.
 
     Returns:
         Path of the page.
 
     Raises:
-        FaapError: if metrics.json is missing, or it or train_log.jsonl is broken.
+        FaapError: if metrics.json is missing, or one of these files is broken.
     """
-    run_dir = Path(run_dir)
-    metrics_file, config_file, log_file = (run_dir / n for n in ("metrics.json", "config.yaml", "train_log.jsonl"))
-    if not metrics_file.exists():
-        raise FaapError(f"{metrics_file} does not exist; a report needs the metrics of an evaluation")
-    metrics = _parse(metrics_file, metrics_file.read_text(encoding="utf-8"))
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-    log = read_log(log_file)
-
+    run = run if isinstance(run, Run) else Run(run)
+    metrics, log = _read_metrics(run), run.read_log()
+    config = _read_config(run.config)
     groups = list(metrics["baseline"])
     anchor, reference = groups[:2]
+    conform(log, [_ROW], str(run.log))
+    for row in log:
+        _conform_groups(row["validation"], groups[:2], list(GAPS.values()), f"{run.log}: validation")
     chosen = best_epoch(log, reference) if log else None
     colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
     shown = list(examples[:MAX_EXAMPLES])
@@ -92,49 +124,74 @@ def write_report(run_dir: str | Path, examples: Sequence[Example] = ()) -> Path:
             words.gap_sentence(metrics, anchor, reference),
             words.group_sentence(metrics, anchor, reference),
         ],
+        notes=words.notes(metrics),
         criteria=words.criteria_rows(metrics, anchor, reference),
-        charts=run_charts(log, chosen, anchor, reference) if chosen is not None else [],
+        provenance=words.provenance_rows(metrics),
+        charts={} if chosen is None else _charts(training_of(log, chosen, anchor, reference)),
         chosen=chosen,
         epochs=len(log),
         examples=[_example(example, factor) for example in shown],
         factor=factor,
         threshold=SCORE_THRESHOLD,
     )
-    return save(page, run_dir / "report.html")
+    return save(page, run.report)
+
+
+def _read_metrics(run: Run) -> dict[str, Any]:
+    """Read metrics.json, of at least two groups."""
+    metrics, place = run.read_metrics(), str(run.metrics)
+    conform(metrics, _METRICS, place)
+    if len(metrics["baseline"]) < 2:
+        raise FaapError(f"{place}: baseline: names {len(metrics['baseline'])} groups; it should be two or more.")
+    _conform_groups(metrics, list(metrics["baseline"]), METRICS, place)
+    for part in ("gap", "success"):
+        for name, entry in metrics[part].items():
+            conform(entry.get("ci95") or [], [float], f"{place}: {part}: {name}: ci95")
+            if entry.get("ci95") is not None and len(entry["ci95"]) != 2:
+                raise FaapError(f"{place}: {part}: {name}: ci95: holds {len(entry['ci95'])} bounds; it should be two.")
+    return metrics
+
+
+def _conform_groups(metrics: Mapping[str, Any], groups: Sequence[str], names: Sequence[str], place: str) -> None:
+    for which in ("baseline", "perturbed"):
+        for group in groups:
+            conform(metrics[which].get(group), dict.fromkeys(names, _NUMBER), f"{place}: {which}: {group}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read what a run was trained with, to be shown as it stands; nothing without a training."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise FaapError(f"{path}: not YAML: {error}") from None
+    conform(config, {str: (object, bool)}, str(path))
+    return dict(config)
+
+
+def _charts(training: Training) -> dict[str, list[Drawn]]:
+    """All curves of a run, by subject."""
+    return {
+        "Validation": [*training.gap("ap_gap"), *training.gap("ar_gap"), *training.groups()],
+        "Representation and scores": training.representation(),
+        "Loss terms, mean over the steps": training.losses(),
+        "Schedules": training.schedules(),
+    }
 
 
 def render(template: str, **values: Any) -> str:
     """Fill one of the templates of this folder; what is put in is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval)
-    environment.globals["difference"] = words.difference
+    environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
+    environment.globals.update(difference=words.difference, embed=embed, marks=words.MARKS)
     return environment.get_template(template).render(values)
 
 
 def save(page: str, path: Path) -> Path:
     """Write a page, in full or not at all; returns its path."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a train_log.jsonl; none if there is no such file.
-
-    Raises:
-        FaapError: if a line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [_parse(path, line) for line in lines if line.strip()]
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        parsed: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FaapError(f"{path}: not JSON: {error}") from None
-    return parsed
 
 
 def _magnification(examples: Sequence[Example]) -> int:

@@ -1,128 +1,114 @@
-"""Checkpoints: everything a run needs to go on exactly, readable without unpickling anything but tensors."""
+"""Checkpoints: a trainer's state in a file, readable without unpickling anything but tensors and plain values."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from faap.config import Recipe, load_recipe
+from faap.config import Recipe, resumed_recipe
+from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import read_tensors, replacing
-from faap.perturbation import Generator
+from faap.files import atomic_write, read_tensors
 
-# What a run that resumes decides anew: where and how it computes, not what.
-FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
-# Where data and detector lie may change; what they are is held against their hashes.
-_PLACES = frozenset({"dataset_root", "annotations", "images_dir", "group_csv", "detr_checkpoint"})
-_KEYS = frozenset(
-    {
-        "epoch",
-        "generator",
-        "generator_config",
-        "objective",
-        "optimizer",
-        "recipe",
-        "detector_file_sha256",
-        "data_sha256",
-    }
-)
+CHECKPOINT = {
+    "epoch": int,
+    "generator": {str: Tensor},
+    "generator_config": {"arch": str, "epsilon": float},
+    "objective": {str: object},
+    "optimizer": {"state": {int: {str: Tensor}}, "param_groups": [{"params": [int]}]},
+    "recipe": {str: (str, int, float, bool, tuple, list)},
+    "detector_file_sha256": str,
+    "data_sha256": str,
+}
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
 
 
-def checkpoint_path(run_dir: Path, epoch: int) -> Path:
-    """Return the place of one epoch's checkpoint."""
-    return run_dir / "checkpoints" / f"epoch_{epoch:04d}.pth"
-
-
-def save_checkpoint(
-    path: Path,
-    *,
-    epoch: int,
-    recipe: Recipe,
-    generator: Generator,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    detector_file_sha256: str,
-    data_sha256: str,
-) -> None:
-    """Write one epoch's checkpoint; the file is complete or absent.
-
-    Args:
-        path: where.
-        epoch: the epoch that is finished, counted from 0.
-        recipe: the run's recipe.
-        generator: trained so far, with its configuration.
-        objective: with the state of its terms.
-        optimizer: over generator and objective.
-        detector_file_sha256: of the frozen detector's weights file.
-        data_sha256: fingerprint of the training split.
-    """
-    content = {
-        "epoch": epoch,
-        "generator": generator.state_dict(),
-        "generator_config": generator.config(),
-        "objective": objective.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "recipe": recipe.to_dict(),
-        "detector_file_sha256": detector_file_sha256,
-        "data_sha256": data_sha256,
-    }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file; the target is complete or unchanged."""
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a trainer's state; the file is complete or absent."""
+    with atomic_write(path) as temporary:
+        torch.save(dict(state), temporary)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to resume from.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its entries, tensors on the CPU.
+    """Read a trainer's state, tensors on the CPU.
 
     Raises:
-        FaapError: if the file is missing, broken or not a checkpoint.
+        FaapError: if the file is missing, broken or not such a state.
     """
     if not path.is_file():
         raise FaapError(f"{path}: no such checkpoint to resume from.")
     content = read_tensors(path)
-    missing = _KEYS - set(content if isinstance(content, dict) else ())
+    missing = CHECKPOINT.keys() - (content.keys() if isinstance(content, Mapping) else ())
     if missing:
         raise FaapError(f"{path}: not a checkpoint of faap's training: it lacks {', '.join(sorted(missing))}.")
+    check_state(content, str(path))
     return dict(content)
 
 
-def recipe_to_resume(path: Path, name: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe with which a run goes on: the checkpoint's, but for the fields that are given.
-
-    Args:
-        path: the checkpoint.
-        name: the recipe that was asked for; it must be the checkpoint's.
-        overrides: fields that the user gave.
+def recipe_to_resume(path: Path, name: str, typed: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with which a run goes on: what its checkpoint stores, but for the fields that are typed.
 
     Raises:
-        FaapError: if the checkpoint cannot be read or is of another recipe.
+        FaapError: if the checkpoint cannot be read, is of another recipe, or names code that is not typed.
     """
-    stored = read_checkpoint(path)["recipe"]
-    asked = load_recipe(name, **overrides)
-    if stored.get("name") != asked.name:
-        raise FaapError(f"{path}: a checkpoint of the recipe {stored.get('name')!r}, not of {asked.name!r}.")
-    kept = {key: value for key, value in stored.items() if key not in FREE_FIELDS}
-    return load_recipe(name, **(kept | dict(overrides)))
+    return resumed_recipe(name, read_checkpoint(path)["recipe"], path, **typed)
 
 
-def differences(stored: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Say where a checkpoint's recipe and the one that goes on with it compute different things."""
-    return [
-        f"{key} was {stored.get(key)!r}, is {value!r}"
-        for key, value in recipe.to_dict().items()
-        if key not in FREE_FIELDS | _PLACES and stored.get(key, getattr(Recipe(), key)) != value
-    ]
+def check_state(state: Mapping[str, Any], place: str) -> None:
+    """Raise unless a trainer's state is what `CHECKPOINT` describes, of an epoch that its recipe has."""
+    conform(state, CHECKPOINT, place)
+    epoch, epochs = state["epoch"], state["recipe"].get("epochs")
+    conform(epochs, int, f"{place}: recipe: epochs")
+    if not 0 <= epoch < epochs:
+        raise FaapError(f"{place}: epoch: is {epoch}; its recipe has the epochs 0 to {epochs - 1}.")
+
+
+def fitting(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return tensors that were read, held against those whose place they are to take.
+
+    Raises:
+        FaapError: if names, shapes or types differ, or numbers are not finite or out of range.
+    """
+    wrong = [*(f"lacks {name}" for name in mine.keys() - theirs.keys())]
+    wrong += [f"has {name}, which is unknown here" for name in theirs.keys() - mine.keys()]
+    for name in mine.keys() & theirs.keys():
+        if problem := _problem(name, theirs[name], mine[name]):
+            wrong.append(f"{name} {problem}")
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FaapError(f"{place}: its weights do not fit this recipe: {'; '.join(sorted(wrong)[:3])}{more}.")
+    return dict(theirs)
+
+
+def _problem(name: str, theirs: Any, mine: Any) -> str:
+    if not isinstance(mine, Tensor):
+        return ""  # what a term keeps beside tensors is its own affair
+    if not isinstance(theirs, Tensor) or theirs.layout != torch.strided or theirs.device.type != "cpu":
+        return "is no tensor"
+    if (theirs.dtype, theirs.shape) != (mine.dtype, mine.shape):
+        return f"is {theirs.dtype} {tuple(theirs.shape)}, not {mine.dtype} {tuple(mine.shape)}"
+    if not theirs.isfinite().all():
+        return "is not finite"
+    counts = not theirs.is_floating_point()
+    if (counts or name.rpartition(".")[2] in _NEVER_NEGATIVE) and (theirs < 0).any():
+        return "is negative"
+    return "is too large" if counts and (theirs > 2**53).any() else ""
+
+
+def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dict[str, Any]:
+    """Return the moments that were read, held against an optimizer's parameters, with its own settings."""
+    conform(theirs, CHECKPOINT["optimizer"], place)
+    own = optimizer.state_dict()["param_groups"]
+    if [list(group["params"]) for group in theirs["param_groups"]] != [group["params"] for group in own]:
+        raise FaapError(f"{place}: param_groups: it is of other parameters than this recipe's.")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {}
+    for number, moments in theirs["state"].items():
+        if not 0 <= number < len(parameters):
+            raise FaapError(f"{place}: state: there is no parameter {number}; there are {len(parameters)}.")
+        like = [torch.zeros(()), *(parameters[number],) * 2]
+        state[number] = fitting(moments, dict(zip(_MOMENTS, like, strict=True)), f"{place}: state: {number}")
+    return {"state": state, "param_groups": own}

@@ -1,18 +1,17 @@
-"""What is seen of a training: every step in TensorBoard, every epoch in `train_log.jsonl`, and the collapse alarm."""
+"""What is kept of a training: every step in TensorBoard, every epoch in the run's folder, and the collapse alarm."""
 
-import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from faap.files import replacing
-from faap.report import read_log
+from faap.runs import Run
+from faap.training.checkpoints import save_checkpoint
 
+Choose = Callable[[list[dict[str, Any]]], int]
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
 
@@ -45,23 +44,36 @@ class CollapseAlarm:
         )
 
 
-class Monitor:
-    """Writes a run's log, its TensorBoard events and what the terminal shows.
+class NullMonitor:
+    """Takes what a training says, and keeps and shows nothing: for the processes that are not the first."""
+
+    console = Console(quiet=True)
+
+    def step(self, number: int, values: Mapping[str, float]) -> None:
+        """Take one training step's numbers."""
+
+    def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
+        """Take one epoch's line of the log, and the trainer's state after it."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Monitor(NullMonitor):
+    """Writes a run's log, checkpoints and TensorBoard events, and what the terminal shows.
 
     Args:
-        run_dir: the run directory.
-        first_epoch: lines of an earlier log from this epoch on are dropped: they are about to be written again.
-        first_step: the same for the steps in TensorBoard.
+        run: whose log has the finished epochs.
+        steps: how many are finished; what TensorBoard has of later ones is about to be written again.
+        choose: picks the best of the log's rows and returns its epoch.
         console: where to print.
     """
 
-    def __init__(self, run_dir: Path, first_epoch: int, first_step: int, console: Console) -> None:
-        self.path = run_dir / "train_log.jsonl"
-        self.console = console
-        self.rows = [row for row in read_log(self.path) if row["epoch"] < first_epoch]
-        self._rewrite()
+    def __init__(self, run: Run, steps: int, choose: Choose, console: Console) -> None:
+        self.run, self.choose, self.console = run, choose, console
+        self.rows = run.read_log()
         self.alarm = CollapseAlarm()
-        self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step or None)
+        self.events = SummaryWriter(str(run.events), purge_step=steps or None)
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
@@ -71,10 +83,12 @@ class Monitor:
         if watched and (warning := self.alarm(values["sim_f2m"], values["sim_f2f"])):
             self.console.print(warning, style="bold red")
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Record one epoch: a line of the log, curves, and a line on the terminal."""
+    def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
+        """Record one epoch: a checkpoint, a line of the log, the best so far, curves, and a line on the terminal."""
+        save_checkpoint(self.run.checkpoint(row["epoch"]), state)
         self.rows.append(row)
-        self._rewrite()
+        self.run.write_log(self.rows)
+        self.run.choose_best(self.choose)
         for part in ("train", "schedule"):
             self._curves(part, row[part], row["epoch"])
         self._curves("validation/gap", row["validation"]["gap"], row["epoch"])
@@ -91,25 +105,6 @@ class Monitor:
     def close(self) -> None:
         """Close the event file."""
         self.events.close()
-
-    def _rewrite(self) -> None:
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-
-
-class Silent:
-    """Stands in for the monitor in the processes that write nothing."""
-
-    rows: Sequence[dict[str, Any]] = ()
-
-    def step(self, number: int, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """What the generator minimises: the weighted terms of a recipe, and the numbers that are monitored beside them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,163 +10,24 @@ from torch.nn import functional as F
 
 from faap.config import Recipe
 from faap.detectors import DetectorOutput, FrozenDetector, Match
-from faap.objectives import (
-    Adversary,
-    MomentumContrast,
-    ProjectionHead,
-    cross_group_similarity,
-    image_scores,
-    infonce,
-    mean_alignment,
-    one_sided_wasserstein,
-    pair_log_weights,
-    query_weights,
-    reference_log_weights,
-    score_distribution,
-    score_gap_penalty,
-    similarity_statistics,
-    variance_alignment,
-)
-
-
-@dataclass
-class View:
-    """What the terms see of a batch of B images; each quantity per image comes as (anchor group's, reference group's).
-
-    Attributes:
-        detector: the frozen detector.
-        out: its output for the augmented, perturbed batch.
-        targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-        masks: two (B,) bool, the images of the anchor and of the reference group.
-        pooled: (n, D) and (m, D) decoder states averaged over queries.
-        projected: (n, d) and (m, d) unit vectors.
-        scores: (n,) and (m,) image scores.
-        known_matches: the matching of every decoder layer, if it is known already.
-    """
-
-    detector: FrozenDetector
-    out: DetectorOutput
-    targets: Sequence[dict[str, Tensor]]
-    masks: tuple[Tensor, Tensor]
-    pooled: tuple[Tensor, Tensor]
-    projected: tuple[Tensor, Tensor]
-    scores: tuple[Tensor, Tensor]
-    known_matches: list[list[Match]] | None = None
-
-    @cached_property
-    def matches(self) -> list[list[Match]]:
-        """The matching of every decoder layer, computed once for all terms."""
-        return self.known_matches or self.detector.match_all_layers(self.out, self.targets)
-
-    @property
-    def detection(self) -> Tensor:
-        """The detection loss."""
-        return self.detector.loss(self.out, self.targets, self.matches)
-
-    @property
-    def matched_scores(self) -> tuple[Tensor, Tensor]:
-        """(k,) and (l,): the score of every ground truth of the group at its matched query."""
-        per_image = self.detector.matched_scores(self.out, self.targets, self.matches)
-        empty = self.out.logits.new_zeros(0)
-        anchor, reference = (
-            torch.cat([empty, *(s for s, mine in zip(per_image, mask.tolist(), strict=True) if mine)])
-            for mask in self.masks
-        )
-        return anchor, reference
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of the loss: weight × the schedule's value of the epoch × value(view).
-
-    Attributes:
-        name: as it is logged.
-        weight: constant factor; a term with 0 is left out.
-        value: computes the term, a scalar.
-        schedule: name of the schedule that multiplies it as well; None for none.
-        state: what the term remembers or trains on its own; it is saved and resumed with the objective.
-    """
-
-    name: str
-    weight: float
-    value: Callable[[View], Tensor]
-    schedule: str | None = None
-    state: Adversary | MomentumContrast | None = None
-
-
-def _contrastive(recipe: Recipe, dim: int) -> Term:
-    """The recipe's contrastive term, in the direction from anchor to reference."""
-    temperature, alpha = recipe.temperature, recipe.score_alpha
-
-    def unweighted(view: View) -> Tensor:
-        return infonce(*view.projected, temperature, detach_reference=recipe.detach_reference)
-
-    def by_pairs(view: View) -> Tensor:
-        weights = pair_log_weights(*view.scores, alpha)
-        return infonce(*view.projected, temperature, detach_reference=recipe.detach_reference, log_weights=weights)
-
-    def by_references(view: View) -> Tensor:
-        return infonce(
-            *view.projected,
-            temperature,
-            detach_reference=recipe.detach_reference,
-            log_weights=reference_log_weights(view.scores[1]),
-            weights_in="numerator",
-        )
-
-    def similarity(view: View) -> Tensor:
-        anchor, reference = view.projected
-        return cross_group_similarity(anchor, reference.detach() if recipe.detach_reference else reference, temperature)
-
-    def momentum(view: View) -> Tensor:
-        weights = query_weights(*view.scores, alpha) if recipe.score_weighting == "sigmoid" else None
-        value: Tensor = memory(*view.projected, weights)
-        return value
-
-    name, weight = recipe.contrastive, recipe.f2m_weight if recipe.lambda_contrastive else 0.0
-    if recipe.contrastive == "momentum":
-        memory = MomentumContrast(dim, temperature, recipe.queue_size, recipe.centroid_momentum)
-        return Term(name, weight, momentum, "contrastive_weight", memory)
-    if recipe.contrastive == "similarity":
-        return Term(name, weight, similarity, "contrastive_weight")
-    value = {"none": unweighted, "sigmoid": by_pairs, "softmax": by_references}[recipe.score_weighting]
-    return Term(name, weight, value, "contrastive_weight")
-
-
-def _adversarial(recipe: Recipe, feature_dim: int) -> Term:
-    adversary = Adversary(
-        feature_dim, recipe.adv_steps, recipe.lr_d, recipe.adv_entropy_weight, recipe.adv_reference_weight
-    )
-    return Term("adversarial", recipe.lambda_adv, lambda view: adversary(*view.pooled), state=adversary)
+from faap.errors import FaapError, nearest
+from faap.objectives import ProjectionHead, Term, View, image_scores, similarity_statistics
 
 
 def _terms(recipe: Recipe, feature_dim: int, projected_dim: int) -> list[Term]:
-    """All terms of a recipe that weigh something."""
-    wasserstein: dict[str, Callable[[View], Tensor]] = {
-        "image": lambda view: one_sided_wasserstein(*view.scores),
-        "matched": lambda view: one_sided_wasserstein(*view.matched_scores),
-    }
-    terms = [
-        _contrastive(recipe, projected_dim),
-        Term(
-            "infonce_m2f",
-            recipe.m2f_weight if recipe.lambda_contrastive else 0.0,
-            lambda view: infonce(*view.projected[::-1], recipe.temperature, detach_reference=False),
-            "contrastive_weight",
-        ),
-        _adversarial(recipe, feature_dim),
-        Term(
-            "alignment",
-            recipe.lambda_align,
-            lambda view: mean_alignment(*view.pooled, detach_reference=recipe.detach_reference),
-        ),
-        Term("variance", recipe.lambda_var, lambda view: variance_alignment(*view.pooled)),
-        Term("score_distribution", recipe.lambda_score, lambda view: score_distribution(*view.matched_scores)),
-        Term("wasserstein", recipe.lambda_wass, wasserstein[recipe.wass_scores]),
-        Term("score_gap_penalty", recipe.lambda_score_gap, lambda view: score_gap_penalty(*view.scores)),
-        Term("detection", 1.0, lambda view: view.detection, "beta"),
-    ]
-    return [term for term in terms if term.weight]
+    """All terms of a recipe that weigh something, in the order of their sum."""
+    found = [term for room in recipe.rooms for term in room.terms(recipe, feature_dim, projected_dim)]
+    found.append(Term("detection", 1.0, lambda view: view.detection, "beta"))
+    schedules = recipe.schedules()
+    for number, term in enumerate(found):
+        if term.name in schedules or any(term.name == other.name for other in found[:number]):
+            raise FaapError(f"{recipe.terms}: {term.name} is the name of another term or schedule; choose another.")
+        if term.schedule is not None and term.schedule not in schedules:
+            raise FaapError(
+                f"{recipe.terms}: the term {term.name} has the schedule {term.schedule!r}; there is none but "
+                f"{', '.join(schedules)}.{nearest(str(term.schedule), schedules)}"
+            )
+    return [term for term in found if term.weight]
 
 
 class Objective(nn.Module):
@@ -179,10 +40,12 @@ class Objective(nn.Module):
     Attributes:
         head: trained with the generator; None where features are only normalised.
         terms: the summands.
+        losses: of the names that `forward` returns, those of losses; the others describe a step.
     """
 
     def __init__(self, recipe: Recipe, feature_dim: int) -> None:
         super().__init__()
+        recipe.require_terms()
         self.recipe = recipe
         self.head = (
             None
@@ -191,6 +54,8 @@ class Objective(nn.Module):
         )
         self.terms = _terms(recipe, feature_dim, feature_dim if self.head is None else recipe.proj_dim)
         self.states = nn.ModuleDict({term.name: term.state for term in self.terms if term.state is not None})
+        of_states = [name for state in self.states.values() for name in getattr(state, "LOSSES", ())]
+        self.losses = [*(term.name for term in self.terms), "total", *of_states]
 
     def view(
         self,
@@ -201,23 +66,33 @@ class Objective(nn.Module):
         matches: list[list[Match]] | None = None,
     ) -> View:
         """Collect what the terms see; arguments as in `forward`."""
-        recipe = self.recipe
-        anchor, reference = (
-            torch.tensor([group == name for group in groups], device=out.logits.device)
-            for name in (recipe.anchor_group, recipe.reference_group)
-        )
+        names = (self.recipe.anchor_group, self.recipe.reference_group)
+        masks = [torch.tensor([group == name for group in groups], device=out.logits.device) for name in names]
+        anchor, reference = masks
+        boxes = [dict(target) for target in targets]
         pooled = out.features.float().mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
-        scores = image_scores(out.logits.float(), recipe.score_top_k, activation=detector.activation)  # (B,)
+        scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)
+
+        @cache
+        def matching() -> list[list[Match]]:
+            return matches or detector.match_all_layers(out, boxes)
+
+        def matched_scores() -> tuple[Tensor, Tensor]:
+            per_image = detector.matched_scores(out, boxes, matching())
+            empty = out.logits.new_zeros(0)
+            first, second = (
+                torch.cat([empty, *(s for s, mine in zip(per_image, mask.tolist(), strict=True) if mine)])
+                for mask in masks
+            )
+            return first, second
+
         return View(
-            detector,
-            out,
-            [dict(target) for target in targets],
-            (anchor, reference),
             (pooled[anchor], pooled[reference]),
             (projected[anchor], projected[reference]),
             (scores[anchor], scores[reference]),
-            matches,
+            matched_scores,
+            lambda: detector.loss(out, boxes, matching()),
         )
 
     def forward(
@@ -243,7 +118,7 @@ class Objective(nn.Module):
             The total, a scalar, and every unweighted term and monitored statistic as detached scalars.
         """
         view = self.view(detector, out, targets, groups, matches)
-        values = {term.name: term.value(view) for term in self.terms}
+        values = {term.name: _scalar(term.name, term.value(view)) for term in self.terms}
         factors = [term.weight * (schedule[term.schedule] if term.schedule else 1.0) for term in self.terms]
         total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), out.logits.new_zeros(()))
         with torch.no_grad():
@@ -253,9 +128,19 @@ class Objective(nn.Module):
                 "sim_f2m": sim_f2m,
                 "sim_f2f": sim_f2f,
                 "score_gap": view.scores[1].mean() - view.scores[0].mean(),
-                "n_f": view.masks[0].sum(),
-                "n_m": view.masks[1].sum(),
+                "n_f": total.new_tensor(len(view.scores[0])),
+                "n_m": total.new_tensor(len(view.scores[1])),
             }
             for term in self.terms:
-                seen |= {} if term.state is None else term.state.monitored()
+                for name, value in term.monitored().items():
+                    if name in seen:
+                        raise FaapError(f"the term {term.name} monitors {name!r}, which is the name of another number.")
+                    seen[name] = _scalar(name, value).detach().to(total.device)
         return total, seen
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim:
+        what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise FaapError(f"{name} is {what}; it must be a scalar tensor.")
+    return value

@@ -1,19 +1,28 @@
-"""One batch whose images lie in several processes: what each found in its own, brought together."""
+"""One batch whose images lie in several processes. With a single process each function gives back what it was given."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faap import distributed
 from faap.data import Batch
 from faap.detectors import DetectorOutput, FrozenDetector, Match
+from faap.errors import FaapError
 
-Target = dict[str, Tensor]
-Whole = tuple[DetectorOutput, list[Target], list[str], list[list[Match]] | None]
+Whole = tuple[DetectorOutput, list[dict[str, Tensor]], list[str], list[list[Match]]]
+
+
+def refuse_batch_norm(arch: str) -> None:
+    """Refuse a generator that looks at the whole batch where a process has a part of it."""
+    if distributed.world() > 1 and arch == "unet":
+        raise FaapError(
+            "arch is 'unet', whose batch norm looks at the whole batch, and a process has a part of it. Use --arch "
+            "light, or one process."
+        )
 
 
 def padded_alike(batch: Batch) -> Batch:
@@ -21,16 +30,14 @@ def padded_alike(batch: Batch) -> Batch:
     if distributed.world() == 1:
         return batch
     height, width = batch.pixel_mask.shape[1:]
-    sizes = distributed.merge([(height, width)])
+    sizes = distributed.gather_objects([(height, width)])
     more = (0, max(size[1] for size in sizes) - width, 0, max(size[0] for size in sizes) - height)
     return replace(
         batch, pixel_values=F.pad(batch.pixel_values, more), pixel_mask=F.pad(batch.pixel_mask, more, value=False)
     )
 
 
-def bring_together(
-    detector: FrozenDetector, out: DetectorOutput, targets: Sequence[Target], groups: Sequence[str], own: int, head: str
-) -> Whole:
+def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, first: str) -> Whole:
     """Join the processes' parts of a batch, so that every process computes the loss of the whole.
 
     The outputs keep their gradient (see `distributed.gather`). Images are matched where they lie.
@@ -38,40 +45,46 @@ def bring_together(
     Args:
         detector: the frozen detector.
         out: its output for this process's images.
-        targets: theirs, dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-        groups: the group of each.
-        own: how many of them, from the front, belong to the batch; the rest stand in where there is nothing to do.
-        head: the group whose images come first in a batch.
+        batch: those images.
+        first: the group whose images come first in a batch.
 
     Returns:
-        Output, targets and groups of the whole batch in the order a single process has them, and the matching of every
-        decoder layer; with a single process what was given, and None.
+        Output, targets, groups and the matching of every decoder layer, of the whole batch in the order in which a
+        single process has it.
     """
+    layers = detector.match_all_layers(out, batch.targets)
     if distributed.world() == 1:
-        return out, list(targets), list(groups), None
+        return out, batch.targets, list(batch.groups), layers
     device = out.logits.device
-    tensors = [tensor[:own] for tensor in (out.logits, out.boxes, out.features, *chain(*out.aux))]
-    mine = _output(tensors)
-    layers = detector.match_all_layers(mine, targets[:own])
-    images = distributed.merge(
+    images = distributed.gather_objects(
         [
-            ({key: value.cpu() for key, value in target.items()}, group, [layer[i] for layer in layers])
-            for i, (target, group) in enumerate(zip(targets[:own], groups, strict=False))
+            ({key: value.cpu() for key, value in target.items()}, group, matches)
+            for target, group, *matches in zip(batch.targets, batch.groups, *layers, strict=True)
         ]
     )
-    order = sorted(range(len(images)), key=lambda i: images[i][1] != head)
+    order = sorted(range(len(images)), key=lambda i: images[i][1] != first)
+    targets, groups, matches = zip(*(images[i] for i in order), strict=True)
     # one message for all tensors
+    tensors = [out.logits, out.boxes, out.features, *chain(*out.aux)]
     rows = distributed.gather(torch.cat([tensor.flatten(1).float() for tensor in tensors], 1))[order]
     columns = torch.split(rows, [tensor.shape[1:].numel() for tensor in tensors], 1)
-    whole = [part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)]
+    logits, boxes, features, *aux = (
+        part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)
+    )
     return (
-        _output(whole),
-        [{key: value.to(device) for key, value in images[i][0].items()} for i in order],
-        [images[i][1] for i in order],
-        [[images[i][2][layer] for i in order] for layer in range(len(layers))],
+        DetectorOutput(logits, boxes, features, list(zip(aux[::2], aux[1::2], strict=True))),
+        [{key: value.to(device) for key, value in target.items()} for target in targets],
+        list(groups),
+        [list(layer) for layer in zip(*matches, strict=True)],
     )
 
 
-def _output(tensors: Sequence[Tensor]) -> DetectorOutput:
-    logits, boxes, features, *aux = tensors
-    return DetectorOutput(logits, boxes, features, list(zip(aux[::2], aux[1::2], strict=True)))
+@torch.no_grad()
+def sum_gradients(generator: Sequence[nn.Parameter], head: Sequence[nn.Parameter] = ()) -> None:
+    """Give every process the gradient of the whole batch: the generator saw the process's own images, the head all."""
+    if distributed.world() == 1:
+        return
+    own, common = ([each.grad for each in part if each.grad is not None] for part in (generator, head))
+    for gradient in common:
+        gradient /= distributed.world()
+    distributed.all_reduce_sum([*own, *common])

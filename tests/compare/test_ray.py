@@ -1,6 +1,5 @@
 import io
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +14,12 @@ import torch
 from rich.console import Console
 
 import faap
-from faap import cli, compare, ray_backend
+from faap import cli
+from faap.compare import RayRunner, compare
+from faap.compare.local import sent
+from faap.compare.ray import _train
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
-from faap.ray_backend import on_ray
 
 QUIET = Console(quiet=True)
 
@@ -29,16 +30,17 @@ def cluster() -> Iterator[str]:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    folder = tempfile.mkdtemp(
-        prefix="ray-"
-    )  # not where a cluster of the user's is looked for; sockets need short paths
-    with pytest.MonkeyPatch.context() as patch:
+    # a short path, for sockets lie in it; not where a cluster of the user's is looked for, and there before Ray is
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
         patch.setenv("RAY_worker_niceness", "0")  # 15 would wait long for a machine with other work
-        nodes = Cluster(initialize_head=True, head_node_args={"temp_dir": folder, "include_dashboard": False})
-        nodes.add_node()
-    yield nodes.address
-    nodes.shutdown()
-    shutil.rmtree(folder)
+        nodes = Cluster(initialize_head=True, head_node_args={"include_dashboard": False})
+        try:
+            nodes.add_node()
+            yield nodes.address
+        finally:
+            nodes.shutdown()
 
 
 @pytest.fixture
@@ -55,33 +57,39 @@ def test_runs_on_two_nodes_are_those_made_here(
     torch.set_num_threads(2)  # not what Ray gives a task of one CPU; the last bits show it
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.chdir(tmp_path)
-    there = compare.compare(recipes, "there", ray=cluster, console=QUIET)
+    there = compare(recipes, "there", runner=RayRunner(cluster), console=QUIET)
     assert there["failed"] == []
     logs = [Path("there/logs", f"{recipe.name}_0.log").read_text().splitlines() for recipe in recipes]
     assert len({log[0] for log in logs}) == 2
-    compare.compare(recipes, "here", console=QUIET, execute=lambda recipe, *_: faap.train(recipe, console=QUIET))
+    for recipe in recipes:
+        faap.train(replace(recipe, output_dir=f"here/{recipe.name}"), console=QUIET)
     torch.set_num_threads(threads)
     for recipe in recipes:
-        one, other = (Path(root) / recipe.name / "seed_0" for root in ("here", "there"))
-        assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
+        one, other = Path("here") / recipe.name, Path("there") / recipe.name / "seed_0"
+        measured = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
+        for metrics in measured:
+            metrics.get("provenance", {}).pop("date", None)
+        assert measured[0] == measured[1]
         rows = [json.loads((run / "train_log.jsonl").read_text()) | {"seconds": 0} for run in (one, other)]
         assert rows[0] == rows[1]
         weights = [(run / "generator" / "model.safetensors").read_bytes() for run in (one, other)]
         assert weights[0] == weights[1]
-    never = compare.compare(recipes, "there", console=QUIET, execute=lambda *_: pytest.fail("made again"))
-    assert never == there
+    # no cluster is joined where nothing is to be made
+    assert compare(recipes, "there", runner=RayRunner("nowhere:1"), console=QUIET) == there
 
 
 def test_a_run_that_fails_and_one_that_is_interrupted(cluster: str, recipes: list[Recipe], tmp_path: Path) -> None:
     endless = replace(recipes[0], output_dir=str(tmp_path / "endless"), epochs=100_000)
     bad = replace(recipes[1], output_dir=str(tmp_path / "bad"), dataset_root="/nowhere")
-    with ThreadPoolExecutor(1) as pool, on_ray(cluster, [endless, bad], QUIET) as make:
-        ends = pool.submit(make, endless, tmp_path / "endless.log", 1)
+    runner = RayRunner(cluster)
+    with ThreadPoolExecutor(1) as pool, runner.open([endless, bad], QUIET):
+        ends = pool.submit(runner.train, endless, tmp_path / "endless.log", 1)
         with pytest.raises(FaapError, match=r"^data set /nowhere: .* \(exit status 2, log .*bad\.log\)$"):
-            make(bad, tmp_path / "bad.log", 1)
-        (end,) = compare.RUNNING
-        end()
+            runner.train(bad, tmp_path / "bad.log", 1)
+        runner.end()
         assert ends.exception(timeout=60)
+        with pytest.raises(FaapError, match="interrupted"):
+            runner.train(endless, tmp_path / "endless.log", 1)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +120,9 @@ def test_what_ray_is_asked_for(
             asked.append(options)
             return self
 
-        def remote(self, *arguments: Any) -> None:
+        def remote(self, *arguments: Any) -> str:
             assert arguments[2] == str(threads)
+            return "task"
 
     fake = SimpleNamespace(
         is_initialized=lambda: True,  # by the user, so that nothing is to be shut down here
@@ -127,17 +136,18 @@ def test_what_ray_is_asked_for(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     recipe = load_recipe("moco_4th", device=device, output_dir=tmp_path / "run")
     shown = io.StringIO()
+    runner = RayRunner()
     with (
-        on_ray("", [recipe], Console(file=shown)) as make,
+        runner.open([recipe], Console(file=shown)),
         pytest.raises(FaapError, match=r"run: trained on far, and cannot be seen here\. .* every node shares"),
     ):
-        make(recipe, tmp_path / "log", threads)
+        runner.train(recipe, tmp_path / "log", threads)
     assert [(options["num_cpus"], options["num_gpus"]) for options in asked] == [wanted]
     assert said in shown.getvalue()
     assert bool(said) == bool(shown.getvalue())
     with (
         pytest.raises(FaapError, match="moco_4th has device cuda:1; with --ray it must be"),
-        on_ray("", [replace(recipe, device="cuda:1")], QUIET),
+        RayRunner().open([replace(recipe, device="cuda:1")], QUIET),
     ):
         pass
 
@@ -146,7 +156,7 @@ def test_a_node_without_the_working_directory(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FaapError, match=r"No such file or directory: '.*far'\. .* every node shares"):
-        ray_backend._train(load_recipe("moco_4th", dataset_root="/nowhere"), Path("log"), "1", str(tmp_path / "far"))
+        _train(sent(load_recipe("moco_4th")), Path("log"), "1", str(tmp_path / "far"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Six decoder layers of a batch matched at once, against layer by layer and image by image.
+
+    python benchmarks/matching.py
+
+DETR-R50 with random weights, as in `faap bench`; seven people an image, as COCO has objects.
+"""
+
+import json
+from typing import Any
+
+import torch
+from common import arguments, parse_size, scenes
+
+from faap import bench
+from faap.detectors.set_loss import match_layers
+
+PEOPLE = 7
+
+
+def main() -> None:
+    args = arguments(__doc__, repeats=100, size="320x416", batch=4)
+    detector = bench.prepared_detector(args.device, parse_size(args.size))
+    with scenes() as data:
+        _, batch = bench.training_step(detector, args.batch, data)
+    with torch.no_grad():
+        out = detector(batch.pixel_values, batch.pixel_mask)
+    logits = torch.stack([*(each[0] for each in out.aux), out.logits])
+    boxes = torch.stack([*(each[1] for each in out.aux), out.boxes])
+    rng = torch.Generator().manual_seed(0)
+    targets = [
+        {
+            "labels": torch.zeros(PEOPLE, dtype=torch.long, device=args.device),
+            "boxes": (torch.rand(PEOPLE, 4, generator=rng) * 0.3 + 0.2).to(args.device),
+        }
+        for _ in range(args.batch)
+    ]
+
+    def one_by_one() -> None:
+        for layer in range(len(logits)):
+            for image in range(args.batch):
+                here = (slice(layer, layer + 1), slice(image, image + 1))
+                match_layers(logits[here], boxes[here], targets[image : image + 1], detector.criterion)
+
+    jobs = {"at once": lambda: match_layers(logits, boxes, targets, detector.criterion), "one by one": one_by_one}
+    result: dict[str, Any] = {"seconds": {}, "ranges": {}}
+    bench.note(result, bench.take_turns(jobs, args.repeats, args.device), matching=("at once", "one by one"))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

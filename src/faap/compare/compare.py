@@ -1,0 +1,171 @@
+"""What is to be run, in which order, and what is said of it."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from faap.compare.gather import gather, outcome
+from faap.compare.local import LocalRunner, Runner
+from faap.compare.standing import Standing, standing
+from faap.config import RECIPES, Recipe, fields_of, load_recipe
+from faap.data import load_dataset
+from faap.errors import FaapError
+from faap.files import atomic_write
+from faap.report import write_comparison
+
+_OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
+
+
+def recipes_to_compare(names: Sequence[str], *, ablate: bool = False, **overrides: Any) -> list[Recipe]:
+    """Load what is to be compared.
+
+    Args:
+        names: recipes by name, YAML files, or folders of YAML files.
+        ablate: add to each recipe that comes with faap the variants in which one of its decisions is reverted.
+        overrides: fields that take the place of every recipe's.
+
+    Returns:
+        The recipes, in the order given, each with the folder of variants after it.
+
+    Raises:
+        FaapError: if a recipe cannot be loaded, a folder is empty, a recipe has no ablation, or two share a name.
+    """
+    found: list[Recipe] = []
+    for name in names:
+        sources: list[str | Path] = [name]
+        if Path(name).is_dir():
+            sources = sorted(Path(name).glob("*.y*ml"))
+        if ablate:
+            variants = sorted((RECIPES / "ablations" / name).glob("*.yaml"))
+            if not variants:
+                known = sorted(folder.name for folder in (RECIPES / "ablations").iterdir())
+                raise FaapError(f"{name}: has no ablation; there is one of {', '.join(known)}.")
+            sources += variants
+        if not sources:
+            raise FaapError(f"{name}: no recipe (*.yaml) in this folder.")
+        found += [load_recipe(source, **overrides) for source in sources]
+    for name, count in Counter(recipe.name for recipe in found).items():
+        if count > 1:
+            raise FaapError(f"{count} recipes are named {name!r}; give each a name of its own.")
+    return found
+
+
+def compare(
+    recipes: Sequence[Recipe],
+    output_dir: str | Path,
+    *,
+    seeds: int = 1,
+    jobs: int | None = None,
+    runner: Runner | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train every recipe with every seed, and gather what came out.
+
+    A run lies in `output_dir/RECIPE/seed_N`. One that is finished with the same settings is not repeated, one that was
+    interrupted goes on from its last checkpoint that can be read, one with other settings is moved aside. A run that
+    fails is reported and the others go on.
+
+    Args:
+        recipes: what to train; their `output_dir` and `resume` are set here, and each one's `seed` is its first.
+        output_dir: gets the runs, their logs (`logs/RECIPE_N.log`), compare.json and compare.html.
+        seeds: runs of each recipe, with consecutive seeds.
+        jobs: runs at the same time; by default what the runner says.
+        runner: where the runs are made; by default a `LocalRunner`, in processes of this machine.
+        console: where to print; standard output by default.
+
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        FaapError: if no data set is there, the recipes or the runs differ in data, groups or detector, the folder
+            cannot be written to, or the runner cannot be used.
+    """
+    if (os.environ.get("WORLD_SIZE") or "1") != "1":
+        raise FaapError("faap compare starts its runs itself: not under torchrun or accelerate. See --jobs and --ray.")
+    console, runner, root = console or Console(), runner or LocalRunner(), Path(output_dir)
+    runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
+    _refuse(runs)
+    # an error of all runs is one error, and said now
+    load_dataset(**runs[0].data())
+    try:
+        (root / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FaapError(f"{root}: cannot be written to ({error}). Choose another --output_dir.") from None
+    found = [standing(run) for run in runs]
+    waiting = [each for each in found if not each.finished]
+    for each in waiting:
+        if each.note:
+            console.print(f"{_title(each.recipe)}: {each.note}", style="yellow", markup=False, highlight=False)
+    at_once = jobs or runner.jobs
+    limit = f", {at_once} at a time" if at_once else ""
+    console.print(
+        f"{len(runs)} runs in {root}: {len(runs) - len(waiting)} finished before, {len(waiting)} to go{limit}; "
+        f"logs in {root / 'logs'}",
+        markup=False,
+        highlight=False,
+    )
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    with runner.open([each.recipe for each in waiting], console) if waiting else nullcontext():
+        failed = _make(waiting, runner, root / "logs", at_once or max(1, len(waiting)), threads, console)
+    comparison = gather(runs, failed)
+    with atomic_write(root / "compare.json") as temporary:
+        temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
+    write_comparison(comparison, root / "compare.html")
+    return comparison
+
+
+def _placed(recipe: Recipe, root: Path, seed: int) -> Recipe:
+    name = recipe.name
+    if Path(name).name != name or name == ".." or name in _OURS:
+        raise FaapError(f"a recipe is named {name!r}; its runs' folder has that name, and cannot. Give it another.")
+    return replace(recipe, seed=seed, output_dir=str(root / name / f"seed_{seed}"), resume="")
+
+
+def _refuse(runs: Sequence[Recipe]) -> None:
+    """Raise if there is nothing to run, or what would be run cannot be compared."""
+    if not runs:
+        raise FaapError("nothing to compare: it takes a recipe and a seed.")
+    first = runs[0]
+    for field in fields_of("data", "groups"):
+        for run in runs:
+            if (value := getattr(run, field)) != (wanted := getattr(first, field)):
+                raise FaapError(f"{run.name} has {field} {value}, {first.name} has {wanted}; they must be the same.")
+
+
+def _make(
+    waiting: Sequence[Standing], runner: Runner, logs: Path, jobs: int, threads: int, console: Console
+) -> Mapping[str, str]:
+    """Make runs, some at a time; return what went wrong, by their folders."""
+    failed: dict[str, str] = {}
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {}
+        for run in (each.recipe for each in waiting):
+            futures[pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads)] = run
+        for done in as_completed(futures):
+            run = futures[done]
+            try:
+                done.result()
+                console.print(f"{_title(run)}: {outcome(run)}", markup=False, highlight=False)
+            except Exception as error:
+                failed[run.output_dir] = str(error).strip() or type(error).__name__
+                console.print(f"{_title(run)}: failed: {failed[run.output_dir]}", style="bold red", markup=False)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
+        runner.end()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def _title(run: Recipe) -> str:
+    return f"{run.name}, seed {run.seed}"

@@ -1,0 +1,248 @@
+"""What runs left, read as one comparison."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from faap.config import Recipe, fields_of
+from faap.conform import conform
+from faap.errors import FaapError
+from faap.evaluation import best_epoch
+from faap.report.words import number
+from faap.runs import Run
+
+RULE = (
+    "Each run's epoch is chosen on the validation split: the smallest AP gap in size among the epochs whose reference "
+    "AP is not below the baseline's there, and if there is none, the smallest loss of reference AP. The test split is "
+    "read once, at the chosen epoch."
+)
+# by which AP or AR may differ from device to device, for the same detector and images
+ROUNDING = 1e-3
+KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
+VERDICTS = ("met", "not met", "cannot be told")
+# in which recipes differ without differing in what they train
+_OWN = {*fields_of("run"), "seed"}
+
+_NUMBER = (float, None)
+_METRICS = {
+    "images": {str: int},
+    "detector_sha256": str,
+    "gap": {"AP": {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER, "ci95": (list, None)}},
+    "success": {key: {"met": bool, "verdict?": str} for key in KEYS},
+    "warnings?": [str],
+    "provenance?": {"split_sha256?": str},
+}
+_ROW = {"epoch": int, "images": int, "seconds": float, "train": {str: _NUMBER}}
+
+
+def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
+    """Read finished runs as one comparison.
+
+    Args:
+        runs: recipes with their run directories; those of one recipe share its name.
+        failed: run directory → what went wrong; these runs are left out.
+
+    Returns:
+        The content of compare.json: split, anchor, reference, images, rule, detector_sha256, baseline and
+        validation_baseline {ap_gap, ar_gap, anchor_ap, reference_ap}, shared (fields that no recipe differs in),
+        recipes (each with summary, success and verdicts {key: runs}, cost and runs with their curves), warnings of the
+        runs' measurements, and failed.
+
+    Raises:
+        FaapError: if what a run left cannot be read, or two runs have different baselines, so that nothing can be
+            compared.
+    """
+    found = [read(run) for run in runs if run.output_dir not in failed]
+    by_name: dict[str, list[Result]] = {}
+    for each in found:
+        _refuse_other_measurement(each, found[0])
+        by_name.setdefault(each.run.name, []).append(each)
+    first = found[0] if found else None
+    settings = {name: results[0].run.to_dict() for name, results in by_name.items()}
+    reference = settings[first.run.name] if first else {}
+    baseline = headline(first.metrics["baseline"], first.run) if first else dict.fromkeys(KEYS)
+    validation = headline(first.log[0]["validation"]["baseline"], first.run) if first else dict.fromkeys(KEYS)
+    shared = {
+        key for key in reference.keys() - _OWN if all(each.get(key) == reference[key] for each in settings.values())
+    }
+    return {
+        "split": "test",
+        "anchor": runs[0].anchor_group,
+        "reference": runs[0].reference_group,
+        "images": first.metrics["images"] if first else {},
+        "rule": RULE,
+        "detector_sha256": first.metrics["detector_sha256"] if first else None,
+        "baseline": baseline,
+        "validation_baseline": validation,
+        "shared": {key: value for key, value in reference.items() if key in shared},
+        "recipes": [
+            {
+                "name": name,
+                **{key: settings[name][key] for key in ("description", "epochs", "batch_size")},
+                "differs": {k: v for k, v in settings[name].items() if k not in _OWN and v != reference.get(k)},
+                **_recipe_row([_run_row(each) for each in results], baseline),
+            }
+            for name, results in by_name.items()
+        ],
+        "warnings": _warnings(found),
+        "failed": [
+            {"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]}
+            for run in runs
+            if run.output_dir in failed
+        ],
+    }
+
+
+class Result(NamedTuple):
+    """What a finished run left."""
+
+    run: Recipe
+    metrics: dict[str, Any]
+    log: list[dict[str, Any]]
+
+
+def read(run: Recipe) -> Result:
+    """Read what a finished run left.
+
+    Raises:
+        FaapError: if it cannot be read, or lacks what a comparison says.
+    """
+    folder, groups = Run(run.output_dir), _groups(run)
+    with _readable(folder.metrics):
+        metrics = folder.read_metrics()
+    conform(metrics, _METRICS | {"baseline": groups, "perturbed": groups}, str(folder.metrics))
+    return Result(run, metrics, read_log(run))
+
+
+def read_log(run: Recipe) -> list[dict[str, Any]]:
+    """Return a run's log, a row for each epoch that it came to; raise as `read` does."""
+    folder, groups = Run(run.output_dir), _groups(run)
+    with _readable(folder.log):
+        rows = folder.read_log()
+    validation = {"baseline": groups, "perturbed": groups, "gap": {"AP": _NUMBER}}
+    conform(rows, [_ROW | {"validation": validation}], str(folder.log))
+    if not rows:
+        raise FaapError(f"{folder.log}: holds no epoch.")
+    return rows
+
+
+def _groups(run: Recipe) -> dict[str, Any]:
+    return {group: {"AP": _NUMBER, "AR100": _NUMBER} for group in (run.anchor_group, run.reference_group)}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise FaapError(f"{path}: cannot be read: {error}") from None
+
+
+def outcome(run: Recipe) -> str:
+    """Say in a line what came out of a finished run."""
+    _, metrics, log = read(run)
+    gap, seconds = metrics["gap"]["AP"], sum(row["seconds"] for row in log)
+    return f"AP gap {number(gap['baseline'])} → {number(gap['perturbed'])}, {seconds:.0f} s"
+
+
+def headline(metrics: Mapping[str, Mapping[str, float | None]], run: Recipe) -> dict[str, float | None]:
+    """Return both gaps and both groups' AP."""
+    anchor, reference = metrics[run.anchor_group], metrics[run.reference_group]
+    return {
+        "ap_gap": _minus(reference["AP"], anchor["AP"]),
+        "ar_gap": _minus(reference["AR100"], anchor["AR100"]),
+        "anchor_ap": anchor["AP"],
+        "reference_ap": reference["AP"],
+    }
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _refuse_other_measurement(one: Result, other: Result) -> None:
+    """Raise unless two runs were measured with the same detector on the same images."""
+    splits = {each.metrics.get("provenance", {}).get("split_sha256") for each in (one, other)} - {None}
+    same = len(splits) < 2 and all(one.metrics[key] == other.metrics[key] for key in ("images", "detector_sha256"))
+    before, after = one.metrics["baseline"], other.metrics["baseline"]
+    values = [
+        (before[group][key] or 0, after[group][key] or 0) for group in _groups(one.run) for key in ("AP", "AR100")
+    ]
+    if not same or any(abs(mine - theirs) > ROUNDING for mine, theirs in values):
+        raise FaapError(
+            f"{one.run.output_dir} and {other.run.output_dir} were measured on other data or another detector: nothing "
+            "can be compared. Use another --output_dir."
+        )
+
+
+def _verdicts(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return whether each criterion is met; measured by an earlier faap, it was or it was not."""
+    success = metrics["success"]
+    return {key: success[key].get("verdict", "met" if success[key]["met"] else "not met") for key in KEYS}
+
+
+def _warnings(found: Sequence[Result]) -> list[str]:
+    """Return what the measurements warn of, once each, with the runs it is about unless it is about all."""
+    about: dict[str, list[str]] = {}
+    for run, metrics, _ in found:
+        for text in metrics.get("warnings", ()):
+            about.setdefault(text, []).append(f"{run.name}, seed {run.seed}")
+    return [text if len(names) == len(found) else f"{'; '.join(names)}: {text}" for text, names in about.items()]
+
+
+def _run_row(result: Result) -> dict[str, Any]:
+    """One run's row of the comparison."""
+    run, metrics, log = result
+    validation = [headline(row["validation"]["perturbed"], run) for row in log]
+    gap, verdicts = metrics["gap"]["AP"], _verdicts(metrics)
+    return {
+        "seed": run.seed,
+        "run_dir": run.output_dir,
+        "epoch": best_epoch(log, run.reference_group),
+        **headline(metrics["perturbed"], run),
+        "ap_gap_change": gap["change"],
+        "ap_gap_ci95": gap["ci95"],
+        "success": {key: verdict == "met" for key, verdict in verdicts.items()},
+        "verdicts": verdicts,
+        "seconds": sum(row["seconds"] for row in log),
+        "images": sum(row["images"] for row in log),
+        "curves": {
+            "epoch": [row["epoch"] for row in log],
+            "validation": {key: [_rounded(values[key]) for values in validation] for key in KEYS},
+            "train": {name: [_rounded(row["train"].get(name)) for row in log] for name in log[0]["train"]},
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]) -> dict[str, Any]:
+    """What the runs of one recipe have in common; a run makes each image go through the detector once and back."""
+    summary = {key: _spread([run[key] for run in runs]) for key in KEYS}
+    verdicts = {key: dict.fromkeys(VERDICTS, 0) | Counter(run["verdicts"][key] for run in runs) for key in KEYS}
+    return {
+        # the baseline is one number, so that a change varies as what it changes
+        "summary": {
+            key: spread | {"change": _minus(spread["mean"], baseline[key]), "change_std": spread["std"]}
+            for key, spread in summary.items()
+        },
+        "success": {key: counts["met"] for key, counts in verdicts.items()},
+        "verdicts": verdicts,
+        "seconds": _spread([run["seconds"] for run in runs]),
+        "detector_passes": dict.fromkeys(("forward", "backward"), runs[0]["images"]),
+        "runs": runs,
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample standard deviation of what is known."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "std": statistics.stdev(known) if len(known) > 1 else None,
+    }

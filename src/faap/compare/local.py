@@ -1,0 +1,164 @@
+"""Where runs are made, and the first such place: processes of this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from rich.console import Console
+
+from faap.config import Recipe, recipe_class
+from faap.errors import FaapError
+from faap.process import outcome
+from faap.training import train
+
+T = TypeVar("T")
+
+
+class Runner(ABC):
+    """Makes the runs of one comparison, several at a time from as many threads.
+
+    Attributes:
+        jobs: runs at the same time, unless said otherwise; None: all, for the place has a queue of its own.
+    """
+
+    jobs: ClassVar[int | None] = 1
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: set[Any] = set()
+        self._ended = False
+
+    def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:
+        """Return the block in which these runs can be made."""
+        return nullcontext()
+
+    @abstractmethod
+    def train(self, recipe: Recipe, log: Path, threads: int) -> None:
+        """Make one run.
+
+        Args:
+            recipe: what to train.
+            log: what is printed is added to this file.
+            threads: of the run, unless OMP_NUM_THREADS says otherwise.
+
+        Raises:
+            FaapError: if the run fails.
+        """
+
+    @abstractmethod
+    def _stop(self, job: Any) -> None:
+        """End a job that `_start` has begun."""
+
+    @contextmanager
+    def _start(self, begin: Callable[[], T]) -> Iterator[T]:
+        """Begin a job that `end` ends while the block lasts."""
+        with self._lock:
+            if self._ended:
+                raise FaapError("interrupted")
+            job = begin()
+            self._under_way.add(job)
+        try:
+            yield job
+        finally:
+            self._under_way.discard(job)
+
+    def end(self) -> None:
+        """End the runs under way, and begin none any more."""
+        with self._lock:
+            self._ended = True
+        for job in tuple(self._under_way):
+            self._stop(job)
+
+
+class LocalRunner(Runner):
+    """Trains each recipe in a process of its own, which ends when this one does; of several GPUs it gets one."""
+
+    # -P: like the command faap, it imports nothing because of the folder that it is started in
+    command = (sys.executable, "-P", "-m", "faap.compare")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._busy: Counter[int] = Counter()  # runs on each GPU
+
+    def train(self, recipe: Recipe, log: Path, threads: int) -> None:
+        """Make one run; the error of one that fails is the last line that it printed."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # threads that wait spin a little, but do not starve those of another run
+        environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}
+        with self._gpu(recipe) as gpu, log.open("ab") as out:
+            before = out.tell()
+
+            def begin() -> subprocess.Popen[bytes]:
+                pipe = subprocess.PIPE
+                return subprocess.Popen(
+                    self.command, stdin=pipe, stdout=out, stderr=out, bufsize=0, env=environment | gpu
+                )
+
+            with self._start(begin) as process:
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):  # it has ended already, and its log says why
+                    process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
+                # left open: its end tells the process that nobody waits for it any more
+                status = process.wait()
+                process.stdin.close()
+        if status:
+            printed = log.read_bytes()[before:].decode(errors="replace")
+            lines = [line for line in printed.splitlines() if line.strip()]
+            said = lines[-1].removeprefix("error: ") if lines else "nothing was printed"
+            how = f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
+            raise FaapError(f"{said} ({how}, log {log})")
+
+    def _stop(self, job: "subprocess.Popen[bytes]") -> None:
+        job.terminate()
+
+    @contextmanager
+    def _gpu(self, recipe: Recipe) -> Iterator[dict[str, str]]:
+        """Lend a run the GPU that has the fewest runs of this comparison; as environment variables of its process."""
+        count = torch.cuda.device_count()
+        if count < 2 or recipe.device not in ("auto", "cuda"):
+            yield {}
+            return
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        with self._lock:
+            number = min(range(count), key=lambda each: self._busy[each])
+            self._busy[number] += 1
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": names[number] if len(names) >= count else str(number)}
+        finally:
+            with self._lock:
+                self._busy[number] -= 1
+
+
+def sent(recipe: Recipe) -> dict[str, Any]:
+    """Return what another process makes the recipe of: its fields, and where terms of the user's own lie."""
+    return {"fields": recipe.to_dict(), "terms": recipe.own.source if recipe.own else ""}
+
+
+def rebuilt(message: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that another process of the same user has sent."""
+    return recipe_class(message["terms"])(**message["fields"])
+
+
+def child() -> int:
+    """Train the recipe that the first line of standard input holds; give up when standard input ends."""
+    line = sys.stdin.readline()
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    def run() -> None:
+        train(rebuilt(json.loads(line)))
+
+    threading.Thread(target=watch, daemon=True).start()
+    return outcome(run)

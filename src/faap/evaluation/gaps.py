@@ -1,0 +1,54 @@
+"""The numbers by which two groups are compared: one table of them, and the gap between the groups in each."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# a gap's name -> the metric of both groups whose difference it is
+GAPS = {"AP": "AP", "AR": "AR100"}
+
+# what criteria, comparisons and charts speak of -> whose number it is (the gap's, or a group's), and which
+HEADLINE = {
+    "ap_gap": ("gap", "AP"),
+    "ar_gap": ("gap", "AR"),
+    "anchor_ap": ("anchor", "AP"),
+    "reference_ap": ("reference", "AP"),
+}
+
+
+def gap(metrics: Mapping[str, Mapping[str, Any]], metric: str, anchor: str, reference: str) -> Any:
+    """Return reference − anchor in one metric, of numbers or arrays alike; None if either is None."""
+    low, high = metrics[anchor][metric], metrics[reference][metric]
+    return None if low is None or high is None else high - low
+
+
+def headline(metrics: Mapping[str, Mapping[str, Any]], anchor: str, reference: str) -> dict[str, Any]:
+    """Return the numbers of `HEADLINE` from metrics by group (numbers, None where unknown, or arrays)."""
+    groups = {"anchor": anchor, "reference": reference}
+    return {
+        name: gap(metrics, GAPS[metric], anchor, reference) if whose == "gap" else metrics[groups[whose]][metric]
+        for name, (whose, metric) in HEADLINE.items()
+    }
+
+
+def validation_row(
+    baseline: Mapping[str, Mapping[str, float]],
+    perturbed: Mapping[str, Mapping[str, float]],
+    anchor: str,
+    reference: str,
+) -> dict[str, Any]:
+    """Return what a line of train_log.jsonl says of the validation split: both groups, and the gap that is left."""
+    before, after = (
+        {group: {metric: float(values[metric]) for metric in GAPS.values()} for group, values in metrics.items()}
+        for metrics in (baseline, perturbed)
+    )
+    gaps = {name: gap(after, metric, anchor, reference) for name, metric in GAPS.items()}
+    row: dict[str, Any] = without_nan({"baseline": before, "perturbed": after, "gap": gaps})
+    return row
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value ready for JSON: None for every number that could not be computed."""
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,75 @@
+"""One summand of the loss, and what every term sees of a batch."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from faap.errors import FaapError
+from faap.settings import shown
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass
+class View:
+    """What the terms see of a batch of B images; what belongs to an image comes as (anchor group's, reference group's).
+
+    Attributes:
+        pooled: (n, D) and (m, D) decoder states averaged over queries.
+        projected: (n, d) and (m, d) unit vectors.
+        scores: (n,) and (m,) image scores.
+        match_scores, detect: compute the two properties below, when a term asks for them.
+    """
+
+    pooled: Pair
+    projected: Pair
+    scores: Pair
+    match_scores: Callable[[], Pair]
+    detect: Callable[[], Tensor]
+
+    @cached_property
+    def matched_scores(self) -> Pair:
+        """(k,) and (l,): the score of every ground truth at its matched query."""
+        return self.match_scores()
+
+    @cached_property
+    def detection(self) -> Tensor:
+        """The detector's own loss."""
+        return self.detect()
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: weight × the schedule's value of the epoch × value(view).
+
+    Attributes:
+        name: as it is logged; a Python name.
+        weight: constant factor; a term with 0 is left out.
+        value: computes the term, a scalar.
+        schedule: name of the schedule that multiplies it as well; None for none.
+        state: what the term remembers or trains on its own; it is saved and resumed with the objective. What its
+            `monitored()` returns, if it has one, is logged beside the terms: scalars by name, of which those in its
+            `LOSSES` are losses.
+    """
+
+    name: str
+    weight: float
+    value: Callable[[View], Tensor]
+    schedule: str | None = None
+    state: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier() or hasattr(nn.ModuleDict(), self.name):
+            raise FaapError(f"a term's name is {shown(self.name)}; it must be a Python name, and none of a module's.")
+        if not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
+            raise FaapError(f"the weight of the term {self.name} is {shown(self.weight)}; it must be a finite number.")
+        if not isinstance(self.state, nn.Module | None):
+            raise FaapError(f"the state of the term {self.name} is {shown(self.state)}; it must be a torch module.")
+
+    def monitored(self) -> Mapping[str, Tensor]:
+        """Return what is logged beside the terms."""
+        found: Mapping[str, Tensor] = getattr(self.state, "monitored", dict)()
+        return found

@@ -1,0 +1,51 @@
+"""How a process of faap ends: its exit status, and the one line that says what the user can mend."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from faap.errors import FaapError
+
+
+def outcome(command: Callable[[], int | None]) -> int:
+    """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
+    try:
+        status = command() or 0
+        if "torch" in sys.modules:
+            from faap import distributed
+
+            distributed.shutdown()  # not after an error: the other processes may be waiting for this one to speak
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    except FaapError as error:
+        said = str(error)
+    except RuntimeError as error:
+        if not (known := _of_the_machine(error)):
+            raise
+        said = known
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"error: {said}", file=sys.stderr)
+    return 2
+
+
+def _of_the_machine(error: RuntimeError) -> str | None:
+    """What to say of an error that is the machine's and not the program's; None for all others."""
+    if "torch" not in sys.modules:
+        return None
+    import torch
+
+    from faap import distributed
+
+    if isinstance(error, torch.OutOfMemoryError):
+        reason = str(error).partition(". ")[0]
+        return f"{reason}. Use a smaller --batch_size or smaller images, or --device cpu."
+    if distributed.is_loss_of_others(error):
+        return "another process has ended; what it printed says why."
+    return None

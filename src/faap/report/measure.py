@@ -1,0 +1,87 @@
+"""Measuring a generator on one split: `metrics.json` and the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from faap import distributed
+from faap.data import Dataset, FaapImages, Split, collate, denormalise
+from faap.detectors import FrozenDetector
+from faap.evaluation import Detections, detect, detect_baseline, evaluate
+from faap.evaluation.evaluate import measurable
+from faap.perturbation import Generator, quantise
+from faap.report.page import MAX_EXAMPLES, Example, Pixels, write_report
+from faap.runs import Run
+
+
+def measure(
+    detector: FrozenDetector,
+    generator: Generator,
+    dataset: Dataset,
+    run: Run | str | Path,
+    *,
+    split: str = "test",
+    absolute: bool = False,
+    move_aside: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure a generator on one split and write `metrics.json` and `report.html` into a folder.
+
+    Args:
+        detector: frozen.
+        generator: in front of it.
+        dataset: with the split.
+        run: the folder; it is made if it is not there.
+        split: its name.
+        absolute: judge by the study's absolute targets instead of the relative ones.
+        move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
+        console: where to say that it was.
+
+    Returns:
+        The content of `metrics.json`.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    images = measurable(detector, dataset, split)
+    before, after = detect_baseline(detector, images), detect(detector, images, generator, with_distance=True)
+    metrics = evaluate(detector, generator, dataset, split, absolute=absolute, baseline=before, perturbed=after)
+    if distributed.rank() == 0:
+        if move_aside and (earlier := run.move_aside()) and console is not None:
+            console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
+        run.write_metrics(metrics)
+        write_report(run, examples_of(detector, generator, images, before, after))
+    return metrics
+
+
+def examples_of(
+    detector: FrozenDetector,
+    generator: Generator,
+    split: Split,
+    before: Sequence[Detections],
+    after: Sequence[Detections],
+) -> list[Example]:
+    """Pick a few images of both groups, evenly spread over the split, with what was found in them before and after."""
+    device = next(generator.parameters()).device
+    half = MAX_EXAMPLES // 2
+    chosen: list[int] = []
+    for group in (split.anchor, split.reference):
+        positions = split.positions(group)
+        chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, min(half, len(positions))).astype(int)]
+    images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
+    examples = []
+    for i in dict.fromkeys(chosen):
+        pixels = collate([images[i]]).pixel_values.to(device)
+        with torch.no_grad():
+            perturbed = quantise(generator.perturb(pixels))
+        original, changed = (_to_uint8(values) for values in (pixels, perturbed))
+        examples.append(Example(split.records[i], original, changed, before[i], after[i]))
+    return examples
+
+
+def _to_uint8(pixels: torch.Tensor) -> Pixels:
+    """Turn a (1, 3, H, W) normalised image into (H, W, 3) uint8."""
+    image = denormalise(pixels)[0].permute(1, 2, 0)
+    return image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

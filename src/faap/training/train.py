@@ -1,0 +1,165 @@
+"""The story of a run."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch._dynamo.exc import TorchDynamoException
+
+from faap import distributed
+from faap.config import Recipe
+from faap.data import Split, load_dataset
+from faap.detectors import load_detector
+from faap.errors import FaapError
+from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics, validation_row
+from faap.perturbation import Generator, load_generator, save_generator
+from faap.report.measure import measure
+from faap.runs import FREE_FIELDS, Run, differences
+from faap.training.checkpoints import read_checkpoint
+from faap.training.monitor import Monitor, NullMonitor
+from faap.training.trainer import Trainer, seeded
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training leaves behind.
+
+    Attributes:
+        run_dir: folder with `config.yaml`, `train_log.jsonl`, `checkpoints/`, `generator/`, `metrics.json` and
+            `report.html`.
+        metrics: the content of `metrics.json`: the test split, read once, with the chosen epoch.
+        epoch: the epoch that was chosen on the validation split.
+    """
+
+    run_dir: Path
+    metrics: dict[str, Any]
+    epoch: int
+
+
+def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
+    """Train a generator in front of a frozen detector, choose an epoch on validation, measure it once on test.
+
+    Started in several processes by torchrun or accelerate, it trains on all their devices as on one: each takes its
+    share of every batch, the loss is that of the whole batch, and only the first process writes.
+
+    Args:
+        recipe: a complete configuration; see `load_recipe`.
+        console: where to print; standard output by default.
+
+    Returns:
+        The run directory, the test metrics and the chosen epoch.
+
+    Raises:
+        FaapError: if data, detector, output folder or the checkpoint to resume from cannot be used, or the loss stops
+            being finite.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", recipe.precision):
+        raise FaapError(
+            f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}: say it with "
+            "--precision (no or bf16) and leave accelerate's at no."
+        )
+    with seeded(recipe.seed), _compiling(recipe):
+        return _train(recipe, console or Console())
+
+
+def _train(recipe: Recipe, console: Console) -> TrainResult:
+    device = distributed.resolve_device(recipe.device)
+    if distributed.rank():
+        console = NullMonitor.console
+    dataset = distributed.host_first(lambda: load_dataset(**recipe.data()))
+    for said in dataset.usable("train", "val", "test"):
+        console.print(said, style="yellow", markup=False)
+    training, validation = dataset.split("train"), dataset.split("val")
+    # so that a test split that cannot be used is found now and not after the training
+    check_resampling(dataset.split("test"))
+    detector = load_detector(recipe.detr_checkpoint, device)
+    frozen = detector.tensors_sha256()
+    if recipe.compile:
+        detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
+    validation = validation.with_categories(detector.label_map(validation.categories))
+
+    trainer = Trainer(recipe, device, detector, training)
+    if recipe.resume:
+        _resume(trainer, console)
+    run = distributed.main_only(lambda: _claim(recipe, trainer.finished, console))
+    monitor, choose = NullMonitor(), partial(best_epoch, reference=recipe.reference_group)
+    if distributed.rank() == 0:
+        monitor = Monitor(run, trainer.finished * len(trainer.batches), choose, console)
+    measured = group_metrics(validation, detect_baseline(detector, validation))
+    console.print(_opening(trainer, training, validation, measured, run), highlight=False, markup=False)
+    for epoch in range(trainer.finished, recipe.epochs):
+        started = time.perf_counter()
+        row = trainer.epoch(epoch, monitor)
+        perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
+        row["validation"] = validation_row(measured, perturbed, validation.anchor, validation.reference)
+        row["seconds"] = round(time.perf_counter() - started, 2)
+        monitor.epoch(row, trainer.state_dict())
+    monitor.close()
+    assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
+
+    def best() -> tuple[int, Generator]:
+        chosen = run.choose_best(choose)
+        generator = load_generator(run.best)
+        save_generator(generator, run.generator)
+        return chosen, generator
+
+    chosen, generator = distributed.main_only(best)
+    metrics = measure(detector, generator.to(device), dataset, run)
+    assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
+    return TrainResult(run.path, metrics, chosen)
+
+
+@contextmanager
+def _compiling(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except TorchDynamoException as error:
+        if not recipe.compile:
+            raise
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
+
+
+def _resume(trainer: Trainer, console: Console) -> None:
+    """Bring a trainer to where a checkpoint was, and say what is not as it was then."""
+    recipe = trainer.recipe
+    state = read_checkpoint(Path(recipe.resume))
+    trainer.load_state_dict(state, recipe.resume)
+    # where data and detector lie may change; what they are is held against their hashes
+    places = {"dataset_root", "annotations", "images_dir", "group_csv", "detr_checkpoint"}
+    if changed := differences(state["recipe"], recipe, FREE_FIELDS | places):
+        said = f"Going on with other settings than the checkpoint's: {'; '.join(changed)}."
+        console.print(said, style="yellow", markup=False)
+    if trainer.finished >= recipe.epochs:
+        console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.", markup=False)
+
+
+def _claim(recipe: Recipe, finished: int, console: Console) -> Run:
+    """Make the run's folder, which is the resumed one's unless another is named."""
+    resumed = Run.of(recipe.resume) if recipe.resume else None
+    run = Run(recipe.output_dir or (resumed.path if resumed else f"faap_outputs/faap_outputs_{recipe.name}"))
+    if aside := run.claim(recipe, resumed, finished):
+        console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
+    return run
+
+
+def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:
+    recipe, detector = trainer.recipe, trainer.detector
+    parameters = sum(p.numel() for p in trainer.generator.parameters())
+    counts = ", ".join(f"{count} {group}" for group, count in training.counts().items())
+    if mixed := sum(not record.group for record in training.records):
+        counts += f"; {mixed} with people of several groups are not trained on"
+    aps = ", ".join(f"{group} {values['AP']:.4f}" for group, values in baseline.items())
+    return (
+        f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
+        f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {detector.name} "
+        f"({detector.file_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
+        f"({len(validation.records)} images)\nrun directory: {run.path}"
+    )

@@ -1,0 +1,278 @@
+"""What is trained: a step, an epoch, and the state from which another trainer goes on as if it were this one."""
+
+import errno
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils.data import DataLoader
+
+from faap import distributed
+from faap.config import Recipe
+from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate
+from faap.detectors import FrozenDetector
+from faap.errors import FaapError
+from faap.perturbation import build_generator, jitter
+from faap.training.checkpoints import adam_state, check_state, fitting
+from faap.training.monitor import NullMonitor
+from faap.training.objective import Objective
+from faap.training.parallel import padded_alike, refuse_batch_norm, sum_gradients, whole_batch
+
+
+class Trainer:
+    """Generator, objective and optimizer in front of a frozen detector.
+
+    Its first weights are a function of the recipe's seed.
+
+    Args:
+        recipe: the configuration.
+        device: where to compute; the detector is there.
+        detector: frozen.
+        split: what to train on.
+
+    Attributes:
+        finished: how many epochs are.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
+        refuse_batch_norm(recipe.arch)
+        self.recipe, self.device, self.detector = recipe, device, detector
+        self.data_sha256 = split.fingerprint()
+        self.schedules = recipe.schedules()
+        self.finished = 0
+        images = FaapImages(
+            split,
+            detector.preprocessing,
+            detector.label_map(split.categories),
+            training=True,
+            seed=recipe.seed,
+            edges=recipe.train_edges,
+        )
+        self.batches = GroupBalancedBatches(
+            [i for i, record in enumerate(split.records) if record.group == recipe.anchor_group],
+            [i for i, record in enumerate(split.records) if record.group == recipe.reference_group],
+            recipe.batch_size,
+            recipe.seed,
+            recipe.images_per_epoch,
+            shape=images.shape,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+        _allow_files(recipe)
+        self.loader = DataLoader(images, batch_sampler=self.batches, collate_fn=collate, num_workers=recipe.num_workers)
+        with seeded(recipe.seed):
+            self.generator = build_generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None).to(device)
+            self.objective = Objective(recipe, detector.feature_dim).to(device)
+        self.parts = [list(part.parameters()) for part in (self.generator, self.objective.head) if part is not None]
+        everything = list(itertools.chain(*self.parts))
+        self.clipped = self.parts if recipe.clip_apart else [everything]
+        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        self.optimizer = kind(everything, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
+
+    def epoch(self, epoch: int, monitor: NullMonitor) -> dict[str, Any]:
+        """Train one epoch, counted from 0; return its line of the log but for the validation."""
+        schedule = {name: values[epoch] for name, values in self.schedules.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule["learning_rate"]
+        self.generator.epsilon = schedule["epsilon"]  # the bound belongs to the epoch's generator, wherever it is used
+        self.batches.set_epoch(epoch)
+        self.generator.train()
+        self.objective.train()
+        steps: list[dict[str, float]] = []
+        with seeded(self.recipe.seed, epoch), _progress(monitor.console) as progress, _loading():
+            bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
+            for number, batch in enumerate(self.loader):
+                steps.append(self.step(padded_alike(batch.to(self.device)), epoch, schedule))
+                monitor.step(epoch * len(self.batches) + number, steps[-1] | schedule)
+                progress.advance(bar)
+        self.generator.eval()
+        self.objective.eval()
+        self.finished = epoch + 1
+        images = round(sum(values["n_f"] + values["n_m"] for values in steps))
+        means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
+        return {"epoch": epoch, "images": images, "train": means, "schedule": schedule}
+
+    def step(self, batch: Batch, epoch: int, schedule: Mapping[str, float]) -> dict[str, float]:
+        """Make one optimizer step with this process's images of a batch; return every monitored number."""
+        mask, seeds = batch.pixel_mask, [(self.recipe.seed, epoch, int(image)) for image in batch.image_ids]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            with record_function("perturb"):
+                perturbed = self.generator.perturb(batch.pixel_values, mask)
+            with record_function("augment"):
+                augmented = jitter(perturbed, self.recipe.aug_strength, seeds, mask)
+            with record_function("detect"):
+                out = self.detector(*self.detector.adapt(augmented, mask))
+        with record_function("loss"):
+            out, targets, groups, matches = whole_batch(self.detector, out, batch, self.recipe.anchor_group)
+            total, seen = self.objective(self.detector, out, targets, groups, schedule, matches)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        sum_gradients(*self.parts)
+        norms = [nn.utils.clip_grad_norm_(part, self.recipe.max_norm) for part in self.clipped]
+        # a part without any gradient has its norm on the CPU
+        seen["gradient_norm"] = torch.stack([norm.to(self.device) for norm in norms]).norm()
+        seen["delta_linf"], seen["delta_l2"] = _size(perturbed.detach() - batch.pixel_values)
+        values = _to_floats(seen)
+        if not math.isfinite(values["total"]) or not math.isfinite(values["gradient_norm"]):
+            raise FaapError(self._why_not_finite(epoch, values))
+        self.optimizer.step()
+        return values
+
+    def _why_not_finite(self, epoch: int, values: Mapping[str, float]) -> str:
+        """Say what is not finite, and what can be done about it."""
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        said = f"the loss or its gradient is not finite in epoch {epoch} ({numbers})"
+        if not _is_finite(self.detector):
+            return f"{said}: weights of the detector {self.detector.name} are not; take another checkpoint of it."
+        if not _is_finite(self.generator) or not _is_finite(self.objective):
+            return f"{said}: the trained weights are not; resume an earlier checkpoint with a lower --lr_g."
+        if not self.optimizer.state and not self.finished:
+            bf16 = " Try --precision no." if self.recipe.precision == "bf16" else ""
+            return f"{said} at the first step, so that no learning rate can be the reason.{bf16}"
+        return f"{said}; try a lower --lr_g."
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that another trainer needs to go on exactly after the last finished epoch."""
+        return {
+            "epoch": self.finished - 1,
+            "generator": self.generator.state_dict(),
+            "generator_config": self.generator.config(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "recipe": self.recipe.to_dict(),
+            "detector_file_sha256": self.detector.file_sha256,
+            "data_sha256": self.data_sha256,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], place: str = "state") -> None:
+        """Go on where another trainer of these data and this detector was; the settings stay this trainer's own.
+
+        Args:
+            state: as `state_dict` returns it; tensors on the CPU.
+            place: the file it was read from, for messages.
+
+        Raises:
+            FaapError: if it is not such a state, or one of another training; then nothing has changed.
+        """
+        check_state(state, place)
+        mine, theirs = self.data_sha256, state["data_sha256"]
+        if mine != theirs:
+            raise FaapError(
+                f"{place}: trained on other data than {self.recipe.dataset_root} (fingerprint {theirs[:12]}…, here "
+                f"{mine[:12]}…). Resume with --dataset_root of that data."
+            )
+        mine, theirs = self.detector.file_sha256, state["detector_file_sha256"]
+        if mine != theirs:
+            raise FaapError(
+                f"{place}: trained against another detector (its weights' SHA-256 is {theirs[:12]}…, that of "
+                f"{self.detector.name} {mine[:12]}…). Resume with that detector."
+            )
+        generator = fitting(state["generator"], self.generator.state_dict(), f"{place}: generator")
+        objective = fitting(state["objective"], self.objective.state_dict(), f"{place}: objective")
+        for name, term in self.objective.states.items():
+            key = f"states.{name}._extra_state"
+            if isinstance(own := getattr(term, "optimizer", None), torch.optim.Adam) and key in objective:
+                objective[key] = adam_state(objective[key], own, f"{place}: objective: {key}")
+        optimizer = adam_state(state["optimizer"], self.optimizer, f"{place}: optimizer")
+        self.generator.load_state_dict(generator)
+        self.objective.load_state_dict(objective)
+        self.optimizer.load_state_dict(optimizer)
+        self.finished = state["epoch"] + 1
+
+
+@contextmanager
+def forked_rng() -> Iterator[None]:
+    """Leave torch's random numbers as they were; on a GPU only where something has used one."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Make torch's random numbers a function of `numbers` inside, and leave the caller's generator as it was."""
+    with forked_rng():
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+        yield
+
+
+def _allow_files(recipe: Recipe) -> None:
+    """Let workers send what they load: each tensor on its way is an open file, and one too many may stop them all."""
+    if os.name != "posix" or not recipe.num_workers:
+        return
+    import resource  # it is not everywhere
+
+    # a worker is two batches ahead; an image has two tensors of its own, a batch five
+    need = 256 + 2 * recipe.num_workers * (2 * recipe.batch_size + 5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = [limit == resource.RLIM_INFINITY or limit >= need for limit in (soft, hard)]
+    if not any(enough):
+        raise FaapError(
+            f"{recipe.num_workers} workers may have {need} files open with a batch_size of {recipe.batch_size}, and "
+            f"{hard} are allowed: use fewer --num_workers, or allow more (ulimit -n {need})."
+        )
+    if not enough[0]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Say what the end of a process that loads images means to who started it; torch may say it at any moment."""
+    fewer = "use fewer --num_workers, "
+    try:
+        yield
+    except (FaapError, RuntimeError, OSError, EOFError) as error:
+        said = str(error).strip()
+        code = error.errno if isinstance(error, OSError) else None
+        if code == errno.EMFILE or any(sign in said for sign in ("Too many open files", "ancdata")):
+            reason = f"Too many files are open at once: {fewer}or allow more (ulimit -n 65536)."
+        elif isinstance(error, FaapError):  # a worker wraps the message in its traceback
+            raise FaapError(said.rpartition("FaapError: ")[2]) from None
+        elif code in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, ConnectionError | EOFError):
+            reason = f"A process that loads images cannot start or has ended: {fewer}or give it more memory."
+        elif "DataLoader worker" in said or "shared memory" in said or "torch_shm" in said:
+            reason = (
+                f"Its memory, or that which workers share (/dev/shm), has run out, or it was killed: {fewer}a smaller "
+                "--batch_size, or more shared memory (docker run --shm-size)."
+            )
+        else:
+            raise
+        raise FaapError(f"{said.splitlines()[-1] if said else type(error).__name__}\n{reason}") from error
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    )
+
+
+def _size(delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest change of a value in the whole batch, and the mean length of an image's change."""
+    delta = delta.flatten(1)
+    linf, l2 = distributed.gather(torch.stack([delta.abs().amax(1), delta.norm(dim=1)], 1)).unbind(1)
+    return linf.amax(), l2.mean()
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in itertools.chain(module.parameters(), module.buffers()))
+
+
+def _mean(values: list[float]) -> float | None:
+    """Average over the steps that have a value: a similarity needs a pair of images."""
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else None
+
+
+def _to_floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """Bring scalars to the host in one transfer."""
+    numbers = torch.stack([value.float() for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))

@@ -1,0 +1,43 @@
+"""Weights as they come from files: whole and finite, under the names and in the shapes that a model wants."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from faap.errors import FaapError
+
+
+def check_finite(weights: Mapping[str, Tensor], place: object) -> None:
+    """Raise a FaapError that names the first entry that is not a tensor of finite real numbers, all in the file."""
+    for name, value in weights.items():
+        if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise FaapError(f"{place}: {name} is no plain tensor of real numbers.")
+        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise FaapError(f"{place}: {name} is of shape {tuple(value.shape)}, of which the file holds a part only.")
+        if value.is_floating_point() and (wrong := int((~value.float().isfinite()).sum())):
+            raise FaapError(
+                f"{place}: {name} is NaN or infinite in {wrong} of {value.numel()} values: the training that wrote it "
+                "diverged, or the file is damaged. Take an earlier checkpoint."
+            )
+
+
+def check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: object) -> None:
+    """Raise a FaapError unless weights are those that a model wants, by name and shape."""
+    shapes = [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape]
+    refuse_unfit(place, missing=wanted.keys() - weights, unknown=weights.keys() - wanted, shapes=shapes)
+
+
+def refuse_unfit(place: object, *, missing: Collection[str], unknown: Collection[str], shapes: Collection[str]) -> None:
+    """Raise a FaapError that lists what is wrong with weights, if anything is."""
+    problems = {"missing": missing, "not of this model": unknown, "of the wrong shape": shapes}
+    listed = [f"{', '.join(sorted(n)[:3])} ({len(n)} in all) {what}" for what, n in problems.items() if n]
+    if listed:
+        raise FaapError(f"{place}: the weights do not fit: {'; '.join(listed)}.")
+
+
+def unwrapped(weights: Mapping[str, Tensor], known: str) -> dict[str, Tensor]:
+    """Drop what wrappers put before every name (`module.`, `_orig_mod.`, `model.`), told by one name that is known."""
+    found = [name for name in weights if name.endswith(f".{known}") and known not in weights]
+    prefix = found[0].removesuffix(known) if found else ""
+    return {name.removeprefix(prefix): value for name, value in weights.items()}

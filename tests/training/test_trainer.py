@@ -1,0 +1,342 @@
+"""A step, an epoch, and that a state is all that another trainer needs."""
+
+import contextlib
+import copy
+import os
+import random
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from faap.config import recipe_names
+from faap.data import FaapImages
+from faap.errors import FaapError
+from faap.training import Trainer
+from faap.training.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
+from faap.training.monitor import NullMonitor
+
+MakeTrainer = Callable[..., Trainer]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"arch": "unet", "widths": "8,8,8", "clip_apart": True},
+    {"optimizer": "adam", "precision": "bf16"},
+]
+MUTANTS = 60
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Equal to the bit, through dicts and lists."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_trainer_goes_on_exactly_from_anothers_state(
+    make_trainer: MakeTrainer, name: str, variant: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = make_trainer(name, **variant)
+    whole.epoch(0, NullMonitor())
+    save_checkpoint(tmp_path / "state.pth", whole.state_dict())
+    row = whole.epoch(1, NullMonitor())
+    later = make_trainer(name, **variant)
+    later.load_state_dict(read_checkpoint(tmp_path / "state.pth"))
+    assert later.finished == 1
+    assert later.epoch(1, NullMonitor()) == row
+    assert_same(later.state_dict(), whole.state_dict())
+
+
+def test_a_state_holds_memory_and_second_player(make_trainer: MakeTrainer) -> None:
+    held = {}
+    for name in ("moco_4th", "wgan_7th", "infonce_4th"):
+        trainer, held[name] = make_trainer(name), []
+        for epoch in (0, 1):
+            trainer.epoch(epoch, NullMonitor())
+            held[name].append(copy.deepcopy(trainer.state_dict()["objective"]))
+    queue = [state["states.momentum.queue"].norm(dim=1).round().sum() for state in held["moco_4th"]]
+    assert queue == [2, 4]  # two women a step
+    assert [int(state["states.momentum.pushed"]) for state in held["moco_4th"]] == [2, 4]
+    player = [state["states.adversarial._extra_state"] for state in held["wgan_7th"]]
+    assert [int(state["state"][0]["step"]) for state in player] == [4, 8]  # four steps a step
+    weights = [state["states.adversarial.discriminator.1.weight"] for state in held["wgan_7th"]]
+    assert not torch.equal(*weights)
+    assert all(key.startswith("head.") for key in held["infonce_4th"][0])
+
+
+def test_settings_are_those_of_the_trainer_that_goes_on(make_trainer: MakeTrainer) -> None:
+    first, second = make_trainer(), make_trainer(weight_decay=0.3)
+    first.epoch(0, NullMonitor())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert second.optimizer.state_dict()["state"].keys() == first.optimizer.state_dict()["state"].keys() != set()
+
+
+def test_weights_are_a_function_of_the_seed(make_trainer: MakeTrainer) -> None:
+    def weights(**changes: Any) -> torch.Tensor:
+        return torch.cat([value.flatten() for value in make_trainer(**changes).state_dict()["generator"].values()])
+
+    assert torch.equal(weights(), weights())
+    assert not torch.equal(weights(), weights(seed=1))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_gradients_are_clipped_together_or_apart(make_trainer: MakeTrainer, apart: bool) -> None:
+    """The optimizer's first moment after one step is a tenth of the clipped gradient."""
+    trainer = make_trainer("contrastive_1st", max_norm=1e-3, clip_apart=apart)
+    trainer.epoch(0, NullMonitor())
+    moments = [state["exp_avg"] * 10 for state in trainer.optimizer.state_dict()["state"].values()]
+    head = sum(key.startswith("head.") for key in trainer.state_dict()["objective"])
+    norms = [
+        torch.cat([m.flatten() for m in part]).norm().item() for part in (moments[:-head], moments[-head:], moments)
+    ]
+    assert norms == pytest.approx([1e-3, 1e-3, 1e-3 * 2**0.5] if apart else [*norms[:2], 1e-3], rel=1e-3)
+    assert apart or max(norms[:2]) < 0.9999e-3
+
+
+WRONG: tuple[Any, ...] = (
+    None, True, -1, 0, 7, 2**70, 0.5, float("nan"), float("inf"), "", "text", [], [1], {}, {"a": 1}, {1: torch.ones(1)},
+    torch.zeros(()), torch.full((2, 3), float("nan")), torch.zeros(1, dtype=torch.complex64), torch.zeros(0),
+    torch.sparse_coo_tensor([[0]], [1.0], (2,)), torch.empty(3, device="meta"),
+)  # fmt: skip
+
+
+def mutated(state: dict[str, Any], rng: random.Random) -> tuple[dict[str, Any], str]:
+    """Change one entry, or remove it, or add one, somewhere; return what became of it and where."""
+    state = copy.deepcopy(state)
+    here: Any = state
+    path: list[Any] = []
+    while True:
+        key = rng.choice(list(here) if isinstance(here, dict) else range(len(here)))
+        path.append(key)
+        inner = here[key]
+        if isinstance(inner, dict | list) and inner and rng.random() < 0.85:
+            here = inner
+            continue
+        break
+    change = rng.randrange(6)
+    if change == 0:
+        del here[key]
+    elif change == 1 and isinstance(here, dict):
+        here[rng.choice(["unknown", 99, -1, "step"])] = rng.choice(WRONG)
+    elif change > 1 and isinstance(inner, torch.Tensor):
+        here[key] = rng.choice([
+            inner[None], inner.double(), inner.long(), inner * float("nan"), -inner.abs() - 1, inner.flatten()[:1],
+            inner.to_sparse(), inner.float() * 1e38, inner > 0, inner.tolist(), inner.to("meta"),
+        ])  # fmt: skip
+    else:
+        here[key] = rng.choice(WRONG)
+    return state, f"{path}, change {change}"
+
+
+@pytest.mark.parametrize(("name", "small"), [("wgan_7th", {}), ("moco_4th", {"queue_size": 8, "widths": "8,8,8"})])
+def test_every_broken_state_resumes_or_is_refused_by_name(
+    make_trainer: MakeTrainer, name: str, small: dict[str, Any], tmp_path: Path
+) -> None:
+    good, trainer = make_trainer(name, **small), make_trainer(name, **small)
+    good.epoch(0, NullMonitor())
+    state, rng, path = good.state_dict(), random.Random(5), tmp_path / "epoch_0000.pth"
+    fresh = copy.deepcopy(trainer.state_dict()) | {"epoch": 0}
+    refused = 0
+    for number in range(MUTANTS):
+        before = copy.deepcopy(trainer.state_dict())
+        mutant, where = mutated(state, rng)
+        torch.save(mutant, path)
+        try:
+            trainer.load_state_dict(read_checkpoint(path), str(path))
+        except FaapError as error:
+            said = str(error)
+        except Exception as error:
+            raise AssertionError(f"mutant {number}: {where}") from error
+        else:
+            with contextlib.suppress(FaapError):
+                trainer.epoch(min(trainer.finished, 2), NullMonitor())
+            trainer.load_state_dict(fresh)
+            continue
+        refused += 1
+        assert said.startswith(f"{path}: "), where
+        assert_same(trainer.state_dict(), before)
+    assert refused > MUTANTS / 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epoch": -1}, "epoch: is -1; its recipe has the epochs 0 to 2"),
+        ({"epoch": 3}, "epoch: is 3; its recipe has"),
+        ({"epoch": 1.0}, "epoch: is 1.0; it should be a whole number"),
+        ({"epoch": 10**30}, "epoch: is 1000000"),
+        ({"generator": {"w": 1}}, "generator: w: is 1; it should be a Tensor"),
+        (
+            {"generator": {"w": torch.zeros(1)}},
+            "generator: its weights do not fit this recipe: has w, which is unknown",
+        ),
+        ({"optimizer": {"state": {}}}, "optimizer: has no entry 'param_groups'"),
+        ({"recipe": []}, "recipe: is \\[\\]; it should be a mapping"),
+        ({"recipe": {"epochs": 3, "lr_g": torch.zeros(2)}}, "recipe: lr_g: is tensor"),
+        ({"data_sha256": 5}, "data_sha256: is 5; it should be text"),
+        ({"data_sha256": "5"}, "trained on other data"),
+        ({"detector_file_sha256": None}, "detector_file_sha256: is None; it should be text"),
+        ({"detector_file_sha256": ""}, "trained against another detector"),
+    ],
+)
+def test_what_is_wrong_in_a_state_is_said(make_trainer: MakeTrainer, change: dict[str, Any], said: str) -> None:
+    trainer = make_trainer()
+    with pytest.raises(FaapError, match=f"^run/epoch.pth: {said}"):
+        trainer.load_state_dict({**trainer.state_dict(), "epoch": 0} | change, "run/epoch.pth")
+
+
+def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    trainer.epoch(0, NullMonitor())
+    state = copy.deepcopy(trainer.state_dict())
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    with pytest.raises(FaapError, match=r"file: optimizer: state: 0: .* exp_avg is torch.float32 \(3,\), not"):
+        trainer.load_state_dict(state, "file")
+    state = copy.deepcopy(trainer.state_dict())
+    name = next(iter(state["generator"]))
+    state["generator"][name][0] = float("nan")
+    with pytest.raises(FaapError, match=f"file: generator: .* {name} is not finite"):
+        trainer.load_state_dict(state, "file")
+
+
+def test_a_state_is_what_is_described(make_trainer: MakeTrainer) -> None:
+    """These names are in the files of every run there is."""
+    assert make_trainer().state_dict().keys() == CHECKPOINT.keys()
+    assert set(CHECKPOINT) == {
+        "epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_file_sha256",
+        "data_sha256",
+    }  # fmt: skip
+
+
+# what is not finite, and why
+
+
+def broken(trainer: Trainer, part: str) -> FaapError:
+    with torch.no_grad():
+        parameters: list[torch.Tensor] = list(getattr(trainer, part).parameters())
+        kept = parameters[0].clone()
+        parameters[0][:] = float("nan")
+    with pytest.raises(FaapError, match="not finite in epoch 0") as caught:
+        trainer.epoch(0, NullMonitor())
+    with torch.no_grad():
+        parameters[0][:] = kept
+    return caught.value
+
+
+def test_a_loss_that_is_not_finite_names_who_is_to_blame(make_trainer: MakeTrainer) -> None:
+    detector = str(broken(make_trainer(), "detector"))
+    assert "weights of the detector" in detector
+    assert "--lr_g" not in detector
+    assert "the trained weights are not" in str(broken(make_trainer(), "generator"))
+
+
+def test_the_learning_rate_is_blamed_only_after_a_step(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer()
+    real = trainer.objective.forward
+    monkeypatch.setattr(trainer.objective, "forward", lambda *a: (real(*a)[0] * float("nan"), real(*a)[1]))
+    with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce .* at the first step, so that no learning"):
+        trainer.epoch(0, NullMonitor())
+    monkeypatch.undo()
+    trainer.epoch(0, NullMonitor())
+    monkeypatch.setattr(trainer.objective, "forward", lambda *a: (real(*a)[0] * float("nan"), real(*a)[1]))
+    with pytest.raises(FaapError, match=r"not finite in epoch 1 .*; try a lower --lr_g"):
+        trainer.epoch(1, NullMonitor())
+
+
+# processes that load images
+
+
+def images_whose_reading(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    real = FaapImages.__getitem__
+
+    def reading(self: FaapImages, key: Any) -> Any:
+        if get_worker_info() is not None:
+            act()
+        return real(self, key)
+
+    monkeypatch.setattr(FaapImages, "__getitem__", reading)
+
+
+def test_a_worker_that_is_killed_is_an_error(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    images_whose_reading(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(FaapError, match=r"DataLoader worker .*\nIts memory.* fewer --num_workers"):
+        make_trainer(num_workers=1).epoch(0, NullMonitor())
+
+
+def test_a_worker_that_dies_during_a_step_is_an_error(make_trainer: MakeTrainer) -> None:
+    """Torch tells the end of a worker wherever the main process is just then."""
+    trainer = make_trainer(num_workers=1, images_per_epoch=8)
+
+    def step(*_: Any) -> dict[str, float]:
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. Possibly out of shared memory.")
+
+    trainer.step = step  # type: ignore[method-assign]
+    with pytest.raises(FaapError, match=r"pid 12\) is killed .*\nIts memory.* more shared memory"):
+        trainer.epoch(0, NullMonitor())
+
+
+def test_workers_get_the_files_they_need_or_an_error_says_so(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch itself may wait for ever for a tensor that a worker could not open a file for."""
+    limits, given = (64, 4096), []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
+    make_trainer(num_workers=4, batch_size=8)
+    assert given == [(424, 4096)]
+    make_trainer(batch_size=8)  # no worker, no need
+    limits = (1024, resource.RLIM_INFINITY)
+    make_trainer(num_workers=4, batch_size=8)
+    assert len(given) == 1
+    limits = (64, 400)
+    with pytest.raises(FaapError, match=r"4 workers may have 424 files open .* and 400 are allowed: use fewer --num_w"):
+        make_trainer(num_workers=4, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BlockingIOError(11, "Resource temporarily unavailable"), "cannot start or has ended: use fewer --num_workers"),
+        (OSError(12, "Cannot allocate memory"), "cannot start or has ended: use fewer --num_workers"),
+        (ConnectionResetError(104, "Connection reset by peer"), "cannot start or has ended"),
+        (EOFError(), "EOFError\nA process that loads images"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device (28), shared memory"), "--shm-size"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+    ],
+)
+def test_what_hinders_workers_is_an_error(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fails(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", fails)
+    with pytest.raises(FaapError, match=said):
+        make_trainer().epoch(0, NullMonitor())
+
+
+def test_other_errors_keep_their_kind(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer()
+    for error in (OSError(28, "No space left on device"), RuntimeError("of a step")):
+        monkeypatch.setattr(trainer, "step", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error), match=str(error.args[-1])):
+            trainer.epoch(0, NullMonitor())
