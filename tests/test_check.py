@@ -263,3 +263,30 @@ def test_one_picture_twice_in_a_split_is_found(root):
     shutil.copy(folder / "00000.jpg", folder / "00001.jpg")
     change(root, "women", "val", lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 1]))
     assert check(load_dataset(root))["counts"] == {"bad_box": 1, "duplicate_image": 1}
+
+
+def test_categories_are_named_and_those_of_one_group_only(tmp_path):
+    """Two men with a dog each, one woman; her bench is a crowd, which nobody has to find."""
+    images, annotations = [], []
+    for number, group in enumerate(("male", "male", "female"), start=1):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.jpg")
+        entry = {"id": number, "file_name": f"{number}.jpg", "width": 40, "height": 30}
+        images.append(entry | {"gender": group, "split": "test"})
+        for category in (1, 2) if group == "male" else (1, 3):
+            crowd = int(category == 3)
+            box = {"image_id": number, "category_id": category, "bbox": [1, 1, 10, 20], "iscrowd": crowd}
+            annotations.append({"id": len(annotations), **box})
+    names = [{"id": number, "name": name} for number, name in enumerate(("person", "dog", "bench"), start=1)]
+    (tmp_path / "data.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    result = check(load_dataset(tmp_path), images=False)
+    found = result["splits"]["test"]["groups"]
+    assert {group: values["objects"] for group, values in found.items()} == {
+        "male": {"person": 2, "dog": 2},
+        "female": {"person": 1},
+    }
+    text = " ".join(printed(result).split())
+    assert "people" not in text
+    assert "dog: 2" in text
+    assert "split test: only male has dog; gaps are of the categories that both groups have" in text
+    assert "only female" not in text
+    assert "split test: female has one image" in text

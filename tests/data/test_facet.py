@@ -128,3 +128,23 @@ def test_another_csv_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("image_id,gender\n1,female\n")
     with pytest.raises(FaapError, match=r"is not FACET's annotations\.csv"):
         load_dataset(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "NA", ""])
+def test_votes_that_are_missing_are_none(tmp_path, word):
+    """Whatever the order of the columns: nan compares with nothing."""
+    missing = {f"gender_presentation_{name}": word for name in GENDERS}
+    people = [
+        person(1, 1, "fem", **missing | {"gender_presentation_fem": 1}),
+        person(2, 2, "masc", **missing | {"gender_presentation_masc": 1}),
+        person(3, 3, "", **missing),
+    ]
+    assert load_dataset(write(tmp_path, people)).split("test").counts() == {"fem": 1, "masc": 1}
+    assert load_dataset(tmp_path).read("test").left_out == 1
+
+
+@pytest.mark.parametrize("word", ["inf", "-1", "many"])
+def test_votes_that_are_no_count_are_refused(tmp_path, word):
+    people = [*PEOPLE, person(9, 2, "fem", gender_presentation_fem=word)]
+    with pytest.raises(FaapError, match=f"gender_presentation_fem should be a number of votes, found '{word}'"):
+        load_dataset(write(tmp_path, people)).split("test")

@@ -91,3 +91,25 @@ def test_a_size_of_neither_frame_is_refused(tmp_path):
 def test_a_box_is_held_against_the_frame_it_is_in(tmp_path):
     with pytest.raises(FaapError, match=r"leaves its image, which is 50x30 pixels"):
         dataset(tmp_path, STORED, (6, 25, 20, 9), 6).split("all")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "said"),
+    [
+        (6, STORED, "2 images, such as 1.png, are turned by their EXIF orientation, and their boxes with them"),
+        (3, STORED, "which their size does not show; their boxes are taken to be of the upright image"),
+        (6, STORED[::-1], ""),
+        (1, STORED, ""),
+    ],
+)
+def test_it_is_said_how_boxes_of_turned_images_are_taken(tmp_path, orientation, size, said):
+    notes = dataset(tmp_path, size, (6, 4, 9, 9), orientation).usable("all")
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_a_box_that_fits_the_stored_frame_alone_is_said_to(tmp_path):
+    with pytest.raises(
+        FaapError, match=r"leaves its image, which is 30x50 .*as a box of the image turned by 90°, 50x30"
+    ):
+        dataset(tmp_path, STORED[::-1], (6, 4, 40, 9), 6).split("all")

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,15 +67,11 @@ class Batch:
 
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""
-        return Batch(
-            self.pixel_values.to(device),
-            self.pixel_mask.to(device),
-            [{key: value.to(device) for key, value in target.items()} for target in self.targets],
-            self.groups,
-            self.image_ids.to(device),
-            self.sizes.to(device),
-            self.valid.to(device),
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        targets = [{key: value.to(device) for key, value in target.items()} for target in self.targets]
+        return replace(self, targets=targets, **tensors)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -108,6 +105,7 @@ def _zeros(*shape: int) -> Tensor:
     return torch.empty(0).set_(storage).view(shape)
 
 
+@dataclass(eq=False)
 class FaapImages(data.Dataset[Sample]):
     """The images of a split as samples for one detector.
 
@@ -123,22 +121,13 @@ class FaapImages(data.Dataset[Sample]):
         edges: shortest edges that training draws from; see `training_transform`.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        preprocessing: Preprocessing,
-        label_map: dict[int, int],
-        *,
-        training: bool = False,
-        seed: int = 0,
-        edges: Sequence[int] = TRAINING_EDGES,
-    ) -> None:
-        self.split = split
-        self.preprocessing = preprocessing
-        self.label_map = label_map
-        self.training = training
-        self.seed = seed
-        self.edges = edges
+    split: Split
+    preprocessing: Preprocessing
+    label_map: dict[int, int]
+    _: KW_ONLY
+    training: bool = False
+    seed: int = 0
+    edges: Sequence[int] = TRAINING_EDGES
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from faap.data.coco import MISSING, Reading, Row, check_box, check_header, record_of
+from faap.data.boxes import check_box
+from faap.data.coco import Reading, Row, check_header, record_of
+from faap.data.fields import MISSING
 from faap.data.finding import Finder
 from faap.data.orientation import upright
 from faap.data.problems import MakeProblem, Problem, noting, place

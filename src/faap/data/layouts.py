@@ -231,17 +231,8 @@ def file_identity(path: Path) -> object:
 
 def _likely(group: str, known: Iterable[str]) -> str:
     """Propose a spelling, but never another group: male is no slip of female, nor 1 of 10."""
-    return nearest(
-        group,
-        [
-            name
-            for name in known
-            if name[:1].casefold() == group[:1].casefold()
-            and abs(len(name) - len(group)) <= 2
-            and name.isalpha()
-            and group.isalpha()
-        ],
-    )
+    slips = [name for name in known if name[:1].casefold() == group[:1].casefold() and (name + group).isalpha()]
+    return nearest(group, slips)
 
 
 def decode(path: Path) -> Image.Image:
@@ -308,20 +299,14 @@ def load_dataset(
         layout = _facet(table, folder, images_dir, group_field or FACET_ATTRIBUTE)
     else:
         groups = anchor or "female", reference or "male"
-        layout = _coco(place, folder, annotations, images_dir, group_field or "gender", group_csv, groups)
+        layout = _coco(place, annotations, images_dir, group_field or "gender", group_csv, groups)
     return Dataset(place, layout, anchor=anchor, reference=reference, skip_bad=skip_bad)
 
 
 def _facet_file(place: Path) -> Path | None:
     candidates = [place] if place.is_file() else [place / "annotations" / "annotations.csv", place / "annotations.csv"]
-    return next(
-        (
-            path
-            for path in candidates
-            if path.suffix == ".csv" and path.is_file() and (lfs_pointer(path) or is_facet(path))
-        ),
-        None,
-    )
+    found = [path for path in candidates if path.suffix == ".csv" and path.is_file()]
+    return next((path for path in found if lfs_pointer(path) or is_facet(path)), None)
 
 
 def _facet(table: Path, folder: Path, images_dir: str, attribute: str) -> _Layout:
@@ -385,14 +370,9 @@ def _files(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def _coco(
-    place: Path,
-    root: Path,
-    annotations: str,
-    images_dir: str,
-    group_field: str,
-    group_csv: str,
-    wanted: tuple[str, str],
+    place: Path, annotations: str, images_dir: str, group_field: str, group_csv: str, wanted: tuple[str, str]
 ) -> _Layout:
+    root = place if place.is_dir() else place.parent
     pattern = place.name if place.is_file() else annotations
     pattern = pattern or next((each for each in PATTERNS if _files(root, each)), "") or _only_json(place)
     present = _files(root, pattern)
@@ -439,11 +419,7 @@ def _image_folders(root: Path, annotations: Path, split: str) -> list[Path]:
     parts = [home / folder / name for folder in (".", "images") for name in SPLIT_NAMES] if split == WHOLE else []
     return [
         *(home / folder / name for folder in (".", "images") for name in names if name != WHOLE),
-        home / "images",
-        home / "data",
-        home,
-        root,
-        annotations.parent,
+        *(home / "images", home / "data", home, root, annotations.parent),
         *(folder for folder in parts if folder.is_dir()),
     ]
 

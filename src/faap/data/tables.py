@@ -5,7 +5,7 @@ import io
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
-from faap.data.problems import Problem, noting, read_bytes
+from faap.data.problems import Problem, noting, place, read_bytes
 from faap.errors import nearest
 
 _IMAGE_COLUMNS = ("image_id", "file_name", "filename", "file", "image", "path", "id")
@@ -28,37 +28,25 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
     """
     columns, rows = read_csv(path)
     key = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    here, those = place(path), f"(it has {', '.join(columns)})"
     if key is None:
-        raise Problem(
-            "missing_column",
-            path,
-            "",
-            f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} (it has {', '.join(columns)})",
-        )
+        raise here("missing_column", f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} {those}")
     if group_field not in columns:
-        raise Problem(
-            "missing_column",
-            path,
-            "",
-            f"has no column {group_field!r}; --group_field names the one with the group (it has {', '.join(columns)})."
-            + nearest(group_field, columns),
-        )
+        reason = f"has no column {group_field!r}; --group_field names the one with the group {those}."
+        raise here("missing_column", reason + nearest(group_field, columns))
     table: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     for line, row in rows:
         with noting(problems):
-            name, group = row[key], row[group_field]
+            name, at = row[key], place(path, f"line {line}")
             if not name:
-                raise Problem("bad_field", path, f"line {line}", f"column {key} is empty; it should name an image")
-            earlier = table.setdefault(name, {group_field: group} | ({"split": row["split"]} if "split" in row else {}))
-            if earlier[group_field] != group:
-                reason = f"image {name} is in group {group!r} here and in {earlier[group_field]!r} in an earlier line"
-                raise Problem("two_groups", path, f"line {line}", reason)
-            if earlier.get("split") != row.get("split"):
-                reason = (
-                    f"image {name} is in split {row['split']!r} here and in {earlier['split']!r} in an earlier line"
-                )
-                raise Problem("two_splits", path, f"line {line}", reason)
+                raise at("bad_field", f"column {key} is empty; it should name an image")
+            fields = {column: row[column] for column in (group_field, "split") if column in row}
+            earlier = table.setdefault(name, fields)
+            for kind, word in (("two_groups", group_field), ("two_splits", "split")):
+                if (now := fields.get(word)) != (then := earlier.get(word)):
+                    what = kind.removeprefix("two_").removesuffix("s")
+                    raise at(kind, f"image {name} is in {what} {now!r} here and in {then!r} in an earlier line")
     return table, problems
 
 
