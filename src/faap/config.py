@@ -215,6 +215,13 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
     if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
         refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
     values |= overrides
+    for one, other in (("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")):
+        # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
+        if str(values.get(one, "promenade")) != "promenade" and other not in values:
+            raise FaapError(
+                f"{one} is {shown(str(values[one]))}, and no {other} is given: say which with --{other}; promenade is "
+                "the embedded benchmark's."
+            )
     folder = None if path.parent == RECIPES else path.parent
     with _named(name_or_path):
         kind = recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides)
