@@ -139,12 +139,7 @@ class _File:
     """One COCO JSON file, while it is read."""
 
     def __init__(
-        self,
-        path: Path,
-        group: str,
-        field: str,
-        table: Mapping[str, Mapping[str, str]] | None,
-        groups: Sequence[str],
+        self, path: Path, group: str, field: str, table: Mapping[str, Mapping[str, str]] | None, groups: Sequence[str]
     ) -> None:
         content, here = _read_json(path), place(path)
         self.path, self.group, self.field, self.table = path, group, field, table or {}

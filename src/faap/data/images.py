@@ -186,10 +186,7 @@ def training_transform(
 
 
 def plan_training(
-    size: tuple[int, int],
-    preprocessing: Preprocessing,
-    rng: np.random.Generator,
-    edges: Sequence[int] = TRAINING_EDGES,
+    size: tuple[int, int], preprocessing: Preprocessing, rng: np.random.Generator, edges: Sequence[int] = TRAINING_EDGES
 ) -> TrainingPlan:
     """Draw what `training_transform` does to an image; it needs the size alone, so no file has to be read.
 

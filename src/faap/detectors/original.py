@@ -41,10 +41,7 @@ _RENAMES = tuple(
         (r"backbone\.0\.body\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"{stage}.layer.{part}.convolution.weight"),
         (rf"backbone\.0\.body\.layer(\d)\.(\d+)\.bn(\d)\.{_BATCH_NORM}", r"{stage}.layer.{part}.normalization.\4"),
         (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.0\.weight", r"{stage}.shortcut.convolution.weight"),
-        (
-            rf"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.{_BATCH_NORM}",
-            r"{stage}.shortcut.normalization.\3",
-        ),
+        (rf"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.{_BATCH_NORM}", r"{stage}.shortcut.normalization.\3"),
         (r"input_proj\.(weight|bias)", r"model.input_projection.\1"),
         (r"query_embed\.weight", r"model.query_position_embeddings.weight"),
         (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.self_attn\.(.)_proj\.(.*)", r"{layer}.self_attn.\3_proj.\4"),
