@@ -23,7 +23,7 @@ TRAINING_EDGES = tuple(range(480, 801, 32))
 CROP_EDGES = (400, 500, 600)
 CROP_RANGE = (384, 600)
 
-# How Pillow turns an image of EXIF orientation 2, 3 and so on; its own function rewrites the whole EXIF block, which may fail.
+# How Pillow turns an image of EXIF orientation 2, 3 and so on. Its own function rewrites all of EXIF, which may fail.
 TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 
 Boxes = npt.NDArray[np.float64]
