@@ -21,6 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
+from faap.report.charts import training_of
 from faap.runs import Run
 from faap.training.objective import Objective
 
@@ -74,12 +75,14 @@ def test_the_page_does_what_it_says(
     places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
     small = [*places, "--batch_size", "4", "--images_per_epoch", "8", "--output_dir", "run"]
     typed = shlex.split(command)
-    assert typed[0] == "faap"
+    assert typed[0] == ".venv/bin/faap"
     assert cli.main([*typed[1:], *small, "--epochs", "1"]) == 0
     [row] = Run("run").read_log()
     assert row["schedule"]["spread_weight"] == 0.5
     assert "spread" in row["losses"]
     assert "sim_f2m" not in row["losses"]
+    drawn = training_of([row], 0, "female", "male").losses()
+    assert {slug for slug, *_ in drawn} == {f"loss_{name}" for name in row["losses"]}
     terms = row["train"]
     expected = (
         terms["infonce"] * 0.25 + 0.3 * terms["alignment"] + 0.2 * terms["wasserstein"] + 0.5 * terms["detection"]
