@@ -195,7 +195,9 @@ def run(here: Path, tmp_path: Path) -> tuple[Run, dict[str, Any], Path]:
     """A run folder whose config.yaml names terms and a function, both beside it; its values; what they would leave."""
     touched, folder = tmp_path / "touched", tmp_path / "run"
     write(folder, SETTINGS + TERMS)
-    recipe = load_recipe(folder / "recipe.yaml", detr_checkpoint="mine:build", seed=7, lambda_mine=0.4)
+    recipe = load_recipe(
+        folder / "recipe.yaml", dataset_root="data", detr_checkpoint="mine:build", seed=7, lambda_mine=0.4
+    )
     recipe.save(folder / "config.yaml")
     for place in (folder, here):
         (place / "mine.py").write_text(tripwire(touched))
@@ -213,7 +215,7 @@ def test_a_runs_word_for_code_is_not_taken(run: tuple[Run, dict[str, Any], Path]
     assert (read.seed, read.terms, read.own) == (7, "mine", None)
     with pytest.raises(FaapError, match="say --terms mine"):
         Objective(read, 16)
-    named = {"detr_checkpoint": "mine:build"}
+    named = {"detr_checkpoint": "mine:build", "dataset_root": "data"}
     with pytest.raises(FaapError, match=r"config\.yaml: terms is 'mine'.* type --terms mine\."):
         load_recipe(folder.config, **named)
     with pytest.raises(FaapError, match="type --detr_checkpoint mine:build"):
@@ -235,7 +237,7 @@ def test_a_runs_word_for_code_is_not_taken(run: tuple[Run, dict[str, Any], Path]
     assert touched.exists()
     again = resumed_recipe(mine, stored, checkpoint, terms="mine", **named)
     assert (again.seed, again.to_dict()["lambda_mine"], again.detr_checkpoint) == (7, 0.4, "mine:build")
-    mine.write_text("base: infonce_4th\nname: recipe\nterms: mine\ndetr_checkpoint: mine:build\n")
+    mine.write_text("base: infonce_4th\nname: recipe\nterms: mine\ndetr_checkpoint: mine:build\ndataset_root: d\n")
     assert resumed_recipe(mine, stored, checkpoint).to_dict() | {"resume": ""} == stored
     assert resumed_recipe(mine, stored, checkpoint, seed=8, num_workers=1).to_dict()["seed"] == 8
 
