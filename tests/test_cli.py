@@ -28,6 +28,8 @@ def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.C
     assert "run[a]/metrics.json" in shown
     assert cli.main(["evaluate", str(run), *places, "--output_dir", str(tmp_path / "again"), "--device", "cpu"]) == 0
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
+    dates = [metrics["provenance"].pop("date") for metrics in (first, again)]
+    assert dates[0] < dates[1]
     assert first == again
     assert (tmp_path / "again" / "report.html").is_file()
 

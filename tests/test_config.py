@@ -47,11 +47,7 @@ def test_a_constant_rate_and_no_warm_ups() -> None:
 )
 def test_epsilon_falls_over_its_decay_and_stays(decay: int, expected: list[float]) -> None:
     recipe = Recipe(
-        epochs=7,
-        epsilon_final=0.08,
-        epsilon_warmup_epochs=2,
-        epsilon_hold_epochs=1,
-        epsilon_decay_epochs=decay,
+        epochs=7, epsilon_final=0.08, epsilon_warmup_epochs=2, epsilon_hold_epochs=1, epsilon_decay_epochs=decay
     )
     assert recipe.schedules()["epsilon"] == pytest.approx(expected)
 
@@ -215,11 +211,7 @@ def test_a_yes_or_no_is_read_from_text_and_from_files(tmp_path: Path, field: str
 
 @pytest.mark.parametrize(
     ("contrastive", "allowed"),
-    [
-        ("infonce", {"none", "sigmoid", "softmax"}),
-        ("momentum", {"none", "sigmoid"}),
-        ("similarity", {"none"}),
-    ],
+    [("infonce", {"none", "sigmoid", "softmax"}), ("momentum", {"none", "sigmoid"}), ("similarity", {"none"})],
 )
 @pytest.mark.parametrize("weighting", ["none", "sigmoid", "softmax"])
 def test_a_weighting_without_a_meaning_is_refused(contrastive: str, allowed: set[str], weighting: str) -> None:

@@ -66,8 +66,7 @@ class Recipe(
     num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
 
     dataset_root: str = _data(
-        "promenade",
-        "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark",
+        "promenade", "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark"
     )
     annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
     images_dir: str = _data("", "folder of the images in dataset_root, {split} as above; empty: found")
@@ -99,9 +98,7 @@ class Recipe(
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training(
-        "weak",
-        "colour jitter of the perturbed image",
-        choices=("none", "weak", "medium", "strong"),
+        "weak", "colour jitter of the perturbed image", choices=("none", "weak", "medium", "strong")
     )
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
