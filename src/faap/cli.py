@@ -99,9 +99,11 @@ def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: 
 def _recipe_flags(parser: Parser, recipe: "Recipe") -> None:
     """Add every field as a flag, by subject, with the recipe's own values as defaults."""
     groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
+    values = recipe.to_dict()
     for field in fields(recipe):
         if field.name not in ("name", "description"):
-            _add_field(groups[field.metadata["section"]], field, getattr(recipe, field.name))
+            _add_field(groups[field.metadata["section"]], field, values[field.name])
+    parser.usage = f"{parser.prog} {parser.usage or ''}[--FIELD VALUE ...]"
 
 
 def _overrides(given: Given, *others: str) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def _first(words: Sequence[str]) -> list[str]:
 
 
 def _train_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.usage = "RECIPE "
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
     _flags_of(parser, words, _first(words[:1]))
 
@@ -283,6 +286,7 @@ def _trained_with(given: Given) -> dict[str, Any]:
 
 
 def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.usage = "RECIPE [RECIPE ...] "
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
     parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
     parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
