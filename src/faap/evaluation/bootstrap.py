@@ -11,9 +11,9 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.gaps import GAPS, gap
-from faap.evaluation.matching import Floats, rank
+from faap.evaluation.matching import rank
 from faap.evaluation.metrics import by_group, comparable
-from faap.evaluation.statistics import estimate, p_value, percentile_interval
+from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
 
 # entries of the (detections × replicates) table worked on at once: large enough to be fast, some tens of megabytes
 _TABLE = 2_000_000

@@ -9,11 +9,10 @@ from faster_coco_eval import mask
 
 from faap.data import Record
 from faap.evaluation.detections import Detections
-from faap.evaluation.metrics import IOU_THRESHOLDS, MAX_DETECTIONS
+from faap.evaluation.metrics import IOU_THRESHOLDS, MAX_DETECTIONS, Bools
+from faap.evaluation.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
@@ -83,8 +82,6 @@ class Ranking:
         seen = np.cumsum(copies, axis=0, dtype=np.int64)
         total = np.zeros((2, weights.shape[1]))
         for hits, ignored in zip(self.hits, self.ignored, strict=True):
-            if not len(hits):
-                continue
             found = np.cumsum(copies[hits], axis=0, dtype=np.int64)  # (hits, R)
             counted = seen[hits]
             if len(ignored):
@@ -95,7 +92,7 @@ class Ranking:
             # a precision counts once for every recall level that its true positive is the first to reach
             levels = np.diff(np.searchsorted(_RECALLS, recall, side="right"), axis=0, prepend=0)
             total[0] += (precision * levels).sum(axis=0) / len(_RECALLS)
-            total[1] += recall[-1]
+            total[1] += recall.max(axis=0, initial=0.0)
         return np.where(positives == 0, np.nan, total / len(self.hits))
 
 

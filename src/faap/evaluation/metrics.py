@@ -15,8 +15,9 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
 
-GroupMetrics = dict[str, dict[str, float]]
 Bools = npt.NDArray[np.bool_]
+# where images lie in their split, their records and what was found in them
+Images = tuple[list[int], list[Record], list[Detections]]
 
 
 def check_aligned(records: Sequence[Record], detections: Sequence[Detections]) -> None:
@@ -140,9 +141,7 @@ def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]
     return shared, {name: groups for name, groups in lacking.items() if 0 < len(groups) < len(compared)}
 
 
-def by_group(
-    split: Split, detections: Sequence[Detections]
-) -> dict[str, tuple[list[int], list[Record], list[Detections]]]:
+def by_group(split: Split, detections: Sequence[Detections]) -> dict[str, Images]:
     """Return for each group of `groups_of` where its images lie, its records, ignoring others, and its detections.
 
     COCO goes through images by id, which decides between equal scores: so they are here.
@@ -158,7 +157,7 @@ def by_group(
     return result
 
 
-def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetrics:
+def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, dict[str, float]]:
     """`coco_metrics` of each group on its own; where people of others are in the image, their boxes are ignored.
 
     Each metric is a mean over those categories of which every group has ground truth (of that size); see `comparable`.
