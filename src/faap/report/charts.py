@@ -29,7 +29,7 @@ QUIET = "#6B6B6B"
 _FAINT = "#ABABAB"
 _DASHES = (0, (5, 3))
 
-# terms that describe a step and are no part of the loss
+# of logs that do not say themselves which of their numbers are losses
 _NOT_LOSSES = {"sim_f2m", "sim_f2f", "score_gap", "delta_linf", "delta_l2", "gradient_norm", "n_f", "n_m", "queue"}
 
 _SCHEDULES = {
@@ -116,7 +116,8 @@ def draw_training(
         Curve("sim_f2m", f"{anchor} to {reference}", OTHER_COLOURS[0]),
         Curve("sim_f2f", f"{anchor} to {anchor}", ANCHOR_COLOUR),
     ]
-    terms = {name for recipe in recipes for run in recipe["runs"] for name in run["curves"]["train"]} - _NOT_LOSSES
+    curves = [run["curves"] for recipe in recipes for run in recipe["runs"]]
+    losses = {name for each in curves for name in each.get("losses") or each["train"].keys() - _NOT_LOSSES}
     title = "AP of both groups: change against the baseline"
     subjects = {
         "validation": [
@@ -129,7 +130,7 @@ def draw_training(
         ],
         "losses": [
             Chart(f"loss_{name}", _loss_title(name), "loss", "train", [Curve(name)])
-            for name in sorted(terms, key=lambda name: (name != "total", name != "detection", name))
+            for name in sorted(losses, key=lambda name: (name != "total", name != "detection", name))
         ],
         "schedules": [Chart(name, *said, "schedule", [Curve(name)]) for name, said in _SCHEDULES.items()],
     }
@@ -145,6 +146,20 @@ def draw_training(
 
 def _loss_title(name: str) -> str:
     return name.replace("_", " ").capitalize().replace("Infonce", "InfoNCE")
+
+
+def draw_log(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, reference: str) -> dict[str, list[Drawn]]:
+    """Draw a run's log, of at least one epoch, as `draw_training` does one recipe with one seed."""
+    before, after = (
+        [headline(row["validation"][which], anchor, reference) for row in log] for which in ("baseline", "perturbed")
+    )
+    parts = {"validation": after} | {part: [row[part] for row in log] for part in ("train", "schedule")}
+    curves: dict[str, Any] = {
+        part: {name: [row.get(name) for row in rows] for name in rows[0]} for part, rows in parts.items()
+    }
+    curves |= {"epoch": [row["epoch"] for row in log], "losses": log[-1].get("losses")}
+    recipe = {"name": "", "runs": [{"epoch": chosen, "curves": curves}]}
+    return draw_training([recipe], before[0], anchor, reference, gaps=("ap_gap", "ar_gap"))
 
 
 @style()
@@ -203,13 +218,13 @@ def _draw_panel(
         signs["lowest to highest seed"] = Patch(color=QUIET, alpha=0.3, linewidth=0)
     chosen = [run["epoch"] for run in runs if run["epoch"] is not None]
     heights = [0.04 + 0.06 * chosen[:i].count(epoch) for i, epoch in enumerate(chosen)]
-    marks = {"color": QUIET, "marker": "^", "markersize": 3.5, "linestyle": "none"}
-    (signs["chosen epoch"],) = axes.plot(chosen, heights, **marks, transform=axes.get_xaxis_transform())
+    place = axes.get_xaxis_transform()
+    (signs["chosen epoch"],) = axes.plot(chosen, heights, "^", color=QUIET, markersize=3.5, transform=place)
     return signs
 
 
 def _bands(chart: Chart, runs: Sequence[Mapping[str, Any]]) -> list[Band]:
-    """Gather a chart's curves of several runs, (runs, epochs), masked where there is no value; leave out those without any."""
+    """Gather those of a chart's curves that any of the runs has."""
     every = [run["curves"] for run in runs]
     bands = []
     for curve in chart.curves:
@@ -222,26 +237,15 @@ def _bands(chart: Chart, runs: Sequence[Mapping[str, Any]]) -> list[Band]:
     return bands
 
 
-def curves_of(log: Sequence[Mapping[str, Any]], anchor: str, reference: str) -> dict[str, Any]:
-    """Return a run's log, of at least one epoch, as the curves of a run."""
-
-    def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        return {name: [row.get(name) for row in rows] for name in rows[0]}
-
-    validation = [headline(row["validation"]["perturbed"], anchor, reference) for row in log]
-    rest = {part: columns([row[part] for row in log]) for part in ("train", "schedule")}
-    return {"epoch": [row["epoch"] for row in log], "validation": columns(validation), **rest}
-
-
 @style()
 def draw_trade_off(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> list[Drawn]:
     """Draw AP of one group against the other's: a small mark a run, a large one the mean of a recipe, the baseline."""
     axis = ("reference_ap", "anchor_ap")
 
-    def point(values: Mapping[str, Any]) -> list[float]:
+    def point(values: Mapping[str, Any]) -> tuple[float, float]:
         """The two numbers; nowhere if one is unknown."""
-        known = [values[key] for key in axis]
-        return [np.nan, np.nan] if None in known else known
+        x, y = (values[key] for key in axis)
+        return (np.nan, np.nan) if None in (x, y) else (x, y)
 
     base = point(comparison["baseline"])
     recipes = {
@@ -265,10 +269,11 @@ def draw_trade_off(comparison: Mapping[str, Any], colours: Mapping[str, str]) ->
         line = axes.axline(base, slope=1, color=QUIET, linewidth=1, linestyle=_DASHES, zorder=1)
         signs += [("baseline", cross), ("same AP gap as the baseline", line)]
     if max(low) < min(high):
-        signs.append(("no AP gap", axes.axline((low[0], low[0]), slope=1, color=QUIET, linewidth=1, zorder=1)))
+        signs.append(("no AP gap", axes.axline((0, 0), slope=1, color=QUIET, linewidth=1, zorder=1)))
     for (name, (mean, *runs)), marker in zip(recipes.items(), cycle("os^Dv"), strict=False):
-        look = {"marker": marker, "color": colours[name], "linestyle": "none"}
-        axes.plot(*np.transpose(runs), **look, markersize=4, alpha=0.6, markeredgewidth=0, zorder=2)
-        signs += [(name, *axes.plot(*mean, **look, markersize=9, markeredgecolor="white", zorder=3))]
+        colour = colours[name]
+        axes.plot(*np.transpose(runs), marker, color=colour, markersize=4, alpha=0.6, markeredgewidth=0, zorder=2)
+        large = axes.plot(*mean, marker, color=colour, markersize=9, markeredgecolor="white", zorder=3)
+        signs += [(name, *large)]
     figure.legend([sign for _, sign in signs], [said for said, _ in signs], loc="outside right upper")
     return [("trade_off", "AP of one group against the other's", figure)]

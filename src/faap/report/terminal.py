@@ -33,15 +33,14 @@ def summary(metrics: Mapping[str, Any]) -> Group:
     table = _table(title, "", "before", "after", "change", "95 % interval", "p")
     for group, before in metrics["baseline"].items():
         for name in ("AP", "AP50", "AR100"):
-            cells = words.change(before[name], metrics["perturbed"][group][name])
-            table.add_row(Text(f"{group} {name}"), *cells, end_section=name == "AR100")
+            moved = words.change(before[name], metrics["perturbed"][group][name])
+            table.add_row(Text(f"{group} {name}"), *moved, end_section=name == "AR100")
     for name, gap in metrics["gap"].items():
-        cells = words.change(gap["baseline"], gap["perturbed"])
-        error = interval(gap["ci95"]), number(gap["p_value"], 3)
-        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *cells, *error)
+        cells = *words.change(gap["baseline"], gap["perturbed"]), interval(gap["ci95"]), number(gap["p_value"], 3)
+        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *cells)
     criteria = _table("success criteria", "", "before", "after", "target", "")
-    for name, *cells, _, verdict in words.criteria_rows(metrics, anchor, reference):
-        criteria.add_row(Text(name), *cells, Text(f"{words.MARKS[verdict]} {verdict}", _STYLES[verdict]))
+    for name, *numbers, _, verdict in words.criteria_rows(metrics, anchor, reference):
+        criteria.add_row(Text(name), *numbers, Text(f"{words.MARKS[verdict]} {verdict}", _STYLES[verdict]))
     warnings = [Text(f"{note}\n", style="bold red") for note in words.notes(metrics)]
     source = "\n".join(f"{name}: {text}" for name, text in words.provenance_rows(metrics))
     return Group(table, criteria, *warnings, Text(_HASH.sub(lambda found: f"{found[0][:12]}…", source), style="dim"))
@@ -71,8 +70,8 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
         first, *rest = (_short(words.spread(recipe["summary"][key], "±")) for key in HEADLINE)
         moved = _short(number(recipe["summary"]["ap_gap"]["change"], sign=True))
         met = "-".join(number(recipe["success"][key], 0) for key in HEADLINE) + f"/{len(recipe['runs'])}"
-        cells = [Text(recipe["name"]), first, moved, *rest, met, number(recipe["seconds"]["mean"], 0)]
-        table.add_row(*cells[: len(headings)])
+        cells = [first, moved, *rest, met, number(recipe["seconds"]["mean"], 0)]
+        table.add_row(Text(recipe["name"]), *cells[: len(headings) - 1])
     said = [Text(sentence) for sentence in words.comparison_sentences(comparison)]
     failed = [f"{each['recipe']}, seed {each['seed']}, failed: {each['error']}" for each in comparison["failed"]]
     wrong = [Text(text, "bold red") for text in (*comparison.get("warnings", ()), *failed)]

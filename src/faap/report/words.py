@@ -67,7 +67,9 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
         said += " and now points the other way"
     if bounds is None:
         return f"{said}; no interval was computed, so nothing can be said about noise."
-    certainty = "is distinguishable from noise" if bounds[0] > 0 or bounds[1] < 0 else "is not distinguishable from noise"
+    certainty = (
+        "is distinguishable from noise" if bounds[0] > 0 or bounds[1] < 0 else "is not distinguishable from noise"
+    )
     p = "" if gap["p_value"] is None else f", p = {number(gap['p_value'], 3)}"
     return f"{said}; the change {certainty} (95 % interval {interval(bounds)}{p})."
 
@@ -77,8 +79,8 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
     aps = {group: [metrics[which][group]["AP"] for which in ("baseline", "perturbed")] for group in (anchor, reference)}
     lifted, raised = (difference(*pair) for pair in aps.values())
     said = [
-        f"of {group} images " + _moved(*pair, "fell" if (difference(*pair) or 0) < 0 else "rose")
-        for group, pair in aps.items()
+        f"of {group} images {_moved(before, after, 'fell' if (difference(before, after) or 0) < 0 else 'rose')}"
+        for group, (before, after) in aps.items()
     ]
     text = f"The AP {said[0]}, that {said[1]}"
     gap = metrics["gap"]["AP"]
@@ -86,7 +88,9 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
         if lifted < 0 and raised < 0:
             text += "; both groups are found less well than before"
         elif abs(gap["perturbed"]) < abs(gap["baseline"]):
-            cause = f"{anchor} images are found better" if lifted > -raised else f"{reference} images are found less well"
+            cause = (
+                f"{anchor} images are found better" if lifted > -raised else f"{reference} images are found less well"
+            )
             text += f"; the gap is smaller mostly because {cause}"
     return f"{text}."
 
@@ -122,7 +126,7 @@ def columns(anchor: str, reference: str, formula: str = "") -> dict[str, str]:
 def criteria_rows(metrics: Mapping[str, Any], anchor: str, reference: str) -> list[tuple[str, ...]]:
     """The success criteria as text: name, before, after, target, interval of the difference to it, verdict."""
     before = headline(metrics["baseline"], anchor, reference)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, name in columns(anchor, reference, f" ({reference} − {anchor})").items():
         criterion = metrics["success"][key]
         target = f"{'size ≤' if HEADLINE[key][0] == 'gap' else '≥'} {number(criterion['target'])}"
