@@ -21,7 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
-from faap.report.charts import training_of
+from faap.report.charts import draw_log
 from faap.runs import Run
 from faap.training.objective import Objective
 
@@ -81,7 +81,7 @@ def test_the_page_does_what_it_says(
     assert row["schedule"]["spread_weight"] == 0.5
     assert "spread" in row["losses"]
     assert "sim_f2m" not in row["losses"]
-    drawn = training_of([row], 0, "female", "male").losses()
+    drawn = draw_log([row], 0, "female", "male")["losses"]
     assert {slug for slug, *_ in drawn} == {f"loss_{name}" for name in row["losses"]}
     terms = row["train"]
     expected = (

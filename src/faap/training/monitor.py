@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from faap.report.words import number
 from faap.runs import Run
 from faap.training.checkpoints import save_checkpoint
 
@@ -110,14 +111,10 @@ class Monitor(NullMonitor):
 def _line(row: Mapping[str, Any]) -> str:
     train, schedule, validation = row["train"], row["schedule"], row["validation"]
     groups = [
-        f"{group} {_number(validation['perturbed'][group]['AP'])} (baseline {_number(metrics['AP'])})"
+        f"{group} {number(validation['perturbed'][group]['AP'])} (baseline {number(metrics['AP'])})"
         for group, metrics in validation["baseline"].items()
     ]
-    gap = f"validation AP gap {_number(validation['gap']['AP'])}, {', '.join(groups)}"
-    terms = "  ".join(f"{name} {_number(value)}" for name, value in train.items())
+    gap = f"validation AP gap {number(validation['gap']['AP'])}, {', '.join(groups)}"
+    terms = "  ".join(f"{name} {number(value)}" for name, value in train.items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in schedule.items())
     return f"[bold]epoch {row['epoch']}[/bold]  {gap}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
