@@ -11,6 +11,7 @@ from faap.config import Recipe, resumed_recipe
 from faap.conform import conform
 from faap.errors import FaapError
 from faap.files import atomic_write, read_tensors
+from faap.weights import check_finite, check_fit
 
 CHECKPOINT = {
     "epoch": int,
@@ -24,6 +25,7 @@ CHECKPOINT = {
 }
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
+_LARGEST = 2**53  # of what is counted
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -67,35 +69,27 @@ def check_state(state: Mapping[str, Any], place: str) -> None:
 
 
 def fitting(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return tensors that were read, held against those whose place they are to take.
+    """Return what was read, held against the tensors whose place it is to take.
 
     Raises:
         FaapError: if names, shapes or types differ, or numbers are not finite or out of range.
     """
-    wrong = [*(f"lacks {name}" for name in mine.keys() - theirs.keys())]
-    wrong += [f"has {name}, which is unknown here" for name in theirs.keys() - mine.keys()]
-    for name in mine.keys() & theirs.keys():
-        if problem := _problem(name, theirs[name], mine[name]):
-            wrong.append(f"{name} {problem}")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FaapError(f"{place}: its weights do not fit this recipe: {'; '.join(sorted(wrong)[:3])}{more}.")
+    # what a term keeps beside tensors is its own affair
+    beside = {name: object for name, value in mine.items() if not isinstance(value, Tensor)}
+    conform(theirs, beside or {str: object}, place)
+    tensors = {name: value for name, value in theirs.items() if name not in beside}
+    conform(tensors, {str: Tensor}, place)
+    check_finite(tensors, place)
+    check_fit(tensors, {name: value for name, value in mine.items() if name not in beside}, place)
+    for name, value in tensors.items():
+        counts = not value.is_floating_point()
+        if value.dtype != mine[name].dtype:
+            raise FaapError(f"{place}: {name} is of {value.dtype}; it should be of {mine[name].dtype}.")
+        if ((counts or name.rpartition(".")[2] in _NEVER_NEGATIVE) and (value < 0).any()) or (
+            counts and (value > _LARGEST).any()
+        ):
+            raise FaapError(f"{place}: {name} is out of range.")
     return dict(theirs)
-
-
-def _problem(name: str, theirs: Any, mine: Any) -> str:
-    if not isinstance(mine, Tensor):
-        return ""  # what a term keeps beside tensors is its own affair
-    if not isinstance(theirs, Tensor) or theirs.layout != torch.strided or theirs.device.type != "cpu":
-        return "is no tensor"
-    if (theirs.dtype, theirs.shape) != (mine.dtype, mine.shape):
-        return f"is {theirs.dtype} {tuple(theirs.shape)}, not {mine.dtype} {tuple(mine.shape)}"
-    if not theirs.isfinite().all():
-        return "is not finite"
-    counts = not theirs.is_floating_point()
-    if (counts or name.rpartition(".")[2] in _NEVER_NEGATIVE) and (theirs < 0).any():
-        return "is negative"
-    return "is too large" if counts and (theirs > 2**53).any() else ""
 
 
 def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from faap import distributed
 from faap.data import Batch
 from faap.detectors import DetectorOutput, FrozenDetector, Match
 from faap.errors import FaapError
+from faap.objectives.numerics import widen
 
 Whole = tuple[DetectorOutput, list[dict[str, Tensor]], list[str], list[list[Match]]]
 
@@ -66,7 +67,7 @@ def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, fir
     targets, groups, matches = zip(*(images[i] for i in order), strict=True)
     # one message for all tensors
     tensors = [out.logits, out.boxes, out.features, *chain(*out.aux)]
-    rows = distributed.gather(torch.cat([tensor.flatten(1).float() for tensor in tensors], 1))[order]
+    rows = distributed.gather(torch.cat([widen(tensor.flatten(1)) for tensor in tensors], 1))[order]
     columns = torch.split(rows, [tensor.shape[1:].numel() for tensor in tensors], 1)
     logits, boxes, features, *aux = (
         part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)
