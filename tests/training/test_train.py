@@ -18,7 +18,6 @@ import faap
 from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
-from faap.evaluation import best_epoch
 from faap.promenade import build_promenade
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
 
@@ -148,14 +147,6 @@ def test_run_directory(finished: faap.TrainResult) -> None:
     ]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
-
-
-def test_best_is_the_epoch_that_validation_chooses(finished: faap.TrainResult) -> None:
-    rows = [json.loads(line) for line in (finished.run_dir / "train_log.jsonl").read_text().splitlines()]
-    chosen = best_epoch(rows, "male")
-    assert finished.epoch == chosen
-    best = torch.load(finished.run_dir / "checkpoints" / "best.pth", weights_only=True)
-    assert best["epoch"] == chosen
 
 
 def test_log_has_what_is_monitored(finished: faap.TrainResult) -> None:
