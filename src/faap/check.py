@@ -21,6 +21,7 @@ from faap.data.layouts import WHOLE, decode, file_identity
 HASH_SIDE, NEAR = 16, 16
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of area, in square pixels
 _SHOWN = 5
+_WORDS = ("kind", "file", "record", "reason")
 _CAPTION = "s/m/l: objects below 32², up to 96² and above 96² square pixels; aspect: width over height of the images"
 
 
@@ -65,22 +66,20 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
             }
             for name, split in splits.items()
         },
-        "problems": [
-            {"kind": each.kind, "file": str(each.file), "record": each.record, "reason": each.reason}
-            for each in problems
-        ],
+        "problems": [{name: str(getattr(each, name)) for name in _WORDS} for each in problems],
         "counts": dict(Counter(each.kind for each in problems)),
     }
 
 
 def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
     """Say what a split has none of."""
-    where = f"split {split.name}"
     if not split.records and all(problem.record for problem in dataset.unchecked(split.name).problems):
-        yield Problem("empty_split", dataset.root, where, "holds no image")
+        yield Problem("empty_split", dataset.root, f"split {split.name}", "holds no image")
     for group in (split.anchor, split.reference) if split.records else ():
         if not split.objects(group):
-            yield Problem("empty_group", dataset.root, where, f"has no object of group {group!r} to find")
+            yield Problem(
+                "empty_group", dataset.root, f"split {split.name}", f"has no object of group {group!r} to find"
+            )
 
 
 def _unequal(split: Split) -> Iterator[str]:
@@ -88,10 +87,7 @@ def _unequal(split: Split) -> Iterator[str]:
     found = {group: split.objects(group) for group in (split.anchor, split.reference)}
     for group, other in (tuple(found), tuple(found)[::-1]):
         if found[other] and (alone := ", ".join(sorted(set(found[group]) - set(found[other])))):
-            yield (
-                f"split {split.name}: only {group} has {alone}; gaps are of the categories that both groups have, and "
-                "nothing can be averaged over the others"
-            )
+            yield f"split {split.name}: only {group} has {alone}; gaps are of the categories that both groups have"
         if len(split.positions(group)) == 1:
             yield f"split {split.name}: {group} has one image; of how far its numbers can be off, one says nothing"
 
@@ -128,7 +124,7 @@ def print_check(result: dict[str, Any], console: Console) -> None:
         say(f"{kind}: {count}", style="bold red")
         chosen = [problem for problem in result["problems"] if problem["kind"] == kind]
         for problem in chosen[:_SHOWN]:
-            say("  " + ": ".join(problem[key] for key in ("file", "record", "reason") if problem[key]))
+            say("  " + ": ".join(problem[key] for key in _WORDS[1:] if problem[key]))
         if count > _SHOWN:
             say(f"  … and {count - _SHOWN} more (--json lists all)")
 

@@ -102,7 +102,7 @@ class Run:
             found = yaml.load(self.config.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
             conform(found, {str: str}, str(self.config))
             stored = type(recipe)(**{each.name: found[each.name] for each in fields(recipe) if each.name in found})
-        except (FaapError, OSError, UnicodeDecodeError, yaml.YAMLError):
+        except (FaapError, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
             return False
         return found.keys() <= recipe.to_dict().keys() and not differences(stored.to_dict(), recipe)
 

@@ -113,11 +113,7 @@ def test_an_interrupt_ends_the_processes_and_starts_no_further_run(small: dict[s
     script += "; sys.stdin.read()"
     with pytest.raises(KeyboardInterrupt):
         compare(
-            [load_recipe("moco_4th", **small)],
-            tmp_path,
-            seeds=3,
-            console=Console(quiet=True),
-            runner=runner(script),
+            [load_recipe("moco_4th", **small)], tmp_path, seeds=3, console=Console(quiet=True), runner=runner(script)
         )
     logs = list((tmp_path / "logs").iterdir())
     assert [log.name for log in logs] == ["moco_4th_0.log"]

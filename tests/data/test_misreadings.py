@@ -371,19 +371,19 @@ def test_git_lfs_pointers_are_named(tmp_path):
     assert lfs_pointer(root / "1.jpg")
     assert not lfs_pointer(root / "2.jpg")
     assert not lfs_pointer(root)
-    with pytest.raises(Problem, match=r"1\.jpg is a Git LFS pointer.*run `git lfs pull`"):
+    with pytest.raises(Problem, match=r"1\.jpg is a pointer of Git LFS.*run: git lfs pull"):
         load_dataset(root).split("all")
-    with pytest.raises(FaapError, match="run `git lfs pull`"):
+    with pytest.raises(FaapError, match="run: git lfs pull"):
         read_image(root / "1.jpg")
     (root / "t.csv").write_text(LFS)
-    with pytest.raises(Problem, match=r"t\.csv: is a Git LFS pointer"):
+    with pytest.raises(Problem, match=r"t\.csv: is a pointer of Git LFS"):
         load_dataset(root, group_csv="t.csv").split("all")
     (root / "annotations.csv").write_text(LFS)
-    with pytest.raises(Problem, match=r"annotations\.csv: is a Git LFS pointer"):
+    with pytest.raises(Problem, match=r"annotations\.csv: is a pointer of Git LFS"):
         load_dataset(root / "annotations.csv").split("test")
     (root / "annotations.csv").unlink()
     (root / "data.json").write_text(LFS)
-    with pytest.raises(Problem, match=r"data\.json: is a Git LFS pointer"):
+    with pytest.raises(Problem, match=r"data\.json: is a pointer of Git LFS"):
         load_dataset(root).split("all")
 
 

@@ -1,5 +1,7 @@
 import argparse
 import importlib.util
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,15 @@ def test_another_familys_weights_are_named(names: list[str], family: str, prefix
         FaapError, match=rf"other.pth: is a checkpoint of {family}[:,].*it has a tensor .*save_pretrained"
     ):
         load_original(path)
+
+
+def test_a_pickled_yolo_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("ultralytics")
+    module.Model = type("Model", (), {"__module__": "ultralytics"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ultralytics", module)
+    torch.save({"model": module.Model()}, tmp_path / "yolo.pt")
+    with pytest.raises(FaapError, match=r"yolo.pt: holds more than tensors .* It is a checkpoint of YOLO"):
+        load_original(tmp_path / "yolo.pt")
 
 
 def test_whatever_a_checkpoint_holds_it_loads_or_is_refused_in_words(tmp_path: Path) -> None:

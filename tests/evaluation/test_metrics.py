@@ -7,13 +7,7 @@ import pytest
 
 from faap.data import Split
 from faap.errors import FaapError
-from faap.evaluation import (
-    METRICS,
-    Detections,
-    coco_metrics,
-    group_metrics,
-    paired_bootstrap,
-)
+from faap.evaluation import METRICS, Detections, coco_metrics, group_metrics, paired_bootstrap
 from faap.evaluation.metrics import comparable_categories
 
 

@@ -298,12 +298,7 @@ def reference_unet(state: dict[str, Tensor], x: Tensor) -> Tensor:
 def test_the_original_network_has_its_names_shapes_and_values() -> None:
     generator = build_generator("unet").eval()
     state = generator.state_dict()
-    blocks = {
-        "down1": (3, 32),
-        "down2": (32, 64),
-        "down3": (64, 128),
-        "bottleneck": (128, 128),
-    }
+    blocks = {"down1": (3, 32), "down2": (32, 64), "down3": (64, 128), "bottleneck": (128, 128)}
     for name, (inside, out) in blocks.items():
         assert state[f"{name}.net.0.weight"].shape == (out, inside, 3, 3)
         assert state[f"{name}.net.3.weight"].shape == (out, out, 3, 3)

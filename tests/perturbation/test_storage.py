@@ -165,10 +165,7 @@ class Harmful:
             lambda folder: break_config(folder, '{"widths": [8, 16]}'),
             "widths: is [8, 16]; it should be three multiples",
         ),
-        (
-            lambda folder: break_config(folder, '{"widths": "abc"}'),
-            "config.json: widths: is 'abc'",
-        ),
+        (lambda folder: break_config(folder, '{"widths": "abc"}'), "config.json: widths: is 'abc'"),
         (lambda folder: break_config(folder, '{"widths": [16000, 8, 8]}'), "config.json: widths: is [16000, 8, 8]"),
         (lambda folder: break_config(folder, '{"widths": [2048, 2048, 2048]}'), "of the wrong shape"),
         (lambda folder: break_config(folder, '{"epsilon": NaN}'), "config.json: epsilon: is nan"),

@@ -108,10 +108,7 @@ def make_log(epochs, anchor="female", reference="male"):
                     "perturbed": {
                         g: {"AP": ap, "AR100": ap + 0.15 - 0.07 * (g == reference)} for g, ap in after.items()
                     },
-                    "gap": {
-                        "AP": after[reference] - after[anchor],
-                        "AR": after[reference] - after[anchor] - 0.07,
-                    },
+                    "gap": {"AP": after[reference] - after[anchor], "AR": after[reference] - after[anchor] - 0.07},
                 },
             }
         )

@@ -230,20 +230,9 @@ MOVED: dict[str, dict[str, set[str]]] = {
         "infonce_m2f": {"features F", "features M", "head"},
         "wasserstein": {"logits F"},
     },
-    "infonce_3rd_fix2": {
-        "infonce": {"features F", "head"},
-        "wasserstein": {"logits F"},
-        "score_gap_penalty": set(),
-    },
-    "infonce_4th": {
-        "infonce": {"features F", "head"},
-        "alignment": {"features F"},
-        "wasserstein": {"logits F"},
-    },
-    "wgan_7th": {
-        "adversarial": {"features F", "features M"},
-        "wasserstein": {"logits F"},
-    },
+    "infonce_3rd_fix2": {"infonce": {"features F", "head"}, "wasserstein": {"logits F"}, "score_gap_penalty": set()},
+    "infonce_4th": {"infonce": {"features F", "head"}, "alignment": {"features F"}, "wasserstein": {"logits F"}},
+    "wgan_7th": {"adversarial": {"features F", "features M"}, "wasserstein": {"logits F"}},
     "moco_4th": {
         "momentum": {"features F", "head"},
         "infonce_m2f": {"features F", "features M", "head"},
@@ -411,11 +400,7 @@ def test_each_weight_is_a_setting(name: str, setting: str, term: str, factor: fl
             {"temperature": 0.3, "score_alpha": 0.4, "queue_size": 2},
             "momentum",
             lambda p: momentum_infonce(
-                p.z[0],
-                F.normalize(p.z[1].mean(0), dim=0),
-                p.z[0][-2:],
-                0.3,
-                sample_weights=query_weights(*p.s, 0.4),
+                p.z[0], F.normalize(p.z[1].mean(0), dim=0), p.z[0][-2:], 0.3, sample_weights=query_weights(*p.s, 0.4)
             ),
         ),
         (

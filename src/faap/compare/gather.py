@@ -2,9 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from faap.config import Recipe, fields_of
@@ -27,16 +25,13 @@ BLIND = "The detector finds nobody to speak of: right checkpoint? right class na
 # in which recipes differ without differing in what they train
 _OWN = {*fields_of("run"), "seed"}
 
-_NUMBER = (float, None)
+# what a comparison says of a run beyond what every run has
 _METRICS = {
-    "images": {str: int},
-    "detector_sha256": str,
-    "gap": {"AP": {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER, "ci95": (list, None)}},
-    "success": {key: {"met": bool, "verdict?": str} for key in HEADLINE},
+    "gap": {"AP": {"ci95": (list, None)}},
+    "success": {key: {"met": bool} for key in HEADLINE},
     "warnings?": [str],
     "provenance?": {"split_sha256?": str},
 }
-_ROW = {"epoch": int, "images": int, "seconds": float, "train": {str: _NUMBER}}
 
 
 def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
@@ -62,7 +57,7 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
         _refuse_other_measurement(each, found[0])
         by_name.setdefault(each.run.name, []).append(each)
     first = found[0] if found else None
-    groups = runs[0].anchor_group, runs[0].reference_group
+    groups = _groups(runs[0])
     settings = {name: results[0].run.to_dict() for name, results in by_name.items()}
     reference = settings[first.run.name] if first else {}
     baseline = headline(first.metrics["baseline"], *groups) if first else dict.fromkeys(HEADLINE)
@@ -113,35 +108,19 @@ def read(run: Recipe) -> Result:
     Raises:
         FaapError: if it cannot be read, or lacks what a comparison says.
     """
-    folder, groups = Run(run.output_dir), _groups(run)
-    with _readable(folder.metrics):
-        metrics = folder.read_metrics()
-    conform(metrics, _METRICS | {"baseline": groups, "perturbed": groups}, str(folder.metrics))
-    return Result(run, metrics, read_log(run))
-
-
-def read_log(run: Recipe) -> list[dict[str, Any]]:
-    """Return a run's log, a row for each epoch that it came to; raise as `read` does."""
-    folder, groups = Run(run.output_dir), _groups(run)
-    with _readable(folder.log):
-        rows = folder.read_log()
-    validation = {"baseline": groups, "perturbed": groups, "gap": {"AP": _NUMBER}}
-    conform(rows, [_ROW | {"validation": validation}], str(folder.log))
-    if not rows:
+    folder = Run(run.output_dir)
+    metrics, log = folder.read_metrics(), folder.read_log()
+    groups = {group: {"AP": (float, None), "AR100": (float, None)} for group in _groups(run)}
+    both = {"baseline": groups, "perturbed": groups}
+    conform(metrics, _METRICS | both, str(folder.metrics))
+    conform([row["validation"] for row in log], [both], str(folder.log))
+    if not log:
         raise FaapError(f"{folder.log}: holds no epoch.")
-    return rows
+    return Result(run, metrics, log)
 
 
-def _groups(run: Recipe) -> dict[str, Any]:
-    return {group: {"AP": _NUMBER, "AR100": _NUMBER} for group in (run.anchor_group, run.reference_group)}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise FaapError(f"{path}: cannot be read: {error}") from None
+def _groups(run: Recipe) -> tuple[str, str]:
+    return run.anchor_group, run.reference_group
 
 
 def outcome(run: Recipe) -> str:
@@ -190,7 +169,7 @@ def _warnings(found: Sequence[Result]) -> list[str]:
 def _run_row(result: Result) -> dict[str, Any]:
     """One run's row of the comparison."""
     run, metrics, log = result
-    groups = run.anchor_group, run.reference_group
+    groups = _groups(run)
     validation = [headline(row["validation"]["perturbed"], *groups) for row in log]
     gap, verdicts = metrics["gap"]["AP"], _verdicts(result)
     return {
@@ -206,6 +185,7 @@ def _run_row(result: Result) -> dict[str, Any]:
         "images": sum(row["images"] for row in log),
         "curves": {
             "epoch": [row["epoch"] for row in log],
+            "losses": log[-1].get("losses"),
             "validation": {key: [_rounded(values[key]) for values in validation] for key in HEADLINE},
             "train": {name: [_rounded(row["train"].get(name)) for row in log] for name in log[0]["train"]},
         },

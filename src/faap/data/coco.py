@@ -21,6 +21,7 @@ from faap.data.records import Record
 SYNONYMS = {"woman": "female", "women": "female", "man": "male", "men": "male"}
 PERSON = "person"
 
+Table = Mapping[str, Mapping[str, str]]
 Row = tuple[list[float], int, float, bool, str]
 
 
@@ -104,7 +105,7 @@ def read_coco(
     *,
     group: str = "",
     group_field: str = "",
-    table: Mapping[str, Mapping[str, str]] | None = None,
+    table: Table | None = None,
     groups: Sequence[str] = (),
 ) -> Reading:
     """Read the images and annotations of one COCO JSON file.
@@ -138,14 +139,7 @@ def read_coco(
 class _File:
     """One COCO JSON file, while it is read."""
 
-    def __init__(
-        self,
-        path: Path,
-        group: str,
-        field: str,
-        table: Mapping[str, Mapping[str, str]] | None,
-        groups: Sequence[str],
-    ) -> None:
+    def __init__(self, path: Path, group: str, field: str, table: Table | None, groups: Sequence[str]) -> None:
         content, here = _read_json(path), place(path)
         self.path, self.group, self.field, self.table = path, group, field, table or {}
         self.result = Reading()

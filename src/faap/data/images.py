@@ -23,16 +23,8 @@ TRAINING_EDGES = tuple(range(480, 801, 32))
 CROP_EDGES = (400, 500, 600)
 CROP_RANGE = (384, 600)
 
-# How Pillow turns an image of each EXIF orientation; its own function rewrites the whole EXIF block, which may fail.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# How Pillow turns an image of EXIF orientation 2, 3 and so on. Its own function rewrites all of EXIF, which may fail.
+TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 
 Boxes = npt.NDArray[np.float64]
 
@@ -101,7 +93,7 @@ def read_image(path: str | Path) -> Image.Image:
             file.load()  # which turns a TIFF, and so comes first
             image: Image.Image = file
             if (orientation := orientation_of(file)) > 1:
-                image = file.transpose(TURNS[orientation])
+                image = file.transpose(Image.Transpose[TURNS[orientation - 2]])
             if image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
             if image.mode.startswith("I"):
@@ -186,10 +178,7 @@ def training_transform(
 
 
 def plan_training(
-    size: tuple[int, int],
-    preprocessing: Preprocessing,
-    rng: np.random.Generator,
-    edges: Sequence[int] = TRAINING_EDGES,
+    size: tuple[int, int], preprocessing: Preprocessing, rng: np.random.Generator, edges: Sequence[int] = TRAINING_EDGES
 ) -> TrainingPlan:
     """Draw what `training_transform` does to an image; it needs the size alone, so no file has to be read.
 

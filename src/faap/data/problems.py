@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faap.errors import FaapError
+from faap.files import refuse_lfs_pointer
 
 MakeProblem = Callable[[str, str], "Problem"]
 _SHOWN = 10
-_LFS = b"version https://git-lfs"
 
 
 class Problem(FaapError):
@@ -54,15 +54,14 @@ def refuse(problems: Sequence[Problem]) -> None:
         )
 
 
-def lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in the place of one that was not fetched."""
-    if not path.is_file():  # a pipe would be waited for
-        return False
+def lfs_pointer(path: Path) -> str:
+    """Say that a file is a pointer of Git LFS, and what to do; empty where it is none."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(_LFS)) == _LFS
-    except OSError:
-        return False
+        if path.is_file():  # a pipe would be waited for
+            refuse_lfs_pointer(path)
+    except FaapError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return ""
 
 
 def unreadable(path: Path, error: Exception, what: str = "") -> str:
@@ -76,9 +75,7 @@ def unreadable(path: Path, error: Exception, what: str = "") -> str:
             f"{path}: cannot be read now: {error or 'out of memory'}. Too many files are open, or memory has run out: "
             "use fewer --num_workers, or raise the limit (ulimit -n)."
         ) from error
-    if lfs_pointer(path):
-        return "is a Git LFS pointer and not the file itself; run `git lfs pull` where it was cloned"
-    return f"cannot be read{what}: {getattr(error, 'strerror', None) or error}"
+    return lfs_pointer(path) or f"cannot be read{what}: {getattr(error, 'strerror', None) or error}"
 
 
 def read_bytes(path: Path) -> bytes:

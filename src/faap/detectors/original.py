@@ -31,35 +31,29 @@ _COCO = (
 )
 COCO_CLASSES = _COCO.split("|")
 
-_BATCH_NORM = r"(weight|bias|running_mean|running_var)"
-# (name in the original, name in transformers); the projections that the original fuses are split before
-_RENAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"backbone\.0\.body\.conv1\.weight", r"model.backbone.model.embedder.embedder.convolution.weight"),
-        (rf"backbone\.0\.body\.bn1\.{_BATCH_NORM}", r"model.backbone.model.embedder.embedder.normalization.\1"),
-        (r"backbone\.0\.body\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"{stage}.layer.{part}.convolution.weight"),
-        (rf"backbone\.0\.body\.layer(\d)\.(\d+)\.bn(\d)\.{_BATCH_NORM}", r"{stage}.layer.{part}.normalization.\4"),
-        (r"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.0\.weight", r"{stage}.shortcut.convolution.weight"),
-        (
-            rf"backbone\.0\.body\.layer(\d)\.(\d+)\.downsample\.1\.{_BATCH_NORM}",
-            r"{stage}.shortcut.normalization.\3",
-        ),
-        (r"input_proj\.(weight|bias)", r"model.input_projection.\1"),
-        (r"query_embed\.weight", r"model.query_position_embeddings.weight"),
-        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.self_attn\.(.)_proj\.(.*)", r"{layer}.self_attn.\3_proj.\4"),
-        (r"transformer\.(decoder)\.layers\.(\d+)\.multihead_attn\.(.)_proj\.(.*)", r"{layer}.encoder_attn.\3_proj.\4"),
-        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.linear([12])\.(.*)", r"{layer}.mlp.fc\3.\4"),
-        (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.norm1\.(.*)", r"{layer}.self_attn_layer_norm.\3"),
-        (r"transformer\.(encoder)\.layers\.(\d+)\.norm2\.(.*)", r"{layer}.final_layer_norm.\3"),
-        (r"transformer\.(decoder)\.layers\.(\d+)\.norm2\.(.*)", r"{layer}.encoder_attn_layer_norm.\3"),
-        (r"transformer\.(decoder)\.layers\.(\d+)\.norm3\.(.*)", r"{layer}.final_layer_norm.\3"),
-        (r"transformer\.decoder\.norm\.(.*)", r"model.decoder.layernorm.\1"),
-        (r"class_embed\.(.*)", r"class_labels_classifier.\1"),
-        (r"bbox_embed\.layers\.(\d)\.(.*)", r"bbox_predictor.layers.\1.\2"),
-    )
-)
-
+_BODY, _NORM = r"backbone\.0\.body\.", r"(weight|bias|running_mean|running_var)"
+_LAYER, _DECODER = r"transformer\.(encoder|decoder)\.layers\.(\d+)\.", r"transformer\.(decoder)\.layers\.(\d+)\."
+# name in the original: name in transformers; the projections that the original fuses are split before
+_RENAMES = {
+    rf"{_BODY}conv1\.weight": r"model.backbone.model.embedder.embedder.convolution.weight",
+    rf"{_BODY}bn1\.{_NORM}": r"model.backbone.model.embedder.embedder.normalization.\1",
+    rf"{_BODY}layer(\d)\.(\d+)\.conv(\d)\.weight": r"{stage}.layer.{part}.convolution.weight",
+    rf"{_BODY}layer(\d)\.(\d+)\.bn(\d)\.{_NORM}": r"{stage}.layer.{part}.normalization.\4",
+    rf"{_BODY}layer(\d)\.(\d+)\.downsample\.0\.weight": r"{stage}.shortcut.convolution.weight",
+    rf"{_BODY}layer(\d)\.(\d+)\.downsample\.1\.{_NORM}": r"{stage}.shortcut.normalization.\3",
+    r"input_proj\.(weight|bias)": r"model.input_projection.\1",
+    r"query_embed\.weight": r"model.query_position_embeddings.weight",
+    rf"{_LAYER}self_attn\.(.)_proj\.(.*)": r"{layer}.self_attn.\3_proj.\4",
+    rf"{_DECODER}multihead_attn\.(.)_proj\.(.*)": r"{layer}.encoder_attn.\3_proj.\4",
+    rf"{_LAYER}linear([12])\.(.*)": r"{layer}.mlp.fc\3.\4",
+    rf"{_LAYER}norm1\.(.*)": r"{layer}.self_attn_layer_norm.\3",
+    r"transformer\.(encoder)\.layers\.(\d+)\.norm2\.(.*)": r"{layer}.final_layer_norm.\3",
+    rf"{_DECODER}norm2\.(.*)": r"{layer}.encoder_attn_layer_norm.\3",
+    rf"{_DECODER}norm3\.(.*)": r"{layer}.final_layer_norm.\3",
+    r"transformer\.decoder\.norm\.(.*)": r"model.decoder.layernorm.\1",
+    r"class_embed\.(.*)": r"class_labels_classifier.\1",
+    r"bbox_embed\.layers\.(\d)\.(.*)": r"bbox_predictor.layers.\1.\2",
+}
 
 # where codes that came of DETR keep the weights, the first that is there; "" is the checkpoint itself
 _ENTRIES = ("model", "model_ema", "ema_model", "ema_state_dict", "ema", "state_dict", "model_state_dict", "module", "")
@@ -129,7 +123,11 @@ def load_original(path: Path) -> HuggingFaceDetector:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return a checkpoint's tensors without what wrappers put before their names, and its arguments."""
-    content = read_tensors(path)
+    try:
+        content = read_tensors(path)
+    except FaapError as error:
+        yolo = re.search(r"GLOBAL (ultralytics|models\.(yolo|common)|yolox)", str(error))
+        raise FaapError(f"{error} It is a checkpoint of YOLO, which is not supported.") if yolo else error from error
     conform(content, {str: object}, str(path))
     entry = next(name for name in _ENTRIES if not name or isinstance(content.get(name), Mapping))
     state = content[entry] if entry else content
@@ -244,8 +242,8 @@ def _split(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(path: Path, name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        if found := pattern.fullmatch(name):
+    for pattern, replacement in _RENAMES.items():
+        if found := re.fullmatch(pattern, name):
             words = found.expand(replacement)
             if "{layer}" in words:
                 return words.replace("{layer}", f"model.{found[1]}.layers.{found[2]}")

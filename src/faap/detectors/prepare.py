@@ -68,22 +68,15 @@ def _simplify(parent: nn.Module, pairs: list[tuple[str, str]], relus: list[str])
     for name, following in pairs:
         convolution: Any = parent.get_submodule(name)
         norm: Any = parent.get_submodule(following)
-        kernel, bias = convolution.weight, convolution.bias
-        mean, variance, scale, shift = (
-            value.double() for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        )
-        weight, bias = fuse_conv_bn_weights(
-            kernel.double(),
-            None if bias is None else bias.double(),
-            mean,
-            variance,
-            getattr(norm, "eps", 1e-5),
-            scale,
-            shift,
-        )
+        statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        mean, variance, scale, shift = (value.double() for value in statistics)
+        bias = None if convolution.bias is None else convolution.bias.double()
+        eps = getattr(norm, "eps", 1e-5)
+        folded = fuse_conv_bn_weights(convolution.weight.double(), bias, mean, variance, eps, scale, shift)
         # New tensors: another convolution may share the old ones.
-        convolution.bias = nn.Parameter(bias.to(kernel), requires_grad=False)
-        convolution.weight = nn.Parameter(weight.to(kernel), requires_grad=False)
+        convolution.weight, convolution.bias = (
+            nn.Parameter(value.to(convolution.weight), requires_grad=False) for value in folded
+        )
         setattr(parent, following, nn.Identity())
     for name in relus:
         relu: Any = parent.get_submodule(name)

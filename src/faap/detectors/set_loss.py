@@ -152,11 +152,7 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
 
 
 def set_loss(
-    logits: Tensor,
-    boxes: Tensor,
-    targets: Sequence[Target],
-    matches: Sequence[Sequence[Match]],
-    criterion: Criterion,
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target], matches: Sequence[Sequence[Match]], criterion: Criterion
 ) -> Tensor:
     """Sum the weighted class, box and generalised IoU losses over all decoder layers.
 

@@ -169,12 +169,7 @@ def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: s
 
 
 def paired_bootstrap(
-    split: Split,
-    baseline: Sequence[Detections],
-    perturbed: Sequence[Detections],
-    *,
-    samples: int = 1000,
-    seed: int = 0,
+    split: Split, baseline: Sequence[Detections], perturbed: Sequence[Detections], *, samples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
 

@@ -28,11 +28,7 @@ def provenance(detector: FrozenDetector, generator: nn.Module, dataset: Dataset,
             "epsilon": generator.epsilon,
             "sha256": _tensors_sha256(generator),
         },
-        "versions": {
-            "faap": faap.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": {"faap": faap.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -16,17 +16,7 @@ from rich.text import Text
 
 from faap.evaluation import HEADLINE, t_interval, verdict_of
 from faap.evaluation.criteria import UNKNOWN, is_dead
-from faap.report.charts import (
-    DASHES,
-    GAP_COLOUR,
-    OTHER_COLOURS,
-    QUIET,
-    Drawn,
-    Training,
-    legend,
-    style,
-    style_axes,
-)
+from faap.report.charts import DASHES, GAP_COLOUR, OTHER_COLOURS, QUIET, Drawn, Training, legend, style, style_axes
 from faap.report.page import render, save
 from faap.report.words import headline_name, interval, number, percent, spread
 

@@ -120,10 +120,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         colours=colours,
         anchor=anchor,
         reference=reference,
-        sentences=[
-            words.gap_sentence(metrics, anchor, reference),
-            words.group_sentence(metrics, anchor, reference),
-        ],
+        sentences=[words.gap_sentence(metrics, anchor, reference), words.group_sentence(metrics, anchor, reference)],
         notes=words.notes(metrics),
         criteria=words.criteria_rows(metrics, anchor, reference),
         provenance=words.provenance_rows(metrics),
