@@ -183,10 +183,7 @@ def test_every_broken_state_resumes_or_is_refused_by_name(
         ({"epoch": 1.0}, "epoch: is 1.0; it should be a whole number"),
         ({"epoch": 10**30}, "epoch: is 1000000"),
         ({"generator": {"w": 1}}, "generator: w: is 1; it should be a Tensor"),
-        (
-            {"generator": {"w": torch.zeros(1)}},
-            "generator: the weights do not fit: .* w .1 in all. not of this model",
-        ),
+        ({"generator": {"w": torch.zeros(1)}}, "generator: the weights do not fit: .* w .1 in all. not of this model"),
         ({"optimizer": {"state": {}}}, "optimizer: has no entry 'param_groups'"),
         ({"recipe": []}, "recipe: is \\[\\]; it should be a mapping"),
         ({"recipe": {"epochs": 3, "lr_g": torch.zeros(2)}}, "recipe: lr_g: is tensor"),
