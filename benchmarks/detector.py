@@ -1,7 +1,7 @@
 """Stock, prepared and compiled detector, generators, and a step of infonce_4th, at a size of your choice.
 
-    python benchmarks/detector.py --size 800x1066 --batch 2
-    python benchmarks/detector.py --compile
+    .venv/bin/python benchmarks/detector.py --size 800x1066 --batch 2
+    .venv/bin/python benchmarks/detector.py --compile
 
 DETR-R50 with random weights, as in `faap bench`; ratios of one run, and the memory of a step over the stock detector's.
 """

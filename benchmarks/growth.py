@@ -1,6 +1,6 @@
 """How a step's time and memory grow with the batch, the area of an image and the queries; as JSON and as a plot.
 
-    python benchmarks/growth.py --out docs/performance/bench_growth.png
+    .venv/bin/python benchmarks/growth.py --out docs/performance/bench_growth.png
 
 Relative to the first of each axis, whose steps take turns. DETR-R50 with random weights, as in `faap bench`.
 """

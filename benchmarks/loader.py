@@ -1,6 +1,6 @@
 """How many training images a worker brings a second, and what its time goes into.
 
-    python benchmarks/loader.py
+    .venv/bin/python benchmarks/loader.py
 
 JPEGs of 640x480 decoded, augmented as DETR does and normalised, to 800 pixels, in one process with one thread. Shares
 are those of Python's profiler; the images a second are measured without it.

@@ -1,6 +1,6 @@
 """Six decoder layers of a batch matched at once, against layer by layer and image by image.
 
-    python benchmarks/matching.py
+    .venv/bin/python benchmarks/matching.py
 
 DETR-R50 with random weights, as in `faap bench`; seven people an image, as COCO has objects.
 """

@@ -1,6 +1,6 @@
 """Padding among an epoch's pixels, with batches of like shapes and with random ones.
 
-    python benchmarks/padding.py --upright 4
+    .venv/bin/python benchmarks/padding.py --upright 4
 
 18,591 images of COCO's common shapes after DETR's augmentation; `--upright` says how much more often upright pictures
 come among the anchor group's than among the reference group's.

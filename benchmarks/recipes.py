@@ -1,6 +1,6 @@
 """What a training image costs under each recipe, as a ratio to the frozen detector's own forward and backward pass.
 
-    python benchmarks/recipes.py
+    .venv/bin/python benchmarks/recipes.py
 
 On Promenade, with each recipe's own batch size, loading left out; the recipes take turns.
 """

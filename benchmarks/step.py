@@ -1,6 +1,6 @@
 """Where a training step's time goes, as shares of it; as JSON and as a plot.
 
-    python benchmarks/step.py --out docs/performance/bench_profile.png
+    .venv/bin/python benchmarks/step.py --out docs/performance/bench_profile.png
 
 From the ranges that a step names for torch's profiler, so that a run of your own can be looked at in the same way.
 DETR-R50 with random weights, as in `faap bench`.

@@ -1,7 +1,7 @@
 """A detector of your own in front of faap: torchvision's Faster R-CNN.
 
     pip install torchvision
-    faap train infonce_4th --dataset_root data --detr_checkpoint examples.faster_rcnn:build
+    .venv/bin/faap train infonce_4th --dataset_root data --detr_checkpoint examples.faster_rcnn:build
 
 Its "queries" are the region proposals with the best objectness. It has no decoder: `features` are what the class head
 reads of each proposal. Where DETR has one box for each object, Faster R-CNN has many, and non-maximum suppression

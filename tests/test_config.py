@@ -113,7 +113,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 
 def test_text_becomes_the_type_of_its_field() -> None:
-    recipe = load_recipe("infonce_4th", lr_g="3e-4", epochs="5", batch_size=4.0, temperature=1, dataset_root=Path("a"))
+    recipe = load_recipe("infonce_4th", lr_g="3e-4", epochs="5", batch_size=4.0, temperature=1, output_dir=Path("a"))
     assert (recipe.lr_g, recipe.epochs, recipe.batch_size, recipe.temperature) == (3e-4, 5, 4, 1.0)
     assert [type(v) for v in (recipe.lr_g, recipe.epochs, recipe.batch_size, recipe.temperature)] == [
         float,
@@ -121,7 +121,7 @@ def test_text_becomes_the_type_of_its_field() -> None:
         int,
         float,
     ]
-    assert recipe.dataset_root == "a"
+    assert recipe.output_dir == "a"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,16 @@ def test_a_users_file_looks_like_ours(tmp_path: Path) -> None:
     assert recipe.name == "mine"
     assert recipe.epochs == 3
     assert recipe.description == load_recipe("infonce_4th").description
+
+
+@pytest.mark.parametrize(("one", "other"), [("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")])
+def test_ones_own_data_or_detector_alone_asks_for_the_other(tmp_path: Path, one: str, other: str) -> None:
+    path = write(tmp_path, f"base: infonce_4th\n{one}: mine\n")
+    for name, given in (("infonce_4th", {one: "mine"}), (path, {})):
+        with pytest.raises(FaapError, match=f"{one} is 'mine', and no {other} is given: say which with --{other}"):
+            load_recipe(name, **given)
+        for value in ("promenade", "yours"):
+            assert getattr(load_recipe(name, **given, **{other: value}), other) == value
 
 
 def test_a_file_without_a_base_starts_from_the_defaults(tmp_path: Path) -> None:
@@ -381,7 +391,7 @@ def test_values_from_python_or_a_checkpoint_are_shown_in_a_few_words() -> None:
         float("inf"),
         Path("\0"),
     ):
-        for name in ("epochs", "lr_g", "arch", "clip_apart", "train_edges", "name", "no_such_field"):
+        for name in ("epochs", "lr_g", "arch", "clip_apart", "train_edges", "name", "terms", "no_such_field"):
             with pytest.raises(FaapError) as caught:
                 load_recipe("infonce_4th", **{name: value})
-            assert len(str(caught.value)) < 400
+            assert len(str(caught.value)) < 600

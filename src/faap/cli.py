@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -98,9 +99,11 @@ def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: 
 def _recipe_flags(parser: Parser, recipe: "Recipe") -> None:
     """Add every field as a flag, by subject, with the recipe's own values as defaults."""
     groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
+    values = recipe.to_dict()
     for field in fields(recipe):
         if field.name not in ("name", "description"):
-            _add_field(groups[field.metadata["section"]], field, getattr(recipe, field.name))
+            _add_field(groups[field.metadata["section"]], field, values[field.name])
+    parser.usage = f"{parser.prog} {parser.usage or ''}[--FIELD VALUE ...]"
 
 
 def _overrides(given: Given, *others: str) -> dict[str, Any]:
@@ -108,21 +111,28 @@ def _overrides(given: Given, *others: str) -> dict[str, Any]:
     return {name: value for name, value in vars(given).items() if name not in others}
 
 
-def _flags_of(parser: Parser, words: Sequence[str], name: str = "") -> None:
-    """Add the flags of a recipe, and of the terms that are typed with it."""
-    if name:
+def _flags_of(parser: Parser, words: Sequence[str], names: Sequence[str]) -> None:
+    """Add the flags of a recipe, with its own values as defaults, and of the terms that are typed with it."""
+    for name in names:
         find(name)  # a wrong name is said before torch is loaded
     from faap.config import load_recipe, recipe_class
 
-    peek = Parser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--terms", default="")
-    terms = peek.parse_known_args([_underscored(word) for word in words])[0].terms
-    _recipe_flags(parser, load_recipe(name, **({"terms": terms} if terms else {})) if name else recipe_class(terms)())
+    peek = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for flag in ("--terms", "--dataset_root", "--detr_checkpoint"):
+        peek.add_argument(flag)
+    typed = vars(peek.parse_known_args([_underscored(word) for word in words])[0])
+    _recipe_flags(parser, load_recipe(*names, **typed) if len(names) == 1 else recipe_class(typed.get("terms", ""))())
+
+
+def _first(words: Sequence[str]) -> list[str]:
+    """Return the words before the first flag."""
+    return list(takewhile(lambda word: not word.startswith("-"), words))
 
 
 def _train_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.usage = "RECIPE "
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    _flags_of(parser, words, next((word for word in words[:1] if not word.startswith("-")), ""))
+    _flags_of(parser, words, _first(words[:1]))
 
 
 @command(_train_arguments)
@@ -143,7 +153,7 @@ def _load(name: str, overrides: dict[str, Any]) -> "Recipe":
 
 
 def _demo_arguments(parser: Parser, words: Sequence[str]) -> None:
-    _flags_of(parser, words, "infonce_4th")
+    _flags_of(parser, words, ["infonce_4th"])
 
 
 @command(_demo_arguments)
@@ -276,6 +286,7 @@ def _trained_with(given: Given) -> dict[str, Any]:
 
 
 def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
+    parser.usage = "RECIPE [RECIPE ...] "
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
     parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
     parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
@@ -287,7 +298,7 @@ def _compare_arguments(parser: Parser, words: Sequence[str]) -> None:
         help="hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new",
     )
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
-    _flags_of(parser, words)
+    _flags_of(parser, words, [name for name in _first(words) if not os.path.isdir(name)])
 
 
 @command(_compare_arguments)

@@ -212,17 +212,21 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
     if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
         refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
     values |= overrides
-    for one, other in (("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")):
-        # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
-        if str(values.get(one, "promenade")) != "promenade" and other not in values:
-            raise FaapError(
-                f"{one} is {shown(str(values[one]))}, and no {other} is given: say which with --{other}; promenade is "
-                "the embedded benchmark's."
-            )
+    terms = values.get("terms", "")
     folder = None if path.parent == RECIPES else path.parent
     with _named(name_or_path):
-        kind = recipe_class(str(values.get("terms", "")), folder, typed="terms" in overrides)
-    return kind.of(values, name_or_path)
+        kind = recipe_class(
+            str(terms) if isinstance(terms, str | os.PathLike) else "", folder, typed="terms" in overrides
+        )
+    recipe = kind.of(values, name_or_path)
+    for one, other in (("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")):
+        # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
+        if getattr(recipe, one) != "promenade" and other not in values:
+            raise FaapError(
+                f"{name_or_path}: {one} is {shown(getattr(recipe, one))}, and no {other} is given: say which with "
+                f"--{other}; promenade is the embedded benchmark's."
+            )
+    return recipe
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:

@@ -21,6 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
+from faap.report.charts import training_of
 from faap.runs import Run
 from faap.training.objective import Objective
 
@@ -74,12 +75,14 @@ def test_the_page_does_what_it_says(
     places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
     small = [*places, "--batch_size", "4", "--images_per_epoch", "8", "--output_dir", "run"]
     typed = shlex.split(command)
-    assert typed[0] == "faap"
+    assert typed[0] == ".venv/bin/faap"
     assert cli.main([*typed[1:], *small, "--epochs", "1"]) == 0
     [row] = Run("run").read_log()
     assert row["schedule"]["spread_weight"] == 0.5
     assert "spread" in row["losses"]
     assert "sim_f2m" not in row["losses"]
+    drawn = training_of([row], 0, "female", "male").losses()
+    assert {slug for slug, *_ in drawn} == {f"loss_{name}" for name in row["losses"]}
     terms = row["train"]
     expected = (
         terms["infonce"] * 0.25 + 0.3 * terms["alignment"] + 0.2 * terms["wasserstein"] + 0.5 * terms["detection"]
@@ -192,7 +195,9 @@ def run(here: Path, tmp_path: Path) -> tuple[Run, dict[str, Any], Path]:
     """A run folder whose config.yaml names terms and a function, both beside it; its values; what they would leave."""
     touched, folder = tmp_path / "touched", tmp_path / "run"
     write(folder, SETTINGS + TERMS)
-    recipe = load_recipe(folder / "recipe.yaml", detr_checkpoint="mine:build", seed=7, lambda_mine=0.4)
+    recipe = load_recipe(
+        folder / "recipe.yaml", dataset_root="data", detr_checkpoint="mine:build", seed=7, lambda_mine=0.4
+    )
     recipe.save(folder / "config.yaml")
     for place in (folder, here):
         (place / "mine.py").write_text(tripwire(touched))
@@ -210,7 +215,7 @@ def test_a_runs_word_for_code_is_not_taken(run: tuple[Run, dict[str, Any], Path]
     assert (read.seed, read.terms, read.own) == (7, "mine", None)
     with pytest.raises(FaapError, match="say --terms mine"):
         Objective(read, 16)
-    named = {"detr_checkpoint": "mine:build"}
+    named = {"detr_checkpoint": "mine:build", "dataset_root": "data"}
     with pytest.raises(FaapError, match=r"config\.yaml: terms is 'mine'.* type --terms mine\."):
         load_recipe(folder.config, **named)
     with pytest.raises(FaapError, match="type --detr_checkpoint mine:build"):
@@ -232,7 +237,7 @@ def test_a_runs_word_for_code_is_not_taken(run: tuple[Run, dict[str, Any], Path]
     assert touched.exists()
     again = resumed_recipe(mine, stored, checkpoint, terms="mine", **named)
     assert (again.seed, again.to_dict()["lambda_mine"], again.detr_checkpoint) == (7, 0.4, "mine:build")
-    mine.write_text("base: infonce_4th\nname: recipe\nterms: mine\ndetr_checkpoint: mine:build\n")
+    mine.write_text("base: infonce_4th\nname: recipe\nterms: mine\ndetr_checkpoint: mine:build\ndataset_root: d\n")
     assert resumed_recipe(mine, stored, checkpoint).to_dict() | {"resume": ""} == stored
     assert resumed_recipe(mine, stored, checkpoint, seed=8, num_workers=1).to_dict()["seed"] == 8
 

@@ -28,8 +28,8 @@ class Log(NullMonitor):
 def in_double_precision(trainer: Trainer) -> list[tuple[int, int]]:
     """Let a trainer step in float64; return a list that gets the height and width of every batch."""
     shapes: list[tuple[int, int]] = []
-    for part in (trainer.generator, trainer.objective, trainer.detector):
-        part.double()
+    trainer.generator.double()
+    trainer.detector.double()  # the objective is single precision, of the whole batch in every process
     step = trainer.step
 
     def stepping(batch: Batch, *rest: Any) -> dict[str, float]:

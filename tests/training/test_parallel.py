@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import faap
-from faap import distributed
 from faap.errors import FaapError
 from faap.perturbation import build_generator
 from faap.training import Trainer
@@ -67,7 +66,7 @@ def test_several_processes_train_what_one_does(trained: dict[str, Any], recipe: 
         different = {key: (one[key], other[key]) for key in one if not close(one[key], other[key])}
         assert not different, number
     for one, other in zip(alone["gradients"], shared["gradients"], strict=True):
-        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7 * float(one.abs().max()))
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
     rows = [json.loads(run["row"]) for run in (alone, shared)]
     assert [row["images"] for row in rows] == [12, 12]
 
@@ -109,6 +108,8 @@ def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Pat
         done = launch(processes, [*command, f"--output_dir=measured_{processes}"], tmp_path)
         assert done.returncode == 0, done.stderr
     measured = [json.loads((tmp_path / f"measured_{n}" / "metrics.json").read_text()) for n in (1, 2)]
+    for each in measured:
+        del each["provenance"]["date"]
     assert measured[0] == measured[1]
 
 
@@ -152,18 +153,3 @@ def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str
     package = str(Path(faap.__file__).parent)
     assert [line for line in done.stderr.splitlines() if f'File "{package}' in line] == []
     assert "peer" not in done.stderr
-
-
-@pytest.mark.parametrize(("process", "order"), [("0", ["call", "meet", "meet"]), ("1", ["meet", "call", "meet"])])
-def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setenv("LOCAL_RANK", process)
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "gather_objects", lambda part: seen.append("meet") or [*part, *part])
-    assert distributed.host_first(lambda: seen.append("call") or "made") == "made"
-    assert seen == order
-    monkeypatch.setattr(distributed, "gather_objects", lambda part: [FaapError("of another"), *part])
-    seen.clear()
-    with pytest.raises(FaapError, match="of another"):
-        distributed.host_first(lambda: seen.append("call"))
-    assert seen == (["call"] if process == "0" else [])  # what failed there is not tried here

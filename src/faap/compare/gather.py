@@ -185,6 +185,7 @@ def _run_row(result: Result) -> dict[str, Any]:
         "images": sum(row["images"] for row in log),
         "curves": {
             "epoch": [row["epoch"] for row in log],
+            "losses": log[-1].get("losses"),
             "validation": {key: [_rounded(values[key]) for values in validation] for key in HEADLINE},
             "train": {name: [_rounded(row["train"].get(name)) for row in log] for name in log[0]["train"]},
         },

@@ -32,7 +32,7 @@ _FAINT = "#ABABAB"
 _FONT = 8.5
 DASHES = (0, (5, 3))
 
-# terms that describe a step and are no part of the loss
+# of logs that do not say themselves which of their numbers are losses
 _NOT_LOSSES = {"sim_f2m", "sim_f2f", "score_gap", "delta_linf", "delta_l2", "gradient_norm", "n_f", "n_m", "queue"}
 
 _SCHEDULES = {
@@ -239,8 +239,8 @@ class Training:
 
     def losses(self) -> list[Drawn]:
         """Draw every term of the loss, or of a second player's: the total and the detector's first, others by name."""
-        curves = [run["curves"]["train"] for recipe in self.recipes for run in recipe["runs"]]
-        names = {name for each in curves for name in each} - _NOT_LOSSES
+        curves = [run["curves"] for recipe in self.recipes for run in recipe["runs"]]
+        names = {name for each in curves for name in each.get("losses") or each["train"].keys() - _NOT_LOSSES}
         return [
             drawn
             for name in sorted(names, key=lambda name: (name != "total", name != "detection", name))
@@ -296,5 +296,8 @@ def training_of(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, refe
             *((part, [row[part] for row in log]) for part in ("train", "schedule")),
         )
     }
-    run = {"epoch": chosen, "curves": curves | {"epoch": [row["epoch"] for row in log]}}
+    run = {
+        "epoch": chosen,
+        "curves": curves | {"epoch": [row["epoch"] for row in log], "losses": log[-1].get("losses")},
+    }
     return Training([{"name": "", "runs": [run]}], before[0], anchor, reference)

@@ -75,7 +75,9 @@ class Objective(nn.Module):
             matches: `detector.match_all_layers(out, targets)`, if it is known already.
         """
         names = (self.recipe.anchor_group, self.recipe.reference_group)
-        masks = [torch.tensor([group == name for group in groups], device=out.logits.device) for name in names]
+        anchor, reference = (
+            torch.tensor([group == name for group in groups], device=out.logits.device) for name in names
+        )
         pooled = widen(out.features).mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
         scores = image_scores(widen(out.logits), self.recipe.score_top_k, activation=detector.activation)  # (B,)
@@ -91,8 +93,13 @@ class Objective(nn.Module):
             return first, second
 
         boxes = [dict(target) for target in targets]
-        pairs: list[Any] = [(values[masks[0]], values[masks[1]]) for values in (pooled, projected, scores)]
-        return View(*pairs, match_scores=matched_scores, detect=lambda: detector.loss(out, boxes, matching()))
+        return View(
+            (pooled[anchor], pooled[reference]),
+            (projected[anchor], projected[reference]),
+            (scores[anchor], scores[reference]),
+            matched_scores,
+            lambda: detector.loss(out, boxes, matching()),
+        )
 
     def forward(self, view: View, schedule: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.

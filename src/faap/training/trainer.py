@@ -108,8 +108,8 @@ class Trainer:
         self.finished = epoch + 1
         images = round(sum(values["n_f"] + values["n_m"] for values in steps))
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
-        row = {"epoch": epoch, "images": images, "train": means, "losses": self.objective.losses, "schedule": schedule}
-        return row
+        losses = self.objective.losses
+        return {"epoch": epoch, "images": images, "train": means, "losses": losses, "schedule": schedule}
 
     def step(self, batch: Batch, epoch: int, schedule: Mapping[str, float]) -> dict[str, float]:
         """Make one optimizer step with this process's images of a batch; return every monitored number."""
