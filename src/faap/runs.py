@@ -225,7 +225,7 @@ class Run:
 
 def differences(stored: Mapping[str, Any], recipe: "Recipe", free: frozenset[str] = FREE_FIELDS) -> list[str]:
     """Say in which fields, but for free ones, a stored recipe and another compute different things."""
-    then = {each.name: stored.get(each.name, each.default) for each in fields(recipe)}
+    then = {**type(recipe)().to_dict(), **stored}
     return [
         f"{name} was {then[name]!r}, is {value!r}"
         for name, value in recipe.to_dict().items()
