@@ -247,17 +247,12 @@ def draw_trade_off(comparison: Mapping[str, Any]) -> list[Drawn]:
     axes = figure.add_subplot(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     axes.set(xlabel=f"{comparison['reference']} AP", ylabel=f"{comparison['anchor']} AP")
     axes.locator_params(nbins=5)
+    line: dict[str, Any] = {"slope": 1, "color": QUIET, "linewidth": 1, "zorder": 1}
     if np.isfinite(base).all():
         axes.plot(*base, "x", color=GAP_COLOUR, markersize=11, markeredgewidth=2.5, zorder=4, label="baseline")
-        dashed: dict[str, Any] = {
-            "color": QUIET,
-            "linewidth": 1,
-            "linestyle": _DASHES,
-            "label": "same AP gap as the baseline",
-        }
-        axes.axline(base, slope=1, zorder=1, **dashed)
+        axes.axline(base, **line, linestyle=_DASHES, label="same AP gap as the baseline")
     if max(low) < min(high):
-        axes.axline((0, 0), slope=1, color=QUIET, linewidth=1, zorder=1, label="no AP gap")
+        axes.axline((0, 0), **line, label="no AP gap")
     colours = colours_of(recipes, RECIPE_COLOURS)
     for (name, (mean, *runs)), marker in zip(recipes.items(), cycle("os^Dv"), strict=False):
         look: dict[str, Any] = {"color": colours[name], "marker": marker, "linestyle": "none"}

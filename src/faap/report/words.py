@@ -49,9 +49,9 @@ def change(before: float | None, after: float | None) -> tuple[str, str, str]:
     return number(before), number(after), number(difference(before, after), sign=True)
 
 
-def counts(images: Mapping[str, int]) -> str:
-    """How many images of which group."""
-    return ", ".join(f"{count} {group}" for group, count in images.items())
+def measured_on(result: Mapping[str, Any]) -> str:
+    """The split of an evaluation or a comparison, with how many images of which group."""
+    return f"{result['split']} split ({', '.join(f'{n} {group}' for group, n in result['images'].items())} images)"
 
 
 def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
