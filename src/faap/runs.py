@@ -24,6 +24,7 @@ ROW = {
     "epoch": int,
     "images": int,
     "train": {str: _NUMBER},
+    "losses?": [str],
     "schedule": {str: float},
     "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
     "seconds": float,
