@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from faap.errors import FaapError
 
@@ -108,25 +109,16 @@ def gather(part: Tensor) -> Tensor:
     Returns:
         (sum of all n, ...), the same everywhere.
     """
-    whole: Tensor = _Gather.apply(part) if world() > 1 else part  # type: ignore[no-untyped-call]
-    return whole
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        sizes = gather_objects([len(part)])
-        # all processes send equally much
-        sent = part.new_zeros(max(sizes), *part.shape[1:])
-        sent[: len(part)] = part
-        parts = [torch.empty_like(sent) for _ in sizes]
-        dist.all_gather(parts, sent)
-        ctx.own = slice(sum(sizes[: rank()]), sum(sizes[: rank() + 1]))
-        return torch.cat([each[:size] for each, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0][ctx.own]
+    if world() == 1:
+        return part
+    sizes = gather_objects([len(part)])
+    # all processes send equally much
+    sent = F.pad(part.detach(), [0] * (2 * part.ndim - 1) + [max(sizes) - len(part)])
+    parts = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(parts, sent)
+    parts = [each[:size] for each, size in zip(parts, sizes, strict=True)]
+    parts[rank()] = part  # with its gradient
+    return torch.cat(parts)
 
 
 def gather_objects(part: Sequence[T]) -> list[T]:
@@ -140,12 +132,9 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
-    if world() == 1:
-        return function()
-    answer: list[Any] = [None, None]
-    if rank() == 0:
-        answer = _outcome(function)
-    dist.broadcast_object_list(answer, src=0)
+    answer: list[Any] = _outcome(function) if rank() == 0 else [None, None]
+    if world() > 1:
+        dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
     result: T = answer[0]
@@ -157,16 +146,13 @@ def host_first(function: Callable[[], T]) -> T:
 
     If it fails for the user's fault anywhere, every process raises such an error.
     """
-    if world() == 1:
-        return function()
-    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
     answer: list[Any] = [None, None]
     for turn in (True, False):
-        if leads is turn:
+        if (os.environ.get("LOCAL_RANK", "0") == "0") is turn:
             answer = _outcome(function)
-        errors = gather_objects([answer[1]])
+        errors = [answer[1], *gather_objects([answer[1]])]
         if any(errors):
-            raise next(filter(None, [answer[1], *errors]))
+            raise next(filter(None, errors))
     result: T = answer[0]
     return result
 

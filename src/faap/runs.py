@@ -3,41 +3,39 @@
 import itertools
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write
+from faap.files import atomic_write, read_text
+from faap.recipes import read
 
 if TYPE_CHECKING:
     from faap.config import Recipe
 
-# What a run decides anew when it goes on: where and how it computes, not what.
-FREE_FIELDS = frozenset({"description", "output_dir", "resume", "device", "num_workers"})
-_GROUPS = {str: {"AP": (float, None), "AR100": (float, None)}}
+_NUMBER = (float, None)
+_GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
+# a line of the log, and metrics.json
 ROW = {
     "epoch": int,
     "images": int,
-    "train": {str: (float, None)},
+    "train": {str: _NUMBER},
     "schedule": {str: float},
-    "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {str: (float, None)}},
+    "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
     "seconds": float,
 }
 METRICS = {
     "split": str,
     "images": {str: int},
-    "baseline": {str: {str: (float, None)}},
-    "perturbed": {str: {str: (float, None)}},
-    "gap": {str: {"baseline": (float, None), "perturbed": (float, None), "change": (float, None)}},
-    "success": {str: {"value": (float, None), "target": (float, None), "met": (bool, None)}},
-    "perturbation": {str: (float, None)},
+    "baseline": {str: {str: _NUMBER}},
+    "perturbed": {str: {str: _NUMBER}},
+    "gap": {str: {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER}},
+    "success": {str: {"value": _NUMBER, "target": _NUMBER, "met": (bool, None)}},
+    "perturbation": {str: _NUMBER},
     "detector_sha256": str,
 }
 
@@ -70,14 +68,6 @@ class Run:
             None,
         )
 
-    def __eq__(self, other: object) -> bool:
-        """Whether both are the same folder."""
-        return isinstance(other, Run) and self.path.resolve() == other.path.resolve()
-
-    def __hash__(self) -> int:
-        """Agree with `__eq__`."""
-        return hash(self.path.resolve())
-
     def checkpoint(self, epoch: int) -> Path:
         """Return the place of one epoch's checkpoint."""
         return self.checkpoints / f"epoch_{epoch:04d}.pth"
@@ -87,10 +77,6 @@ class Run:
         numbers = [path.stem.removeprefix("epoch_") for path in self.checkpoints.glob("epoch_*.pth")]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def last_checkpoint(self) -> Path | None:
-        """Return the newest epoch's checkpoint; None if there is none."""
-        return next((self.checkpoint(epoch) for epoch in reversed(self.epochs())), None)
-
     def is_complete(self) -> bool:
         """Whether a training or an evaluation came to its end here."""
         return self.metrics.is_file() and self.report.is_file()
@@ -98,13 +84,11 @@ class Run:
     def is_trained_with(self, recipe: "Recipe") -> bool:
         """Whether what lies here was trained with a recipe's settings, wherever and on whatever it computed."""
         try:
-            # only what the recipe's own class says is asked of it, so that nothing the file names is imported
-            found = yaml.load(self.config.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-            conform(found, {str: str}, str(self.config))
-            stored = type(recipe)(**{each.name: found[each.name] for each in fields(recipe) if each.name in found})
-        except (FaapError, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+            # the recipe's own class reads the file, so that nothing it names is imported
+            stored = type(recipe).of(read(self.config), self.config)
+        except FaapError:
             return False
-        return found.keys() <= recipe.to_dict().keys() and not differences(stored.to_dict(), recipe)
+        return not differences(stored.to_dict(), recipe, "run")
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return a row for each epoch; none if there is no log.
@@ -112,7 +96,7 @@ class Run:
         Raises:
             FaapError: if it is not a log of a training.
         """
-        lines = _read(self.log).splitlines() if self.log.exists() else []
+        lines = read_text(self.log).splitlines() if self.log.exists() else []
         return [
             _parsed(line, ROW, f"{self.log}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
         ]
@@ -130,22 +114,12 @@ class Run:
         """
         if not self.metrics.exists():
             raise FaapError(f"{self.metrics} does not exist; the folder holds no finished training or evaluation.")
-        return _parsed(_read(self.metrics), METRICS, str(self.metrics))
+        return _parsed(read_text(self.metrics), METRICS, str(self.metrics))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace metrics.json."""
         with atomic_write(self.metrics) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-
-    def make(self) -> None:
-        """Make the folder, if it is not there.
-
-        Raises:
-            FaapError: if it cannot be made, or nothing can be written into it.
-        """
-        with self._writing():
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
 
     def move_aside(self) -> Path | None:
         """Rename the folder to the first free NAME.1, NAME.2, … if a training or an evaluation lies in it.
@@ -177,39 +151,17 @@ class Run:
         Raises:
             FaapError: if the folder cannot be made or written, or the log of the run that goes on cannot be read.
         """
+        goes_on_here = resumed is not None and resumed.path.resolve() == self.path.resolve()
         rows = [row for row in resumed.read_log() if row["epoch"] < epochs] if resumed else []
-        aside = None if resumed == self else self.move_aside()
-        self.make()
+        aside = None if goes_on_here else self.move_aside()
         with self._writing():
-            if resumed and resumed != self:
+            if resumed and not goes_on_here:
                 for epoch in resumed.epochs():
                     if epoch < epochs:
                         copy_file(resumed.checkpoint(epoch), self.checkpoint(epoch))
             self.write_log(rows)
             replace(recipe, resume="").save(self.config)
         return aside
-
-    def choose_best(self, choose: Callable[[list[dict[str, Any]]], int]) -> int:
-        """Copy the checkpoint of one epoch to `best`.
-
-        Args:
-            choose: picks one of the log's rows, all of which have a checkpoint, and returns its epoch.
-
-        Returns:
-            That epoch.
-
-        Raises:
-            FaapError: if there is no such row.
-        """
-        there = self.epochs()
-        kept = [row for row in self.read_log() if row["epoch"] in there]
-        if not kept:
-            raise FaapError(
-                f"{self.path}: no epoch has both a line in {self.log.name} and a checkpoint; nothing to measure."
-            )
-        chosen = choose(kept)
-        copy_file(self.checkpoint(chosen), self.best)
-        return chosen
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -223,13 +175,14 @@ class Run:
             ) from error
 
 
-def differences(stored: Mapping[str, Any], recipe: "Recipe", free: frozenset[str] = FREE_FIELDS) -> list[str]:
-    """Say in which fields, but for free ones, a stored recipe and another compute different things."""
-    then = {each.name: stored.get(each.name, each.default) for each in fields(recipe)}
+def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list[str]:
+    """Say in which fields a stored recipe and another differ, but for those of the sections in `free`."""
+    then, now = {each.name: each.default for each in fields(recipe)} | dict(stored), recipe.to_dict()
+    names = [each.name for each in fields(recipe) if each.metadata["section"] not in free]
     return [
-        f"{name} was {then[name]!r}, is {value!r}"
-        for name, value in recipe.to_dict().items()
-        if name not in free and then[name] != value
+        f"{name} was {then[name]!r}, is {now[name]!r}"
+        for name in names
+        if then[name] not in (now[name], getattr(recipe, name))
     ]
 
 
@@ -237,13 +190,6 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FaapError(f"{path}: cannot be read: {error}") from None
 
 
 def _parsed(text: str, shape: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -172,28 +172,38 @@ def test_an_image_of_two_passes_does_not_meet_itself():
 
 @settings(max_examples=60, deadline=None)
 @given(**GROUPS, **NUMBERS, world=st.sampled_from([1, 2, 3, 8]))
-def test_processes_share_each_batch(anchors, references, half, seed, images, epoch, world):
+def test_processes_share_each_batch_or_are_refused(anchors, references, half, seed, images, epoch, world):
     def of(rank, world):
         groups = range(anchors), range(100, 100 + references)
         return GroupBalancedBatches(*groups, 2 * half, seed, images, shape=varied, rank=rank, world=world)
 
-    whole, ranks = epoch_of(of(0, 1), epoch), [of(rank, world) for rank in range(world)]
-    shares = [epoch_of(batches, epoch) for batches in ranks]
+    whole = epoch_of(of(0, 1), epoch)
+    if min(map(len, whole)) < world:
+        with pytest.raises(FaapError, match=f"{world} processes share a batch: use "):
+            of(0, world)
+        return
+    shares = [epoch_of(of(rank, world), epoch) for rank in range(world)]
     for number, batch in enumerate(whole):
-        own = [batches.own(number) for batches in ranks]
-        assert max(own) - min(own) <= 1
         parts = [share[number] for share in shares]
-        assert [len(part) for part in parts] == [max(each, 1) for each in own]
-        assert all(part == batch[:1] for part, each in zip(parts, own, strict=True) if not each)
-        parts = [part[:each] for part, each in zip(parts, own, strict=True)]
+        assert 1 <= min(map(len, parts)) <= max(map(len, parts)) <= min(map(len, parts)) + 1
         assert [key for part in parts for key in part if key[1] < 100] == batch[: len(batch) // 2]
         assert [key for part in parts for key in part if key[1] >= 100] == batch[len(batch) // 2 :]
         assert all(part == sorted(part, key=lambda key: key[1] >= 100) for part in parts)
 
 
-def test_a_process_without_a_share_of_the_last_batch_stands_in():
-    ranks = [GroupBalancedBatches(range(5), range(10, 15), 8, 0, rank=rank, world=4) for rank in range(4)]
-    last = [list(batches)[-1] for batches in ranks]
-    assert [batches.own(1) for batches in ranks] == [0, 1, 0, 1]
-    assert last[0] == last[2] == last[3]
-    assert last[1][0][1] >= 10 > last[0][0][1]
+def test_processes_without_a_share_are_told_what_would_do():
+    def of(world, batch_size=8, images=0):
+        return GroupBalancedBatches(range(5), range(10, 15), batch_size, 0, images, rank=0, world=world)
+
+    with pytest.raises(
+        FaapError, match=r"last batch of an epoch has 2 of its 10 images, .* use --images_per_epoch 8, or"
+    ):
+        of(4)
+    assert len(of(4, images=8)) == 1
+    with pytest.raises(FaapError, match="batch_size is 4, and 5 processes share a batch: use fewer"):
+        of(5, batch_size=4)
+    with pytest.raises(FaapError, match=r"has 2 of its 2 images, .* use --images_per_epoch 8, or"):
+        of(4, images=2)
+    with pytest.raises(FaapError, match="has 2 of its 10"):
+        of(3)
+    assert len(of(2)) == 2

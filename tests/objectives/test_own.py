@@ -21,7 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
-from faap.report.charts import training_of
+from faap.report.charts import draw_log
 from faap.runs import Run
 from faap.training.objective import Objective
 
@@ -81,7 +81,7 @@ def test_the_page_does_what_it_says(
     assert row["schedule"]["spread_weight"] == 0.5
     assert "spread" in row["losses"]
     assert "sim_f2m" not in row["losses"]
-    drawn = training_of([row], 0, "female", "male").losses()
+    drawn = draw_log([row], 0, "female", "male")["losses"]
     assert {slug for slug, *_ in drawn} == {f"loss_{name}" for name in row["losses"]}
     terms = row["train"]
     expected = (
@@ -90,7 +90,7 @@ def test_the_page_does_what_it_says(
     assert terms["spread"] < -0.01
     assert terms["total"] == pytest.approx(expected + 0.2 * 0.5 * terms["spread"], rel=1e-5)
     # it goes on where the file is named again, and the setting is the checkpoint's
-    last = str(Run("run").last_checkpoint())
+    last = str(Run("run").checkpoint(Run("run").epochs()[-1]))
     assert cli.main([*typed[1:3], *small, "--epochs", "2", "--resume", last]) == 0
     assert "\nlambda_spread: 0.2\n" in Run("run").config.read_text(encoding="utf-8")
     assert [row["schedule"]["spread_weight"] for row in Run("run").read_log()] == [0.5, 1.0]
@@ -339,7 +339,8 @@ def test_what_a_term_returns_and_monitors(tmp_path: Path) -> None:
         text = STATE.replace("VALUE", value).replace("MONITORED", monitored)
         objective = objective_of(tmp_path / str(next(numbers)), text)
         schedule = {"beta": 1.0, "contrastive_weight": 1.0}
-        return objective, objective(detector, out, [{}] * 4, ["female", "male"] * 2, schedule)[1]
+        view = objective.view(detector, out, [{}] * 4, ["female", "male"] * 2)
+        return objective, objective(view, schedule)[1]
 
     for value, monitored, said in (
         ("return view.pooled[0]", "count", "mine is of shape (2, 16); it must be a scalar tensor"),

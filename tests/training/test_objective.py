@@ -256,7 +256,7 @@ def build(recipe: Recipe | str, **overrides: Any) -> Objective:
 def run(
     objective: Objective, images: Images, schedule: dict[str, float] = SCHEDULE
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    total, seen = objective(images.detector, images.out, images.targets, images.groups, schedule)
+    total, seen = objective(objective.view(images.detector, images.out, images.targets, images.groups), schedule)
     assert isinstance(total, Tensor)
     return total, seen
 
@@ -610,7 +610,7 @@ def test_a_detector_in_half_precision_has_its_losses_in_float32(name: str) -> No
     for logits, boxes, features, *earlier in (layers, [tensor.float() for tensor in layers]):
         out = DetectorOutput(logits, boxes, features, [(earlier[0], earlier[1])])
         state = copy.deepcopy(objective)
-        results.append(state(images.detector, out, images.targets, list(images.groups), SCHEDULE, None))
+        results.append(state(state.view(images.detector, out, images.targets, images.groups), SCHEDULE))
     (half, seen), (full, expected) = results
     assert half.dtype == torch.float32
     assert torch.equal(half, full)

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 import faap
-from faap import distributed
 from faap.errors import FaapError
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 from faap.training import Trainer
 
 RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
@@ -44,8 +43,8 @@ def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("shared")
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        torch.save(Generator().state_dict(), out / "generator.pth")
-    # of three processes one gets nothing of the last batch, which is a pair
+        torch.save(build_generator("light", 0.1).state_dict(), out / "generator.pth")
+    # of three processes one gets two images of the last batch, and the others one
     for processes, recipes in ((1, RECIPES), (2, RECIPES), (3, RECIPES[:1])):
         done = launch(processes, [str(SCRIPT), json.dumps(places), str(out), *recipes], out)
         assert done.returncode == 0, done.stderr
@@ -53,27 +52,23 @@ def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def close(one: float, other: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    return (math.isnan(one) and math.isnan(other)) or one == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize(("recipe", "processes"), [*((recipe, 2) for recipe in RECIPES), (RECIPES[0], 3)])
 def test_several_processes_train_what_one_does(trained: dict[str, Any], recipe: str, processes: int) -> None:
+    """In double precision, so that what differs is not rounding that grows from step to step."""
     alone, shared = trained["1_0"][recipe], trained[f"{processes}_0"][recipe]
-    assert len(set(alone["shapes"])) > 2
+    assert len(set(alone["shapes"])) == 2
     assert shared["shapes"] == alone["shapes"]
-    assert len(alone["steps"]) == len(shared["steps"]) == 6
     for number, (one, other) in enumerate(zip(alone["steps"], shared["steps"], strict=True)):
         assert one.keys() == other.keys()
         different = {key: (one[key], other[key]) for key in one if not close(one[key], other[key])}
         assert not different, number
-    scale = alone["first_gradient"].abs().max()
-    assert torch.allclose(alone["first_gradient"], shared["first_gradient"], rtol=1e-3, atol=1e-5 * float(scale))
-    for part in ("generator", "objective"):
-        for key, value in alone[part].items():
-            if isinstance(value, torch.Tensor):
-                assert torch.allclose(value.float(), shared[part][key].float(), atol=1e-4), key
-    rows = [json.loads(run["rows"]) for run in (alone, shared)]
-    assert [[row["images"] for row in each] for each in rows] == [[18, 18]] * 2
+    for one, other in zip(alone["gradients"], shared["gradients"], strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
+    rows = [json.loads(run["row"]) for run in (alone, shared)]
+    assert [row["images"] for row in rows] == [12, 12]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -113,6 +108,8 @@ def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Pat
         done = launch(processes, [*command, f"--output_dir=measured_{processes}"], tmp_path)
         assert done.returncode == 0, done.stderr
     measured = [json.loads((tmp_path / f"measured_{n}" / "metrics.json").read_text()) for n in (1, 2)]
+    for each in measured:
+        del each["provenance"]["date"]
     assert measured[0] == measured[1]
 
 
@@ -153,21 +150,6 @@ def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str
     done = launch(2, ["-m", "faap", "train", "infonce_4th", *flags], tmp_path)
     assert done.returncode
     assert "error: data set /nowhere: " in done.stderr
-    own = [line for line in done.stderr.splitlines() if "/faap/" in line and line.lstrip().startswith("File ")]
-    assert own == []
+    package = str(Path(faap.__file__).parent)
+    assert [line for line in done.stderr.splitlines() if f'File "{package}' in line] == []
     assert "peer" not in done.stderr
-
-
-@pytest.mark.parametrize(("process", "order"), [("0", ["call", "meet", "meet"]), ("1", ["meet", "call", "meet"])])
-def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setenv("LOCAL_RANK", process)
-    monkeypatch.setattr(distributed, "world", lambda: 2)
-    monkeypatch.setattr(distributed, "gather_objects", lambda part: seen.append("meet") or [*part, *part])
-    assert distributed.host_first(lambda: seen.append("call") or "made") == "made"
-    assert seen == order
-    monkeypatch.setattr(distributed, "gather_objects", lambda part: [FaapError("of another"), *part])
-    seen.clear()
-    with pytest.raises(FaapError, match="of another"):
-        distributed.host_first(lambda: seen.append("call"))
-    assert seen == (["call"] if process == "0" else [])  # what failed there is not tried here

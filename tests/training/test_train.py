@@ -18,7 +18,6 @@ import faap
 from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
-from faap.evaluation import best_epoch
 from faap.promenade import build_promenade
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
 
@@ -59,6 +58,10 @@ def contents(run_dir: Path, epoch: int) -> dict[str, Any]:
     return dict(torch.load(run_dir / "checkpoints" / f"epoch_{epoch:04d}.pth", weights_only=True))
 
 
+def undated(metrics: dict[str, Any]) -> dict[str, Any]:
+    return metrics | {"provenance": metrics["provenance"] | {"date": None}}
+
+
 def assert_same(first: Any, second: Any) -> None:
     """Equal to the bit, through dicts and lists."""
     assert type(first) is type(second)
@@ -96,25 +99,6 @@ def test_resumed_run_is_the_uninterrupted_one(finished: faap.TrainResult, recipe
     assert result.metrics["perturbed"] == finished.metrics["perturbed"]
 
 
-def test_a_run_that_died_goes_on_in_its_own_folder(
-    finished: faap.TrainResult, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = Trainer.epoch
-
-    def dies(self: Any, epoch: int, *rest: Any) -> Any:
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return real(self, epoch, *rest)
-
-    monkeypatch.setattr(Trainer, "epoch", dies)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, console=QUIET)
-    monkeypatch.setattr(Trainer, "epoch", real)
-    checkpoint = Path(recipe.output_dir) / "checkpoints" / "epoch_0001.pth"
-    train(replace(recipe, resume=str(checkpoint)), console=QUIET)
-    assert_same_training(finished.run_dir, Path(recipe.output_dir), 2)
-
-
 def test_workers_change_nothing(finished: faap.TrainResult, recipe: Recipe) -> None:
     result = train(replace(recipe, num_workers=2), console=QUIET)
     assert_same_training(finished.run_dir, result.run_dir, 2)
@@ -148,14 +132,6 @@ def test_run_directory(finished: faap.TrainResult) -> None:
     ]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
-
-
-def test_best_is_the_epoch_that_validation_chooses(finished: faap.TrainResult) -> None:
-    rows = [json.loads(line) for line in (finished.run_dir / "train_log.jsonl").read_text().splitlines()]
-    chosen = best_epoch(rows, "male")
-    assert finished.epoch == chosen
-    best = torch.load(finished.run_dir / "checkpoints" / "best.pth", weights_only=True)
-    assert best["epoch"] == chosen
 
 
 def test_log_has_what_is_monitored(finished: faap.TrainResult) -> None:
@@ -218,7 +194,7 @@ def test_detector_file_and_callers_randomness_are_untouched(recipe: Recipe, tiny
     result = train(replace(recipe, epochs=1), console=QUIET)
     assert torch.equal(torch.rand(4), expected)
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == before
-    assert result.metrics["detector_sha256"] == faap.load_detector(tiny_detector).sha256()
+    assert result.metrics["detector_sha256"] == faap.load_detector(tiny_detector).tensors_sha256()
 
 
 def test_a_detector_that_changes_is_noticed(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,15 +207,6 @@ def test_a_detector_that_changes_is_noticed(recipe: Recipe, monkeypatch: pytest.
     monkeypatch.setattr(Trainer, "step", meddles)
     with pytest.raises(AssertionError, match="frozen detector has changed"):
         train(replace(recipe, epochs=1), console=QUIET)
-
-
-def test_an_earlier_run_is_moved_aside(recipe: Recipe) -> None:
-    once = replace(recipe, epochs=1)
-    train(once, console=QUIET)
-    log = (Path(recipe.output_dir) / "train_log.jsonl").read_text()
-    train(replace(once, seed=5), console=QUIET)
-    assert (Path(recipe.output_dir + ".1") / "train_log.jsonl").read_text() == log
-    assert (Path(recipe.output_dir) / "train_log.jsonl").read_text() != log
 
 
 def test_resume_takes_the_checkpoints_settings(finished: faap.TrainResult) -> None:
@@ -272,13 +239,6 @@ def test_resume_errors(finished: faap.TrainResult, recipe: Recipe, tmp_path: Pat
         train(replace(recipe, resume=str(good), dataset_root=str(other_data)), console=QUIET)
 
 
-def test_resume_leaves_an_unrelated_run_alone(finished: faap.TrainResult, recipe: Recipe) -> None:
-    unrelated = train(replace(recipe, epochs=1, seed=9), console=QUIET).run_dir
-    log = (unrelated / "train_log.jsonl").read_text()
-    train(replace(recipe, resume=str(finished.run_dir / "checkpoints" / "epoch_0001.pth")), console=QUIET)
-    assert (Path(f"{recipe.output_dir}.1") / "train_log.jsonl").read_text() == log
-
-
 def test_without_an_output_folder_a_run_goes_on_where_it_was(finished: faap.TrainResult, tmp_path: Path) -> None:
     run = shutil.copytree(finished.run_dir, tmp_path / "moved")
     path = run / "checkpoints" / "epoch_0000.pth"
@@ -286,19 +246,15 @@ def test_without_an_output_folder_a_run_goes_on_where_it_was(finished: faap.Trai
     result = train(recipe, console=QUIET)
     assert result.run_dir.resolve() == run.resolve()
     assert_same_training(finished.run_dir, run, 2)
-    assert result.metrics == finished.metrics
+    assert undated(result.metrics) == undated(finished.metrics)
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_resuming_the_last_epoch_measures_again(
-    finished: faap.TrainResult, recipe: Recipe, tmp_path: Path, elsewhere: bool
-) -> None:
+def test_resuming_the_last_epoch_measures_again(finished: faap.TrainResult, recipe: Recipe, tmp_path: Path) -> None:
     run = shutil.copytree(finished.run_dir, tmp_path / "copy")
     (run / "checkpoints" / "best.pth").unlink()
-    output_dir = str(tmp_path / "other" if elsewhere else run)
     last = str(run / "checkpoints" / "epoch_0002.pth")
-    result = train(replace(recipe, output_dir=output_dir, resume=last), console=QUIET)
-    assert result.metrics == finished.metrics
+    result = train(replace(recipe, output_dir=str(tmp_path / "other"), resume=last), console=QUIET)
+    assert undated(result.metrics) == undated(finished.metrics)
     assert result.epoch == finished.epoch
 
 
@@ -309,17 +265,6 @@ def test_resuming_a_lone_checkpoint_with_nothing_left_says_so(
     shutil.copy(finished.run_dir / "checkpoints" / "epoch_0002.pth", lone)
     with pytest.raises(FaapError, match="nothing to measure"):
         train(replace(recipe, resume=str(lone)), console=QUIET)
-
-
-def test_epochs_whose_checkpoint_was_deleted_are_not_chosen(
-    finished: faap.TrainResult, recipe: Recipe, tmp_path: Path
-) -> None:
-    run = shutil.copytree(finished.run_dir, tmp_path / "pruned")
-    (run / "checkpoints" / f"epoch_{finished.epoch:04d}.pth").unlink()
-    kept = next(e for e in (1, 0) if e != finished.epoch)
-    path = run / "checkpoints" / f"epoch_{kept:04d}.pth"
-    result = train(replace(recipe, output_dir=str(run), resume=str(path), epochs=kept + 1), console=QUIET)
-    assert result.epoch != finished.epoch
 
 
 def test_a_broken_image_is_named_by_workers_too(recipe: Recipe, tiny_promenade: Path, tmp_path: Path) -> None:
@@ -352,6 +297,8 @@ def test_a_detector_of_other_normalisation_gets_its_own_units(
     forward = HuggingFaceDetector.forward
 
     def seen(self, pixel_values, pixel_mask=None):
+        if pixel_mask is None:  # the look that loading takes
+            return forward(self, pixel_values)
         pixels = pixel_values.detach() * std + mean
         (steps if torch.is_grad_enabled() else deployed).append(pixels.movedim(1, -1)[pixel_mask])
         assert (pixel_values.movedim(1, -1)[~pixel_mask] == 0).all()

@@ -183,10 +183,7 @@ def test_every_broken_state_resumes_or_is_refused_by_name(
         ({"epoch": 1.0}, "epoch: is 1.0; it should be a whole number"),
         ({"epoch": 10**30}, "epoch: is 1000000"),
         ({"generator": {"w": 1}}, "generator: w: is 1; it should be a Tensor"),
-        (
-            {"generator": {"w": torch.zeros(1)}},
-            "generator: its weights do not fit this recipe: has w, which is unknown",
-        ),
+        ({"generator": {"w": torch.zeros(1)}}, "generator: the weights do not fit: .* w .1 in all. not of this model"),
         ({"optimizer": {"state": {}}}, "optimizer: has no entry 'param_groups'"),
         ({"recipe": []}, "recipe: is \\[\\]; it should be a mapping"),
         ({"recipe": {"epochs": 3, "lr_g": torch.zeros(2)}}, "recipe: lr_g: is tensor"),
@@ -207,12 +204,14 @@ def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make
     trainer.epoch(0, NullMonitor())
     state = copy.deepcopy(trainer.state_dict())
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
-    with pytest.raises(FaapError, match=r"file: optimizer: state: 0: .* exp_avg is torch.float32 \(3,\), not"):
+    with pytest.raises(
+        FaapError, match=r"file: optimizer: state: 0: the weights do not fit: exp_avg .* of the wrong shape"
+    ):
         trainer.load_state_dict(state, "file")
     state = copy.deepcopy(trainer.state_dict())
     name = next(iter(state["generator"]))
     state["generator"][name][0] = float("nan")
-    with pytest.raises(FaapError, match=f"file: generator: .* {name} is not finite"):
+    with pytest.raises(FaapError, match=f"file: generator: {name} is NaN"):
         trainer.load_state_dict(state, "file")
 
 

@@ -1,6 +1,7 @@
 """The order in which training sees the images."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ WINDOW = 512
 Integers = npt.NDArray[np.int64]
 
 
+@dataclass(eq=False)
 class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), the first half of the anchor group and the second half of the reference group.
 
@@ -31,7 +33,7 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
     Several processes share each batch, also a smaller last one: theirs, one after the other, are its anchors and its
     references.
 
-    Args:
+    Attributes:
         anchor_indices: positions of the anchor group's images in the data set.
         reference_indices: positions of the reference group's images.
         batch_size: images in a batch, even, at least 2.
@@ -45,40 +47,36 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         FaapError: the batch size is odd or too small, a group has no image, or a process has none of a batch.
     """
 
-    def __init__(
-        self,
-        anchor_indices: Sequence[int],
-        reference_indices: Sequence[int],
-        batch_size: int,
-        seed: int,
-        images_per_epoch: int = 0,
-        *,
-        shape: Callable[[int, int], tuple[int, int]] | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch_size < 2 or batch_size % 2:
-            raise FaapError(f"batch_size is {batch_size}; it must be even and at least 2: half of it for each group")
-        if images_per_epoch < 0:
-            raise FaapError(f"images_per_epoch is {images_per_epoch}; it must be at least 0 (0: all)")
-        self.groups = (np.asarray(anchor_indices, dtype=np.int64), np.asarray(reference_indices, dtype=np.int64))
+    anchor_indices: Sequence[int]
+    reference_indices: Sequence[int]
+    batch_size: int
+    seed: int
+    images_per_epoch: int = 0
+    _: KW_ONLY
+    shape: Callable[[int, int], tuple[int, int]] | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        size, world = self.batch_size, self.world
+        if size < 2 or size % 2:
+            raise FaapError(f"batch_size is {size}; it must be even and at least 2: half of it for each group")
+        if self.images_per_epoch < 0:
+            raise FaapError(f"images_per_epoch is {self.images_per_epoch}; it must be at least 0 (0: all)")
+        self.groups = [np.asarray(each, dtype=np.int64) for each in (self.anchor_indices, self.reference_indices)]
         for name, indices in zip(("anchor", "reference"), self.groups, strict=True):
             if not len(indices):
                 raise FaapError(f"the {name} group has no image in this split; training needs both groups")
-        self.batch_size = batch_size
-        self.seed = seed
-        self.images_per_group = (images_per_epoch + 1) // 2 or max(len(indices) for indices in self.groups)
-        self.shape = shape
-        self.rank, self.world = rank, world
+        self.images_per_group = (self.images_per_epoch + 1) // 2 or max(map(len, self.groups))
         self.epoch = 0
-        if batch_size < world:
-            raise FaapError(f"batch_size is {batch_size}, and {world} processes share a batch: use fewer")
         images = 2 * self.images_per_group
-        last = images % batch_size or batch_size
+        last = images % size or size
+        if size < world:
+            raise FaapError(f"batch_size is {size}, and {world} processes share a batch: use fewer")
         if last < world:
             raise FaapError(
                 f"the last batch of an epoch has {last} of its {images} images, and {world} processes share a batch: "
-                f"use --images_per_epoch {images - last or batch_size}, or fewer processes"
+                f"use --images_per_epoch {images - last or size}, or fewer processes"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -100,12 +98,8 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         """Return where the process's anchors and references of a batch lie among the epoch's."""
         start = number * (self.batch_size // 2)
         count = min(self.batch_size // 2, self.images_per_group - start)
-        anchors = [count * rank // self.world for rank in (self.rank, self.rank + 1)]
-        both = [2 * count * rank // self.world for rank in (self.rank, self.rank + 1)]
-        return (
-            slice(start + anchors[0], start + anchors[1]),
-            slice(start + both[0] - anchors[0], start + both[1] - anchors[1]),
-        )
+        anchors, both = (np.array([self.rank, self.rank + 1]) * most // self.world for most in (count, 2 * count))
+        return slice(*(start + anchors)), slice(*(start + both - anchors))
 
     def _draw(self, number: int) -> Integers:
         indices = self.groups[number]
@@ -120,7 +114,8 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         drawn = [self._draw(number) for number in range(2)]
         if self.shape is None:
             return drawn
-        shapes = [self._shapes(indices) for indices in drawn]
+        known = {index: self.shape(self.epoch, index) for index in np.unique(drawn).tolist()}
+        shapes = [np.array([known[index] for index in indices.tolist()]) for indices in drawn]
         if (np.concatenate(shapes) == shapes[0][0]).all():
             return drawn
         halves = [self._halves(number, shapes[number]) for number in range(2)]
@@ -129,11 +124,6 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         order = np.random.default_rng([self.seed, 2, self.epoch]).permutation(len(anchors))
         places = [half[order].ravel() for half in halves]
         return [np.concatenate([of[place], of[len(place) :]]) for of, place in zip(drawn, places, strict=True)]
-
-    def _shapes(self, indices: Integers) -> Integers:
-        assert self.shape is not None
-        unique, inverse = np.unique(indices, return_inverse=True)
-        return np.array([self.shape(self.epoch, int(index)) for index in unique])[inverse]
 
     def _halves(self, number: int, shapes: Integers) -> Integers:
         """Cut a group's images of the epoch, but for a smaller last batch, into half-batches of like shapes.

@@ -11,19 +11,21 @@ from faap.config import Recipe, resumed_recipe
 from faap.conform import conform
 from faap.errors import FaapError
 from faap.files import atomic_write, read_tensors
+from faap.weights import check_finite, check_fit
 
+ADAM = {"state": {int: {str: Tensor}}, "param_groups": list}
 CHECKPOINT = {
     "epoch": int,
     "generator": {str: Tensor},
     "generator_config": {"arch": str, "epsilon": float},
     "objective": {str: object},
-    "optimizer": {"state": {int: {str: Tensor}}, "param_groups": [{"params": [int]}]},
+    "optimizer": ADAM,
     "recipe": {str: (str, int, float, bool, tuple, list)},
     "detector_file_sha256": str,
     "data_sha256": str,
 }
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
+_LARGEST_COUNT = 2**53
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -36,15 +38,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a trainer's state, tensors on the CPU.
 
     Raises:
-        FaapError: if the file is missing, broken or not such a state.
+        FaapError: if the file is missing, broken or not such a state, of an epoch that its recipe has.
     """
     if not path.is_file():
         raise FaapError(f"{path}: no such checkpoint to resume from.")
-    content = read_tensors(path)
-    missing = CHECKPOINT.keys() - (content.keys() if isinstance(content, Mapping) else ())
-    if missing:
-        raise FaapError(f"{path}: not a checkpoint of faap's training: it lacks {', '.join(sorted(missing))}.")
-    check_state(content, str(path))
+    content, place = read_tensors(path), f"{path}: not a checkpoint of faap's training"
+    conform(content, CHECKPOINT, place)
+    epoch, epochs = content["epoch"], content["recipe"].get("epochs")
+    conform(epochs, int, f"{place}: recipe: epochs")
+    if not 0 <= epoch < epochs:
+        raise FaapError(f"{place}: epoch: is {epoch}; its recipe has the epochs 0 to {epochs - 1}.")
     return dict(content)
 
 
@@ -57,58 +60,34 @@ def recipe_to_resume(path: Path, name: str, typed: Mapping[str, Any]) -> Recipe:
     return resumed_recipe(name, read_checkpoint(path)["recipe"], path, **typed)
 
 
-def check_state(state: Mapping[str, Any], place: str) -> None:
-    """Raise unless a trainer's state is what `CHECKPOINT` describes, of an epoch that its recipe has."""
-    conform(state, CHECKPOINT, place)
-    epoch, epochs = state["epoch"], state["recipe"].get("epochs")
-    conform(epochs, int, f"{place}: recipe: epochs")
-    if not 0 <= epoch < epochs:
-        raise FaapError(f"{place}: epoch: is {epoch}; its recipe has the epochs 0 to {epochs - 1}.")
-
-
-def fitting(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Return tensors that were read, held against those whose place they are to take.
-
-    Raises:
-        FaapError: if names, shapes or types differ, or numbers are not finite or out of range.
-    """
-    wrong = [*(f"lacks {name}" for name in mine.keys() - theirs.keys())]
-    wrong += [f"has {name}, which is unknown here" for name in theirs.keys() - mine.keys()]
-    for name in mine.keys() & theirs.keys():
-        if problem := _problem(name, theirs[name], mine[name]):
-            wrong.append(f"{name} {problem}")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FaapError(f"{place}: its weights do not fit this recipe: {'; '.join(sorted(wrong)[:3])}{more}.")
-    return dict(theirs)
-
-
-def _problem(name: str, theirs: Any, mine: Any) -> str:
-    if not isinstance(mine, Tensor):
-        return ""  # what a term keeps beside tensors is its own affair
-    if not isinstance(theirs, Tensor) or theirs.layout != torch.strided or theirs.device.type != "cpu":
-        return "is no tensor"
-    if (theirs.dtype, theirs.shape) != (mine.dtype, mine.shape):
-        return f"is {theirs.dtype} {tuple(theirs.shape)}, not {mine.dtype} {tuple(mine.shape)}"
-    if not theirs.isfinite().all():
-        return "is not finite"
-    counts = not theirs.is_floating_point()
-    if (counts or name.rpartition(".")[2] in _NEVER_NEGATIVE) and (theirs < 0).any():
-        return "is negative"
-    return "is too large" if counts and (theirs > 2**53).any() else ""
+def check_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> None:
+    """Raise unless tensors that were read can take the place of others: by name, shape, type and range."""
+    # what a term keeps beside tensors is its own affair
+    beside = {name: object for name, value in mine.items() if not isinstance(value, Tensor)}
+    conform(theirs, beside or {str: object}, place)
+    found, wanted = ({name: value for name, value in each.items() if name not in beside} for each in (theirs, mine))
+    conform(found, {str: Tensor}, place)
+    check_finite(found, place)
+    check_fit(found, wanted, place)
+    for name, value in found.items():
+        if value.dtype != wanted[name].dtype:
+            raise FaapError(f"{place}: {name} is of {value.dtype}; it should be of {wanted[name].dtype}.")
+        counts = not value.is_floating_point()
+        negative = (counts or name.rpartition(".")[2] in _NEVER_NEGATIVE) and (value < 0).any()
+        if negative or (counts and (value > _LARGEST_COUNT).any()):
+            raise FaapError(f"{place}: {name} is out of range.")
 
 
 def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dict[str, Any]:
     """Return the moments that were read, held against an optimizer's parameters, with its own settings."""
-    conform(theirs, CHECKPOINT["optimizer"], place)
-    own = optimizer.state_dict()["param_groups"]
-    if [list(group["params"]) for group in theirs["param_groups"]] != [group["params"] for group in own]:
-        raise FaapError(f"{place}: param_groups: it is of other parameters than this recipe's.")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state = {}
-    for number, moments in theirs["state"].items():
-        if not 0 <= number < len(parameters):
-            raise FaapError(f"{place}: state: there is no parameter {number}; there are {len(parameters)}.")
-        like = [torch.zeros(()), *(parameters[number],) * 2]
-        state[number] = fitting(moments, dict(zip(_MOMENTS, like, strict=True)), f"{place}: state: {number}")
-    return {"state": state, "param_groups": own}
+    conform(theirs, ADAM, place)
+    parameters = enumerate(parameter for group in optimizer.param_groups for parameter in group["params"])
+    mine = {
+        f"{number}.{name}": like
+        for number, parameter in parameters
+        if number in theirs["state"]
+        for name, like in {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}.items()
+    }
+    found = {f"{number}.{name}": value for number, each in theirs["state"].items() for name, value in each.items()}
+    check_tensors(found, mine, f"{place}: state")
+    return {"state": theirs["state"], "param_groups": optimizer.state_dict()["param_groups"]}

@@ -2,16 +2,18 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from faap.runs import Run
+from faap.errors import FaapError
+from faap.evaluation import best_epoch
+from faap.report.words import number
+from faap.runs import Run, copy_file
 from faap.training.checkpoints import save_checkpoint
 
-Choose = Callable[[list[dict[str, Any]]], int]
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
 
@@ -28,13 +30,11 @@ class CollapseAlarm:
 
         A step without a pair of anchor images has no similarity (nan) and is left out.
         """
-        if math.isnan(sim_f2m) or math.isnan(sim_f2f):
+        if self.raised or math.isnan(sim_f2m) or math.isnan(sim_f2f):
             return None
         self.recent.append((sim_f2m, sim_f2f))
-        if self.raised or len(self.recent) < COLLAPSE_STEPS:
-            return None
         f2m, f2f = (sum(values) / len(values) for values in zip(*self.recent, strict=True))
-        if f2m <= COLLAPSE_SIMILARITY or f2f <= COLLAPSE_SIMILARITY:
+        if len(self.recent) < COLLAPSE_STEPS or min(f2m, f2f) <= COLLAPSE_SIMILARITY:
             return None
         self.raised = True
         return (
@@ -65,20 +65,18 @@ class Monitor(NullMonitor):
     Args:
         run: whose log has the finished epochs.
         steps: how many are finished; what TensorBoard has of later ones is about to be written again.
-        choose: picks the best of the log's rows and returns its epoch.
+        reference: the group whose AP an epoch is to keep, see `best_epoch`.
         console: where to print.
     """
 
-    def __init__(self, run: Run, steps: int, choose: Choose, console: Console) -> None:
-        self.run, self.choose, self.console = run, choose, console
-        self.rows = run.read_log()
+    def __init__(self, run: Run, steps: int, reference: str, console: Console) -> None:
+        self.run, self.reference, self.console = run, reference, console
         self.alarm = CollapseAlarm()
         self.events = SummaryWriter(str(run.events), purge_step=steps or None)
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
-        for name, value in values.items():
-            self.events.add_scalar(f"step/{name}", value, number)
+        self._curves("step", values, number)
         watched = values["contrastive_weight"] > 0  # without it, features are alike from the start and may be
         if watched and (warning := self.alarm(values["sim_f2m"], values["sim_f2f"])):
             self.console.print(warning, style="bold red")
@@ -86,38 +84,46 @@ class Monitor(NullMonitor):
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Record one epoch: a checkpoint, a line of the log, the best so far, curves, and a line on the terminal."""
         save_checkpoint(self.run.checkpoint(row["epoch"]), state)
-        self.rows.append(row)
-        self.run.write_log(self.rows)
-        self.run.choose_best(self.choose)
-        for part in ("train", "schedule"):
-            self._curves(part, row[part], row["epoch"])
-        self._curves("validation/gap", row["validation"]["gap"], row["epoch"])
-        for group, metrics in row["validation"]["perturbed"].items():
-            self._curves(f"validation/{group}", metrics, row["epoch"])
+        self.run.write_log([*self.run.read_log(), row])
+        keep_best(self.run, self.reference)
+        parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
+        parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
+        for place, values in parts.items():
+            self._curves(place, values, row["epoch"])
         self.events.flush()
         self.console.print(_line(row), highlight=False, soft_wrap=True)
 
-    def _curves(self, place: str, values: Mapping[str, float | None], epoch: int) -> None:
+    def _curves(self, place: str, values: Mapping[str, float | None], when: int) -> None:
         for name, value in values.items():
             if value is not None:
-                self.events.add_scalar(f"{place}/{name}", value, epoch)
+                self.events.add_scalar(f"{place}/{name}", value, when)
 
     def close(self) -> None:
         """Close the event file."""
         self.events.close()
 
 
+def keep_best(run: Run, reference: str) -> int:
+    """Copy the checkpoint of the best epoch that has one, and return that epoch.
+
+    Raises:
+        FaapError: if no epoch has both a checkpoint and a line of the log.
+    """
+    kept = [row for row in run.read_log() if run.checkpoint(row["epoch"]).exists()]
+    if not kept:
+        raise FaapError(f"{run.path}: no epoch has both a line in {run.log.name} and a checkpoint; nothing to measure.")
+    chosen = best_epoch(kept, reference)
+    copy_file(run.checkpoint(chosen), run.best)
+    return chosen
+
+
 def _line(row: Mapping[str, Any]) -> str:
-    train, schedule, validation = row["train"], row["schedule"], row["validation"]
+    validation = row["validation"]
     groups = [
-        f"{group} {_number(validation['perturbed'][group]['AP'])} (baseline {_number(metrics['AP'])})"
+        f"{group} {number(validation['perturbed'][group]['AP'])} (baseline {number(metrics['AP'])})"
         for group, metrics in validation["baseline"].items()
     ]
-    gap = f"validation AP gap {_number(validation['gap']['AP'])}, {', '.join(groups)}"
-    terms = "  ".join(f"{name} {_number(value)}" for name, value in train.items())
-    settings = "  ".join(f"{name} {value:.4g}" for name, value in schedule.items())
+    gap = f"validation AP gap {number(validation['gap']['AP'])}, {', '.join(groups)}"
+    terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
+    settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())
     return f"[bold]epoch {row['epoch']}[/bold]  {gap}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"

@@ -12,6 +12,8 @@ from faap.config import Recipe
 from faap.detectors import DetectorOutput, FrozenDetector, Match
 from faap.errors import FaapError, nearest
 from faap.objectives import ProjectionHead, Term, View, image_scores, similarity_statistics
+from faap.objectives.numerics import widen
+from faap.objectives.term import Pair
 
 
 def _terms(recipe: Recipe, feature_dim: int, projected_dim: int) -> list[Term]:
@@ -47,11 +49,9 @@ class Objective(nn.Module):
         super().__init__()
         recipe.require_terms()
         self.recipe = recipe
-        self.head = (
-            None
-            if recipe.head == "none"
-            else ProjectionHead(feature_dim, recipe.proj_dim, recipe.head, recipe.proj_dropout)
-        )
+        self.head: ProjectionHead | None = None
+        if recipe.head != "none":
+            self.head = ProjectionHead(feature_dim, recipe.proj_dim, recipe.head, recipe.proj_dropout)
         self.terms = _terms(recipe, feature_dim, feature_dim if self.head is None else recipe.proj_dim)
         self.states = nn.ModuleDict({term.name: term.state for term in self.terms if term.state is not None})
         of_states = [name for state in self.states.values() for name in getattr(state, "LOSSES", ())]
@@ -65,28 +65,34 @@ class Objective(nn.Module):
         groups: Sequence[str],
         matches: list[list[Match]] | None = None,
     ) -> View:
-        """Collect what the terms see; arguments as in `forward`."""
+        """Collect what the terms see of a batch.
+
+        Args:
+            detector: supplies the detection loss.
+            out: its output for the augmented, perturbed batch of B images.
+            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
+            groups: the group of each image.
+            matches: `detector.match_all_layers(out, targets)`, if it is known already.
+        """
         names = (self.recipe.anchor_group, self.recipe.reference_group)
-        masks = [torch.tensor([group == name for group in groups], device=out.logits.device) for name in names]
-        anchor, reference = masks
-        boxes = [dict(target) for target in targets]
-        pooled = out.features.float().mean(1)  # (B, D)
+        anchor, reference = (
+            torch.tensor([group == name for group in groups], device=out.logits.device) for name in names
+        )
+        pooled = widen(out.features).mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
-        scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)
+        scores = image_scores(widen(out.logits), self.recipe.score_top_k, activation=detector.activation)  # (B,)
 
         @cache
         def matching() -> list[list[Match]]:
             return matches or detector.match_all_layers(out, boxes)
 
-        def matched_scores() -> tuple[Tensor, Tensor]:
-            per_image = detector.matched_scores(out, boxes, matching())
+        def matched_scores() -> Pair:
+            per_image = list(zip(detector.matched_scores(out, boxes, matching()), groups, strict=True))
             empty = out.logits.new_zeros(0)
-            first, second = (
-                torch.cat([empty, *(s for s, mine in zip(per_image, mask.tolist(), strict=True) if mine)])
-                for mask in masks
-            )
+            first, second = (torch.cat([empty, *(s for s, group in per_image if group == name)]) for name in names)
             return first, second
 
+        boxes = [dict(target) for target in targets]
         return View(
             (pooled[anchor], pooled[reference]),
             (projected[anchor], projected[reference]),
@@ -95,32 +101,19 @@ class Objective(nn.Module):
             lambda: detector.loss(out, boxes, matching()),
         )
 
-    def forward(
-        self,
-        detector: FrozenDetector,
-        out: DetectorOutput,
-        targets: Sequence[Mapping[str, Tensor]],
-        groups: Sequence[str],
-        schedule: Mapping[str, float],
-        matches: list[list[Match]] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, view: View, schedule: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
 
         Args:
-            detector: supplies the detection loss.
-            out: its output for the augmented, perturbed batch of B images.
-            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-            groups: the group of each image.
+            view: of the batch.
             schedule: the epoch's value of every schedule.
-            matches: `detector.match_all_layers(out, targets)`, if it is known already.
 
         Returns:
             The total, a scalar, and every unweighted term and monitored statistic as detached scalars.
         """
-        view = self.view(detector, out, targets, groups, matches)
         values = {term.name: _scalar(term.name, term.value(view)) for term in self.terms}
         factors = [term.weight * (schedule[term.schedule] if term.schedule else 1.0) for term in self.terms]
-        total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), out.logits.new_zeros(()))
+        total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), view.pooled[0].new_zeros(()))
         with torch.no_grad():
             sim_f2m, sim_f2f = similarity_statistics(*view.projected)
             seen = {name: value.detach() for name, value in values.items()} | {

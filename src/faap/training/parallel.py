@@ -11,30 +11,20 @@ from torch.nn import functional as F
 from faap import distributed
 from faap.data import Batch
 from faap.detectors import DetectorOutput, FrozenDetector, Match
-from faap.errors import FaapError
+from faap.objectives.numerics import widen
 
 Whole = tuple[DetectorOutput, list[dict[str, Tensor]], list[str], list[list[Match]]]
 
 
-def refuse_batch_norm(arch: str) -> None:
-    """Refuse a generator that looks at the whole batch where a process has a part of it."""
-    if distributed.world() > 1 and arch == "unet":
-        raise FaapError(
-            "arch is 'unet', whose batch norm looks at the whole batch, and a process has a part of it. Use --arch "
-            "light, or one process."
-        )
-
-
 def padded_alike(batch: Batch) -> Batch:
     """Pad this process's images as a single process would pad the whole batch: a detector may see the difference."""
-    if distributed.world() == 1:
+    mine = batch.pixel_mask.shape[1:]
+    height, width = map(max, zip(*distributed.gather_objects([tuple(mine)]), strict=True))
+    if mine == (height, width):
         return batch
-    height, width = batch.pixel_mask.shape[1:]
-    sizes = distributed.gather_objects([(height, width)])
-    more = (0, max(size[1] for size in sizes) - width, 0, max(size[0] for size in sizes) - height)
-    return replace(
-        batch, pixel_values=F.pad(batch.pixel_values, more), pixel_mask=F.pad(batch.pixel_mask, more, value=False)
-    )
+    more = (0, width - mine[1], 0, height - mine[0])
+    pixels, mask = F.pad(batch.pixel_values, more), F.pad(batch.pixel_mask, more, value=False)
+    return replace(batch, pixel_values=pixels, pixel_mask=mask)
 
 
 def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, first: str) -> Whole:
@@ -56,17 +46,13 @@ def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, fir
     if distributed.world() == 1:
         return out, batch.targets, list(batch.groups), layers
     device = out.logits.device
-    images = distributed.gather_objects(
-        [
-            ({key: value.cpu() for key, value in target.items()}, group, matches)
-            for target, group, *matches in zip(batch.targets, batch.groups, *layers, strict=True)
-        ]
-    )
+    targets = [{key: value.cpu() for key, value in target.items()} for target in batch.targets]
+    images = distributed.gather_objects(list(zip(targets, batch.groups, *layers, strict=True)))
     order = sorted(range(len(images)), key=lambda i: images[i][1] != first)
-    targets, groups, matches = zip(*(images[i] for i in order), strict=True)
+    targets, groups, *matches = map(list, zip(*(images[i] for i in order), strict=True))
     # one message for all tensors
     tensors = [out.logits, out.boxes, out.features, *chain(*out.aux)]
-    rows = distributed.gather(torch.cat([tensor.flatten(1).float() for tensor in tensors], 1))[order]
+    rows = distributed.gather(torch.cat([widen(tensor.flatten(1)) for tensor in tensors], 1))[order]
     columns = torch.split(rows, [tensor.shape[1:].numel() for tensor in tensors], 1)
     logits, boxes, features, *aux = (
         part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)
@@ -74,17 +60,15 @@ def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, fir
     return (
         DetectorOutput(logits, boxes, features, list(zip(aux[::2], aux[1::2], strict=True))),
         [{key: value.to(device) for key, value in target.items()} for target in targets],
-        list(groups),
-        [list(layer) for layer in zip(*matches, strict=True)],
+        groups,
+        matches,
     )
 
 
 @torch.no_grad()
 def sum_gradients(generator: Sequence[nn.Parameter], head: Sequence[nn.Parameter] = ()) -> None:
     """Give every process the gradient of the whole batch: the generator saw the process's own images, the head all."""
-    if distributed.world() == 1:
-        return
-    own, common = ([each.grad for each in part if each.grad is not None] for part in (generator, head))
-    for gradient in common:
-        gradient /= distributed.world()
-    distributed.all_reduce_sum([*own, *common])
+    for each in head:
+        if each.grad is not None:
+            each.grad /= distributed.world()
+    distributed.all_reduce_sum([each.grad for each in (*generator, *head) if each.grad is not None])

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from faap.config import Recipe
 from faap.data import Split, load_dataset
 from faap.detectors import load_detector
 from faap.errors import FaapError
-from faap.evaluation import best_epoch, check_resampling, detect, detect_baseline, group_metrics, validation_row
+from faap.evaluation import check_resampling, detect, detect_baseline, group_metrics, validation_row
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.report.measure import measure
-from faap.runs import FREE_FIELDS, Run, differences
+from faap.runs import Run, differences
 from faap.training.checkpoints import read_checkpoint
-from faap.training.monitor import Monitor, NullMonitor
+from faap.training.monitor import Monitor, NullMonitor, keep_best
 from faap.training.trainer import Trainer, seeded
 
 
@@ -89,9 +88,9 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     if recipe.resume:
         _resume(trainer, console)
     run = distributed.main_only(lambda: _claim(recipe, trainer.finished, console))
-    monitor, choose = NullMonitor(), partial(best_epoch, reference=recipe.reference_group)
+    monitor = NullMonitor()
     if distributed.rank() == 0:
-        monitor = Monitor(run, trainer.finished * len(trainer.batches), choose, console)
+        monitor = Monitor(run, trainer.finished * len(trainer.batches), recipe.reference_group, console)
     measured = group_metrics(validation, detect_baseline(detector, validation))
     console.print(_opening(trainer, training, validation, measured, run), highlight=False, markup=False)
     for epoch in range(trainer.finished, recipe.epochs):
@@ -105,7 +104,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
 
     def best() -> tuple[int, Generator]:
-        chosen = run.choose_best(choose)
+        chosen = keep_best(run, recipe.reference_group)
         generator = load_generator(run.best)
         save_generator(generator, run.generator)
         return chosen, generator
@@ -133,8 +132,7 @@ def _resume(trainer: Trainer, console: Console) -> None:
     state = read_checkpoint(Path(recipe.resume))
     trainer.load_state_dict(state, recipe.resume)
     # where data and detector lie may change; what they are is held against their hashes
-    places = {"dataset_root", "annotations", "images_dir", "group_csv", "detr_checkpoint"}
-    if changed := differences(state["recipe"], recipe, FREE_FIELDS | places):
+    if changed := differences(state["recipe"], recipe, "run", "data"):
         said = f"Going on with other settings than the checkpoint's: {'; '.join(changed)}."
         console.print(said, style="yellow", markup=False)
     if trainer.finished >= recipe.epochs:

@@ -1,17 +1,16 @@
 """What is trained: a step, an epoch, and the state from which another trainer goes on as if it were this one."""
 
-import errno
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
@@ -22,10 +21,23 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError
 from faap.perturbation import build_generator, jitter
-from faap.training.checkpoints import adam_state, check_state, fitting
+from faap.training.checkpoints import adam_state, check_tensors
 from faap.training.monitor import NullMonitor
 from faap.training.objective import Objective
-from faap.training.parallel import padded_alike, refuse_batch_norm, sum_gradients, whole_batch
+from faap.training.parallel import padded_alike, sum_gradients, whole_batch
+
+# what torch and the system say where processes that load images fail -> what it means, and what else may help
+_TROUBLES = {
+    "Too many open files|ancdata": ("Too many files are open at once", "or allow more (ulimit -n 65536)"),
+    r"^(EOF|BrokenPipe|Connection\w*|BlockingIO)Error|Cannot allocate memory": (
+        "A process that loads images cannot start or has ended",
+        "or give it more memory",
+    ),
+    r"DataLoader worker \(pid|shared memory|torch_shm": (
+        "Its memory, or that which workers share (/dev/shm), has run out, or it was killed",
+        "a smaller --batch_size, or more shared memory (docker run --shm-size)",
+    ),
+}
 
 
 class Trainer:
@@ -44,28 +56,26 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
-        refuse_batch_norm(recipe.arch)
+        if distributed.world() > 1 and recipe.arch == "unet":
+            raise FaapError(
+                "arch is 'unet', whose batch norm looks at the whole batch, and a process has a part of it. Use --arch "
+                "light, or one process."
+            )
         self.recipe, self.device, self.detector = recipe, device, detector
         self.data_sha256 = split.fingerprint()
         self.schedules = recipe.schedules()
         self.finished = 0
+        labels = detector.label_map(split.categories)
         images = FaapImages(
-            split,
-            detector.preprocessing,
-            detector.label_map(split.categories),
-            training=True,
-            seed=recipe.seed,
-            edges=recipe.train_edges,
+            split, detector.preprocessing, labels, training=True, seed=recipe.seed, edges=recipe.train_edges
         )
+        anchors, references = (
+            [i for i, record in enumerate(split.records) if record.group == group]
+            for group in (recipe.anchor_group, recipe.reference_group)
+        )
+        share = {"rank": distributed.rank(), "world": distributed.world()}
         self.batches = GroupBalancedBatches(
-            [i for i, record in enumerate(split.records) if record.group == recipe.anchor_group],
-            [i for i, record in enumerate(split.records) if record.group == recipe.reference_group],
-            recipe.batch_size,
-            recipe.seed,
-            recipe.images_per_epoch,
-            shape=images.shape,
-            rank=distributed.rank(),
-            world=distributed.world(),
+            anchors, references, recipe.batch_size, recipe.seed, recipe.images_per_epoch, shape=images.shape, **share
         )
         _allow_files(recipe)
         self.loader = DataLoader(images, batch_sampler=self.batches, collate_fn=collate, num_workers=recipe.num_workers)
@@ -88,12 +98,11 @@ class Trainer:
         self.generator.train()
         self.objective.train()
         steps: list[dict[str, float]] = []
-        with seeded(self.recipe.seed, epoch), _progress(monitor.console) as progress, _loading():
-            bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
-            for number, batch in enumerate(self.loader):
+        progress = Progress(console=monitor.console, transient=True)
+        with seeded(self.recipe.seed, epoch), progress, _loading():
+            for number, batch in enumerate(progress.track(self.loader, description=f"epoch {epoch}")):
                 steps.append(self.step(padded_alike(batch.to(self.device)), epoch, schedule))
                 monitor.step(epoch * len(self.batches) + number, steps[-1] | schedule)
-                progress.advance(bar)
         self.generator.eval()
         self.objective.eval()
         self.finished = epoch + 1
@@ -114,7 +123,7 @@ class Trainer:
                 out = self.detector(*self.detector.adapt(augmented, mask))
         with record_function("loss"):
             out, targets, groups, matches = whole_batch(self.detector, out, batch, self.recipe.anchor_group)
-            total, seen = self.objective(self.detector, out, targets, groups, schedule, matches)
+            total, seen = self.objective(self.objective.view(self.detector, out, targets, groups, matches), schedule)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         sum_gradients(*self.parts)
@@ -122,7 +131,8 @@ class Trainer:
         # a part without any gradient has its norm on the CPU
         seen["gradient_norm"] = torch.stack([norm.to(self.device) for norm in norms]).norm()
         seen["delta_linf"], seen["delta_l2"] = _size(perturbed.detach() - batch.pixel_values)
-        values = _to_floats(seen)
+        # in one transfer
+        values = dict(zip(seen, torch.stack([value.float() for value in seen.values()]).tolist(), strict=True))
         if not math.isfinite(values["total"]) or not math.isfinite(values["gradient_norm"]):
             raise FaapError(self._why_not_finite(epoch, values))
         self.optimizer.step()
@@ -158,33 +168,31 @@ class Trainer:
         """Go on where another trainer of these data and this detector was; the settings stay this trainer's own.
 
         Args:
-            state: as `state_dict` returns it; tensors on the CPU.
+            state: as `state_dict` returns it and `read_checkpoint` reads it, with tensors on the CPU.
             place: the file it was read from, for messages.
 
         Raises:
-            FaapError: if it is not such a state, or one of another training; then nothing has changed.
+            FaapError: if it is one of another training; then nothing has changed.
         """
-        check_state(state, place)
-        mine, theirs = self.data_sha256, state["data_sha256"]
-        if mine != theirs:
-            raise FaapError(
-                f"{place}: trained on other data than {self.recipe.dataset_root} (fingerprint {theirs[:12]}…, here "
-                f"{mine[:12]}…). Resume with --dataset_root of that data."
-            )
-        mine, theirs = self.detector.file_sha256, state["detector_file_sha256"]
-        if mine != theirs:
-            raise FaapError(
-                f"{place}: trained against another detector (its weights' SHA-256 is {theirs[:12]}…, that of "
-                f"{self.detector.name} {mine[:12]}…). Resume with that detector."
-            )
-        generator = fitting(state["generator"], self.generator.state_dict(), f"{place}: generator")
-        objective = fitting(state["objective"], self.objective.state_dict(), f"{place}: objective")
+        ours = self.state_dict()
+        for key, trained, here, flag in (
+            ("data_sha256", "on other data", self.recipe.dataset_root, "dataset_root"),
+            ("detector_file_sha256", "against another detector", self.detector.name, "detr_checkpoint"),
+        ):
+            if state[key] != ours[key]:
+                raise FaapError(
+                    f"{place}: trained {trained} than {here} (SHA-256 {state[key][:12]}…, here {ours[key][:12]}…). "
+                    f"Resume with --{flag} of then."
+                )
+        objective = dict(state["objective"])
+        check_tensors(state["generator"], ours["generator"], f"{place}: generator")
+        check_tensors(objective, ours["objective"], f"{place}: objective")
         for name, term in self.objective.states.items():
             key = f"states.{name}._extra_state"
             if isinstance(own := getattr(term, "optimizer", None), torch.optim.Adam) and key in objective:
                 objective[key] = adam_state(objective[key], own, f"{place}: objective: {key}")
         optimizer = adam_state(state["optimizer"], self.optimizer, f"{place}: optimizer")
-        self.generator.load_state_dict(generator)
+        self.generator.load_state_dict(state["generator"])
         self.objective.load_state_dict(objective)
         self.optimizer.load_state_dict(optimizer)
         self.finished = state["epoch"] + 1
@@ -228,32 +236,18 @@ def _allow_files(recipe: Recipe) -> None:
 @contextmanager
 def _loading() -> Iterator[None]:
     """Say what the end of a process that loads images means to who started it; torch may say it at any moment."""
-    fewer = "use fewer --num_workers, "
     try:
         yield
     except (FaapError, RuntimeError, OSError, EOFError) as error:
-        said = str(error).strip()
-        code = error.errno if isinstance(error, OSError) else None
-        if code == errno.EMFILE or any(sign in said for sign in ("Too many open files", "ancdata")):
-            reason = f"Too many files are open at once: {fewer}or allow more (ulimit -n 65536)."
-        elif isinstance(error, FaapError):  # a worker wraps the message in its traceback
+        name, said = type(error).__name__, str(error).strip()
+        # a worker wraps a message in its traceback
+        last = said.rpartition("\n")[2].rpartition("FaapError: ")[2] or name
+        for signs, (reason, help) in _TROUBLES.items():
+            if re.search(signs, f"{name}: {said}"):
+                raise FaapError(f"{last}\n{reason}: use fewer --num_workers, {help}.") from error
+        if isinstance(error, FaapError):
             raise FaapError(said.rpartition("FaapError: ")[2]) from None
-        elif code in (errno.EAGAIN, errno.ENOMEM) or isinstance(error, ConnectionError | EOFError):
-            reason = f"A process that loads images cannot start or has ended: {fewer}or give it more memory."
-        elif "DataLoader worker" in said or "shared memory" in said or "torch_shm" in said:
-            reason = (
-                f"Its memory, or that which workers share (/dev/shm), has run out, or it was killed: {fewer}a smaller "
-                "--batch_size, or more shared memory (docker run --shm-size)."
-            )
-        else:
-            raise
-        raise FaapError(f"{said.splitlines()[-1] if said else type(error).__name__}\n{reason}") from error
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
-    )
+        raise
 
 
 def _size(delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,9 +265,3 @@ def _mean(values: list[float]) -> float | None:
     """Average over the steps that have a value: a similarity needs a pair of images."""
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else None
-
-
-def _to_floats(values: dict[str, Tensor]) -> dict[str, float]:
-    """Bring scalars to the host in one transfer."""
-    numbers = torch.stack([value.float() for value in values.values()]).tolist()
-    return dict(zip(values, numbers, strict=True))

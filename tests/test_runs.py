@@ -1,0 +1,151 @@
+"""A run folder: claiming it, what it holds, and that nothing in it is believed unseen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faap.config import load_recipe
+from faap.errors import FaapError
+from faap.runs import Run, differences
+from faap.training.monitor import keep_best
+
+GROUP = {"AP": 0.5, "AR100": None}
+ROW: dict[str, Any] = {
+    "epoch": 0,
+    "images": 8,
+    "train": {"total": 1.0, "sim_f2f": None},
+    "schedule": {"beta": 0.5},
+    "validation": {"baseline": {"male": GROUP}, "perturbed": {"male": GROUP}, "gap": {"AP": 0.1, "AR": None}},
+    "seconds": 1,
+}
+
+
+def a_run(path: Path, epochs: int) -> Run:
+    run = Run(path)
+    run.checkpoints.mkdir(parents=True)
+    for epoch in range(epochs):
+        run.checkpoint(epoch).write_text(str(epoch))
+    run.write_log(ROW | {"epoch": epoch} for epoch in range(epochs))
+    load_recipe("infonce_4th").save(run.config)
+    return run
+
+
+def test_epochs_are_counted_and_not_spelt(tmp_path: Path) -> None:
+    run = a_run(tmp_path, 2)
+    run.checkpoint(10_000).touch()
+    (run.checkpoints / "epoch_last.pth").touch()
+    assert run.epochs() == [0, 1, 10_000]
+    assert run.checkpoint(10_000) == run.checkpoints / "epoch_10000.pth"
+    assert Run(tmp_path / "none").epochs() == []
+
+
+def test_an_earlier_run_is_moved_to_the_first_free_name(tmp_path: Path) -> None:
+    recipe = load_recipe("infonce_4th", seed=4)
+    for number in (1, 2):
+        a_run(tmp_path / "run", number)
+        assert Run(tmp_path / "run").claim(recipe) == tmp_path / f"run.{number}"
+        assert Run(tmp_path / f"run.{number}").epochs() == list(range(number))
+        assert Run(tmp_path / "run").claim(recipe) is None  # nothing was trained in it
+        for path in (tmp_path / "run").iterdir():
+            path.unlink()
+        (tmp_path / "run").rmdir()
+
+
+def test_a_run_that_goes_on_elsewhere_takes_its_finished_epochs_along(tmp_path: Path) -> None:
+    recipe, first, second = load_recipe("infonce_4th", resume="a.pth"), a_run(tmp_path / "1", 3), Run(tmp_path / "2")
+    assert second.claim(recipe, first, 2) is None
+    assert second.epochs() == [0, 1]
+    assert [row["epoch"] for row in second.read_log()] == [0, 1]
+    assert load_recipe(second.config).resume == ""
+    assert first.epochs() == [0, 1, 2]
+    (tmp_path / "x").mkdir()
+    assert first.claim(recipe, Run(tmp_path / "x" / ".." / "1"), 1) is None  # in its own folder nothing is moved
+    assert [row["epoch"] for row in first.read_log()] == [0]
+
+
+def test_a_log_that_cannot_be_read_stops_before_anything_is_moved(tmp_path: Path) -> None:
+    first, second = a_run(tmp_path / "1", 1), a_run(tmp_path / "2", 2)
+    first.log.write_text("{")
+    with pytest.raises(FaapError, match=r"1/train_log.jsonl, line 1: not JSON"):
+        second.claim(load_recipe("infonce_4th"), first, 1)
+    assert second.epochs() == [0, 1]
+    assert not (tmp_path / "2.1").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    recipe = load_recipe("infonce_4th")
+    for place in (
+        tmp_path / "file",
+        tmp_path / "file" / "below",
+        Path("/proc/run"),
+        tmp_path / ("n" * 300),
+        Path("a\0b"),
+    ):
+        with pytest.raises(FaapError, match=r"cannot be made or written to .*--output_dir") as caught:
+            Run(place).claim(recipe)
+        assert f"output_dir {place}: " in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_is_trained_with_a_recipe(tmp_path: Path) -> None:
+    run, recipe = a_run(tmp_path, 1), load_recipe("infonce_4th")
+    assert run.is_trained_with(load_recipe("infonce_4th", device="cuda", num_workers=3, output_dir="elsewhere"))
+    assert not run.is_trained_with(load_recipe("infonce_4th", seed=1))
+    text = run.config.read_text()
+    run.config.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("precision", "widths"))))
+    assert run.is_trained_with(recipe)  # a run from before there were these fields
+    assert differences({"name": "infonce_4th", "lr_g": 1.0}, recipe)[0] == "lr_g was 1.0, is 0.0001"
+    assert not any(said.startswith("widths") for said in differences({}, recipe))
+    for wrong in ("", "[", "- a", "a: {b: c}", text + "unknown: 1\n", text.replace("epochs: 24", "epochs: many"), "\0"):
+        run.config.write_text(wrong)
+        assert not run.is_trained_with(recipe)
+    run.config.write_text(text + "terms: os\n")
+    assert not run.is_trained_with(recipe)
+    assert not Run(tmp_path / "none").is_trained_with(recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", r"is \[\]; it should be a mapping"),
+        (json.dumps(ROW | {"epoch": "1"}), "epoch: is '1'; it should be a whole number"),
+        (json.dumps({"epoch": 1}), "has no entry 'images'"),
+        (json.dumps(ROW | {"seconds": float("nan")}), "seconds: is nan"),
+        (json.dumps(ROW | {"validation": {}}), "validation: has no entry 'baseline'"),
+        (json.dumps(ROW | {"train": {"total": "x"}}), "train: total: is 'x'"),
+    ],
+)
+def test_a_log_that_is_none_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    Run(tmp_path).log.write_text(json.dumps(ROW) + "\n\n" + text)
+    with pytest.raises(FaapError, match=f"train_log.jsonl, line 3: {said}"):
+        Run(tmp_path).read_log()
+
+
+def test_metrics_that_are_none_are_named(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(FaapError, match="holds no finished training or evaluation"):
+        run.read_metrics()
+    for text in ("{}", "[]", "{", "\xff"):
+        run.metrics.write_bytes(text.encode("latin-1"))
+        with pytest.raises(FaapError, match=r"metrics.json: "):
+            run.read_metrics()
+
+
+def test_best_is_the_epoch_with_the_smallest_gap_that_costs_the_reference_nothing(tmp_path: Path) -> None:
+    run, rows = a_run(tmp_path, 5), []
+    for epoch, (gap, male) in enumerate([(0.05, 0.50), (0.02, 0.51), (0.01, 0.49), (0.03, 0.52), (0.001, 0.6)]):
+        before, after = ({"male": {"AP": value, "AR100": 0.1}} for value in (0.50, male))
+        validation = {"baseline": before, "perturbed": after, "gap": {"AP": gap}}
+        rows.append(ROW | {"epoch": epoch, "validation": validation})
+    run.checkpoint(4).unlink()  # an epoch without a checkpoint is none to choose
+    run.write_log(rows)
+    assert keep_best(run, "male") == 1
+    assert run.best.read_text() == "1"
+    run.write_log(rows[4:])
+    with pytest.raises(FaapError, match=r"no epoch has both a line in train_log.jsonl and a checkpoint"):
+        keep_best(run, "male")
