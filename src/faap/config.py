@@ -175,11 +175,7 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
     Raises:
         FaapError: if there is no such recipe or file, or a field is unknown or its value wrong.
     """
-    path = find(name_or_path)
-    values, run = read(path) | overrides, Run(path.parent)
-    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
-        _refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
-    recipe = _made(values, name_or_path, folder=path.parent, typed="terms" in overrides)
+    recipe, values = _loaded(name_or_path, overrides)
     for one, other in (("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")):
         # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
         if getattr(recipe, one) != "promenade" and other not in values:
@@ -188,6 +184,15 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
                 f"{name_or_path}: {given}: say which with --{other}; promenade is the embedded benchmark's."
             )
     return recipe
+
+
+def _loaded(name_or_path: str | Path, typed: Mapping[str, Any]) -> tuple[Recipe, Mapping[str, Any]]:
+    """Return a recipe, and which values the file and the person give it."""
+    path = find(name_or_path)
+    values, run = {**read(path), **typed}, Run(path.parent)
+    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
+        _refuse_code(values, typed, path)  # a run's, which nobody wrote by hand
+    return _made(values, name_or_path, folder=path.parent, typed="terms" in typed), values
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:
@@ -218,7 +223,7 @@ def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: P
         FaapError: if the checkpoint is of another recipe, or names code that the person does not.
     """
     conform(stored, {str: (str, bool, int, float)}, f"{place}: recipe")
-    asked = load_recipe(name_or_path, **typed)
+    asked, _ = _loaded(name_or_path, typed)  # the checkpoint knows data and detector where only one is typed
     if stored.get("name") != asked.name:
         raise FaapError(f"{place}: a checkpoint of the recipe {shown(stored.get('name'))}, not of {asked.name!r}.")
     mine = asked.to_dict()
