@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from faap.data import Dataset, Problem, Record, Split, read_image
-from faap.data.layouts import WHOLE, clash, file_identity
+from faap.data.layouts import WHOLE, clash
 from faap.data.problems import noting, place
 from faap.files import file_sha256
 
@@ -38,17 +38,14 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
         Ready for JSON: root, layout, notes, groups [anchor, reference], splits {name: {images, categories, left_out,
         mixed, groups {group: what there is}}}, problems [{kind, file, record, reason}] and counts {kind: number}.
     """
-    splits = {}
-    for name in dataset.splits:
-        reading = dataset.unchecked(name)
-        splits[name] = Split(name, tuple(reading.records), reading.categories, dataset.anchor, dataset.reference)
-    problems = dataset.problems()
+    splits = {name: dataset.as_split(name, dataset.unchecked(name)) for name in dataset.splits}
     # the whole of a data set that faap divides is no split beside the others
-    parts = {name: split for name, split in splits.items() if name != WHOLE}
+    parts = [name for name in splits if name != WHOLE]
+    problems = dataset.problems()
     if images:
-        problems += _decode_and_find_copies(parts, console)
+        problems += _decode_and_find_copies(dataset, parts, console)
     notes = [note for name in splits for note in (dataset.note, *dataset.unchecked(name).notes) if note]
-    for split in parts.values():
+    for split in map(splits.__getitem__, parts):
         problems += _empty(dataset, split)
         notes += _unequal(split)
     return {
@@ -150,18 +147,15 @@ def _range(values: list[float]) -> list[float] | None:
     return [round(float(value), 4) for value in np.percentile(values, [0, 50, 100])] if values else None
 
 
-def _decode_and_find_copies(splits: dict[str, Split], console: Console | None) -> list[Problem]:
+def _decode_and_find_copies(dataset: Dataset, splits: list[str], console: Console | None) -> list[Problem]:
     """Decode every image once; name the broken ones, and copies in other splits or other groups."""
     problems: list[Problem] = []
     exact: dict[str, tuple[str, Record]] = {}
     seen: list[tuple[str, Record, str]] = []
-    hashes = np.empty((sum(len(split.records) for split in splits.values()), HASH_SIDE**2 // 64), np.uint64)
-    visited: set[object] = set()
-    everything = [(name, record) for name, split in splits.items() for record in split.records]
+    # one file in two places is found without opening it
+    everything = [(name, record) for name in splits for record in dataset.read(name).records]
+    hashes = np.empty((len(everything), HASH_SIDE**2 // 64), np.uint64)
     for name, record in track(everything, "Looking at images", console=console, transient=True, disable=not console):
-        if (identity := file_identity(record.path)) in visited:  # one file in two places is found without opening it
-            continue
-        visited.add(identity)
         at = place(record.path)
         with noting(problems):
             bits = imagehash.phash(read_image(record.path), HASH_SIDE).hash.ravel()

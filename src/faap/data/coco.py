@@ -7,7 +7,7 @@ from typing import Any
 
 from faap.data.fields import whole
 from faap.data.problems import place, read_bytes
-from faap.data.reading import Entries, Reader, Reading
+from faap.data.reading import Entry, Reader, Reading
 
 _LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 
@@ -40,11 +40,10 @@ def read_coco(path: Path, folders: Sequence[Path], **options: Any) -> Reading:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             reason = "should be a JSON object with lists of images, annotations and categories; there is no list"
             raise here("not_coco", f"{reason} {name!r}")
-    images, annotations, categories = (list(_labelled(name, content[name])) for name in _LISTS)
-    return Reader(Entries(path, images, annotations, categories), folders, **options).read()
+    return Reader(path, {name: list(_labelled(name, content[name])) for name in _LISTS}, folders, **options).read()
 
 
-def _labelled(name: str, entries: list[Any]) -> Iterator[tuple[str, Any]]:
+def _labelled(name: str, entries: list[Any]) -> Iterator[Entry]:
     """Say of each entry where it is: by its id, or else by its position; some tools count ids anew in each image."""
     for position, entry in enumerate(entries):
         key, image = (whole(entry.get(each)) if isinstance(entry, dict) else None for each in ("id", "image_id"))

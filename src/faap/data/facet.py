@@ -8,7 +8,7 @@ from typing import Any
 
 from faap.data.fields import MISSING
 from faap.data.problems import MakeProblem, Problem, lfs_pointer, noting, place
-from faap.data.reading import Entries, Reader, Reading
+from faap.data.reading import Entry, Reader, Reading
 from faap.data.tables import read_csv
 
 FACET_COLUMNS = ("filename", "bounding_box")
@@ -56,8 +56,8 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
         whole = f"{attribute}_{starts.pop()}"
         raise place(path)("missing_column", f"{attribute!r} is no attribute; did you mean {whole!r}?")
     problems: list[Problem] = []
-    images: dict[str, tuple[str, dict[str, Any]]] = {}
-    people: list[tuple[str, dict[str, Any]]] = []
+    images: dict[str, Entry] = {}
+    people: list[Entry] = []
     seen: set[str] = set()
     for line, row in rows:
         person, name = row.get("person_id", ""), row["filename"]
@@ -70,10 +70,10 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
             _, image = images.setdefault(name, (label, {"id": len(images) + 1, "file_name": name}))
             fields = {"id": line, "image_id": image["id"], "category_id": 1, "bbox": _box(row["bounding_box"])}
             people.append((label, {**fields, "group": _most_voted(row, voted, at)}))
-    category = [("category 1", {"id": 1, "name": "person"})]
-    entries = Entries(path, list(images.values()), people, category, complete=False)
+    category = ("category 1", {"id": 1, "name": "person"})
+    lists = {"images": list(images.values()), "annotations": people, "categories": [category]}
     folders = [*sorted(root.glob("*/")), root]
-    return Reader(entries, folders, group_field="group", table=({}, problems)).read()
+    return Reader(path, lists, folders, group_field="group", table=({}, problems), complete=False).read()
 
 
 def _box(text: str) -> Any:

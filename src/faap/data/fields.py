@@ -48,30 +48,21 @@ def _area(value: object) -> float | None:
     return area if area is not None and area >= 0 else None
 
 
-def _crowd(value: object) -> bool | None:
-    return bool(value) if value in (0, 1, None) else None
-
-
 def _box(value: object) -> list[float] | None:
     return value if isinstance(value, list) and len(value) == 4 and None not in map(finite, value) else None
 
 
 _Kind = tuple[Callable[[Any], Any], str]
 WORD = (_word, "a word or a whole number")
-_ID = (whole, "a whole number of at most 64 bits")
-_SIDE = (partial(whole, least=1), "a whole number of at least 1")
 # What reads a field, None where it is none such, and the words for what it should be.
 _FIELDS: dict[str, _Kind] = {
-    "id": _ID,
-    "image_id": _ID,
-    "category_id": _ID,
-    "width": _SIDE,
-    "height": _SIDE,
+    **dict.fromkeys(("id", "image_id", "category_id"), (whole, "a whole number of at most 64 bits")),
+    **dict.fromkeys(("width", "height"), (partial(whole, least=1), "a whole number of at least 1")),
     "name": (_text, "a word"),
     "file_name": (_text, "the name of an image's file"),
     "bbox": (_box, "four finite numbers [x, y, width, height]"),
     "area": (_area, "a number of at least 0"),
-    "iscrowd": (_crowd, "0 or 1"),
+    "iscrowd": (lambda value: bool(value) if value in (0, 1, None) else None, "0 or 1"),
     "scene": WORD,
 }
 

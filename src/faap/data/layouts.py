@@ -13,13 +13,16 @@ from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
 from faap.data.images import read_image
 from faap.data.problems import Problem, noting, place, refuse
-from faap.data.reading import NAMES, SPLIT_NAMES, Reading
+from faap.data.reading import Reading
 from faap.data.records import Record, Split
 from faap.data.tables import read_table
 from faap.errors import FaapError, nearest
 
 # The split-folder layout names its folders and files by these words.
 FOLDER_WORDS = {"female": "women", "male": "men"}
+# What others call the splits.
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # Where a folder's COCO JSON files are looked for, one a split.
 PATTERNS = (
     "{split}.json",
@@ -95,8 +98,7 @@ class Dataset:
         if not self.skip_bad:
             refuse(self.problems())
         if name not in self._splits:
-            reading = self.read(name)
-            split = Split(name, tuple(reading.records), reading.categories, self.anchor, self.reference)
+            split = self.as_split(name, self.read(name))
             for group in (self.anchor, self.reference):
                 if not split.objects(group):
                     raise FaapError(self._without(group, split))
@@ -142,6 +144,10 @@ class Dataset:
             problems = [*reading.problems, *dict.fromkeys(bad.values())]
             self._readings[name] = replace(reading, records=kept, problems=problems)
         return self._readings[name]
+
+    def as_split(self, name: str, reading: Reading) -> Split:
+        """Return what was read as a split of this data set."""
+        return Split(name, tuple(reading.records), reading.categories, self.anchor, self.reference)
 
     def unchecked(self, name: str) -> Reading:
         """Return what a split's files hold, with what is wrong in each of them by itself."""
@@ -362,15 +368,14 @@ def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
         if not any(record.split for record in reading.records):
             return reading
         # where some images say their split, all have to
-        problems = [
-            place(path, f"image {record.image_id}")(
-                "bad_field", f"split should be train, val or test, found {record.split!r:.80}"
-            )
-            for record in reading.records
-            if record.split not in NAMES
-        ]
-        kept = [record for record in reading.records if record.split in NAMES]
-        return replace(reading, records=kept, problems=[*reading.problems, *problems])
+        kept, problems = [], [*reading.problems]
+        for record in reading.records:
+            with noting(problems):
+                if record.split.casefold() not in SPLIT_NAMES:
+                    reason = f"split should be train, val or test, found {record.split!r:.80}"
+                    raise place(path, f"image {record.image_id}")("bad_field", reason)
+                kept.append(replace(record, split=SPLIT_NAMES[record.split.casefold()]))
+        return replace(reading, records=kept, problems=problems)
 
     def part(name: str) -> Reading:
         reading = whole()

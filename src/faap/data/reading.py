@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,12 @@ from faap.data.orientation import read_header, turn_box, upright
 from faap.data.problems import MakeProblem, Problem, noting, place, unreadable
 from faap.data.records import Record
 
-# What others call the splits.
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # Categories that say a group, which the split folders call otherwise.
 SYNONYMS = {"woman": "female", "women": "female", "man": "male", "men": "male"}
 PERSON = "person"
 
-TURNED = "turned by their EXIF orientation, and their boxes with them: width and height are those of the file as stored"
-UNSURE = (
-    "turned by their EXIF orientation, which their size does not show; their boxes are taken to be of the upright image"
-)
+TURNED = "turned by their EXIF orientation, and their boxes with them: width and height are those of the stored file"
+UNSURE = "turned by EXIF, which their size does not show; their boxes are taken to be of the upright image"
 RESPELT = "found in another spelling than their file_name's"
 
 Table = tuple[Mapping[str, Mapping[str, str]], list[Problem]]
@@ -52,36 +47,17 @@ class Reading:
     left_out: int = 0
 
 
-@dataclass(frozen=True)
-class Entries:
-    """What a file of annotations lists, as COCO's JSON has it; each entry with the words for its place in the file.
-
-    Attributes:
-        path: the file.
-        images: such as ("image 7", {"id": 7, …}).
-        annotations: such as ("annotation 3 of image 7", {"id": 3, "image_id": 7, …}).
-        categories: such as ("category 1", {"id": 1, "name": "person"}).
-        complete: whether images without a size, and people without a group where others have one, are mistakes.
-    """
-
-    path: Path
-    images: Sequence[tuple[str, Any]]
-    annotations: Sequence[tuple[str, Any]]
-    categories: Sequence[tuple[str, Any]]
-    complete: bool = True
+Entry = tuple[str, Any]  # the words for its place in the file, and what is there: an object, if nothing is wrong
 
 
 @dataclass
 class _Image:
     """An image's entry, checked, with what is found in it."""
 
-    path: Path
-    frame: tuple[int, int]  # the size that its boxes are drawn in
-    size: tuple[int, int]
-    turn: int  # EXIF orientation that its boxes have still to follow
+    fields: dict[str, Any]  # of its record
     group: str
-    pair: str
-    split: str
+    frame: tuple[int, int]  # the size that its boxes are drawn in
+    turn: int  # EXIF orientation that its boxes have still to follow
     rows: list[tuple[list[float], int, float, bool, str]] = field(default_factory=list)
 
 
@@ -89,13 +65,15 @@ class Reader:
     """Reads the entries of one file.
 
     Args:
-        entries: the file's.
+        path: the file.
+        lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
         folders: what its file names are relative to, the first in which a file is.
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
             `attributes`.
         table: further fields of images, by image id or file name, and what is wrong with it; see `read_table`.
         groups: how the anchor and the reference group are written.
+        complete: whether images without a size, and people without a group where others have one, are mistakes.
 
     Raises:
         Problem: nothing says a group.
@@ -103,15 +81,17 @@ class Reader:
 
     def __init__(
         self,
-        entries: Entries,
+        path: Path,
+        lists: Mapping[str, Sequence[Entry]],
         folders: Sequence[Path],
         *,
         group: str = "",
         group_field: str = "",
         table: Table | None = None,
         groups: Sequence[str] = (),
+        complete: bool = True,
     ) -> None:
-        self.entries, self.finder = entries, Finder(folders)
+        self.path, self.lists, self.finder, self.complete = path, lists, Finder(folders), complete
         self.group, self.field = group, group_field
         self.table, problems = table or ({}, [])
         self.result = Reading(problems=[*problems])
@@ -119,15 +99,15 @@ class Reader:
         self.images: dict[int, _Image | None] = {}  # None: a broken one, which is said to be
         self.noted: defaultdict[str, list[str]] = defaultdict(list)
         self.misread: list[str] = []
-        found = [entry for _, entry in entries.annotations if isinstance(entry, dict)]
+        found = [entry for _, entry in lists["annotations"] if isinstance(entry, dict)]
         self.used = {whole(entry.get("category_id")) for entry in found}
         self.categories: dict[int, str] = {}
         self.same: dict[int, int] = {}  # of categories that share a name, which id stands for which
-        self._each(entries.categories, self._category)
+        self._each("categories", self._category)
         # categories that say a group somewhere are asked for it everywhere, but then not every image is
         saying = [] if group else [entry for entry in found if mentions(entry, group_field)]
         self.personal = {whole(entry.get("category_id")) for entry in saying}
-        said = table is not None or any(mentions(entry, group_field) for _, entry in entries.images)
+        said = table is not None or any(mentions(entry, group_field) for _, entry in lists["images"])
         self.asked = said and not group and not self.personal
         self.named: dict[int, str] = {}
         if not (group or self.personal or self.asked):
@@ -139,34 +119,32 @@ class Reader:
         Raises:
             Problem: there is no image, or the boxes misread as a whole.
         """
-        if not self.entries.images:
-            raise place(self.entries.path)("empty_split", "holds no image; an empty split cannot be used")
-        self._each(self.entries.images, self._image)
-        self._each(self.entries.annotations, self._annotation)
+        if not self.lists["images"]:
+            raise place(self.path)("empty_split", "holds no image; an empty split cannot be used")
+        self._each("images", self._image)
+        self._each("annotations", self._annotation)
         # of masks, some areas say it by chance
         wrong = Counter(reason for reason in self.misread if reason)
         if 2 * wrong.total() > len(self.misread):
             count = f"of {len(self.misread)} annotations with an area, {wrong.total()} contradict it"
-            raise place(self.entries.path)("bad_box", f"{count}: {next(iter(wrong))}")
-        categories, images = self.categories, {key: image for key, image in self.images.items() if image}
+            raise place(self.path)("bad_box", f"{count}: {next(iter(wrong))}")
+        categories, images = self.categories, [image for image in self.images.values() if image]
         if self.personal or self.named:
-            grouped = {row[1] for image in images.values() for row in image.rows if row[4]}
+            grouped = {row[1] for image in images for row in image.rows if row[4]}
             categories = {key: name for key, name in categories.items() if key in grouped}
         self.result.categories = categories
-        for key, image in images.items():
-            self._add(key, image, [(*row[:4], row[4] or image.group) for row in image.rows if row[1] in categories])
+        for image in images:
+            self._add(image, [(*row[:4], row[4] or image.group) for row in image.rows if row[1] in categories])
         for what, names in self.noted.items():
             self._note(f"{len(names)} images, such as {names[0]}, are {what}")
         return self.result
 
-    def _each(
-        self, entries: Iterable[tuple[str, Any]], read: Callable[[dict[str, Any], int, MakeProblem], None]
-    ) -> None:
-        """Read entries one by one, and keep what is wrong with them."""
+    def _each(self, name: str, read: Callable[[dict[str, Any], int, MakeProblem], None]) -> None:
+        """Read the entries of a list one by one, and keep what is wrong with them."""
         seen: set[str] = set()
-        for label, entry in entries:
+        for label, entry in self.lists[name]:
             with noting(self.result.problems):
-                at = place(self.entries.path, label)
+                at = place(self.path, label)
                 if not isinstance(entry, dict):
                     raise at("bad_field", f"should be a JSON object, found {entry!r:.80}")
                 key = take(entry, "id", at)
@@ -176,7 +154,7 @@ class Reader:
                 read(entry, key, at)
 
     def _note(self, text: str) -> None:
-        self.result.notes.append(f"{self.entries.path}: {text}")
+        self.result.notes.append(f"{self.path}: {text}")
 
     def _category(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
         name = take(entry, "name", at)
@@ -203,7 +181,7 @@ class Reader:
         found = {key: said.get(name) or said.get(SYNONYMS.get(name, "")) for key, name in names.items()}
         self.named = {key: group for key, group in found.items() if group}
         if not groups or set(self.named.values()) != set(groups):
-            raise place(self.entries.path)("missing_group", self._no_group())
+            raise place(self.path)("missing_group", self._no_group())
         self._note(f"categories say the group: {', '.join(self.categories[key] for key in self.named)}")
         first = next(iter(self.named))
         self.same |= {key: first for key, name in names.items() if key in self.named or name == PERSON}
@@ -212,7 +190,7 @@ class Reader:
     def _no_group(self) -> str:
         names = {
             f"{name}.{inner}" if inner else name
-            for _, entry in (*self.entries.images, *self.entries.annotations)
+            for _, entry in (*self.lists["images"], *self.lists["annotations"])
             for name, value in (entry.items() if isinstance(entry, dict) else ())
             for inner in ((isinstance(value, dict) and value) or ("",))
         }
@@ -236,7 +214,7 @@ class Reader:
         path = self.finder.find(name, at)
         stored, orientation = check_header(path, at)
         size = upright(stored, orientation)
-        frame = (take(entry, "width", at), take(entry, "height", at)) if self.entries.complete else size
+        frame = (take(entry, "width", at), take(entry, "height", at)) if self.complete else size
         if frame not in (stored, size):
             found = f"{size[0]}x{size[1]} pixels (as EXIF turns it)"
             raise at("wrong_size", f"{path} has {found}, but width and height are {frame[0]}x{frame[1]}")
@@ -246,9 +224,9 @@ class Reader:
                 ("the table", f"; its first image is {next(iter(self.table))!r}") if self.table else ("the image", "")
             )
             raise at("missing_group", f"{where} says no group for it (field {self.field!r}, {name}{first})")
-        pair, split = take(entry, "scene", at), take(entry, "split", at, WORD)
-        split = SPLIT_NAMES.get(split.casefold(), split)
-        self.images[key] = _Image(path, frame, size, 1 if frame == size else orientation, group, pair, split)
+        fields = {"image_id": key, "path": path, "width": size[0], "height": size[1]}
+        fields |= {"pair": take(entry, "scene", at) or None, "split": take(entry, "split", at, WORD)}
+        self.images[key] = _Image(fields, group, frame, 1 if frame == size else orientation)
         if not str(path).endswith(os.path.normpath(name)):
             self.noted[RESPELT].append(f"{name!r:.80} ({path})")
         if frame != size:
@@ -278,12 +256,12 @@ class Reader:
         owner = self.named.get(said, "")
         with noting(self.result.problems):
             owner = self._group_of(entry, at) if self.personal else owner
-            if self.entries.complete and said in self.personal and not (owner or image.group or crowd):
+            if self.complete and said in self.personal and not (owner or image.group or crowd):
                 reason = f"has no group (field {self.field!r}), and neither has its image; it counts for nobody"
                 raise at("missing_group", reason)
         image.rows.append((box, category, area or box[2] * box[3], crowd, owner))
 
-    def _add(self, key: int, image: _Image, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _add(self, image: _Image, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add the record of an image, unless nobody in it has a group."""
         boxes, labels, areas, crowd, owners = zip(*rows, strict=True) if rows else [()] * 5
         names = set(owners) or {image.group}
@@ -292,18 +270,13 @@ class Reader:
             self.result.left_out += 1
             return
         record = Record(
-            image_id=key,
-            path=image.path,
-            width=image.size[0],
-            height=image.size[1],
             group=groups.pop() if len(groups) == 1 else "",
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             labels=np.array(labels, dtype=np.int64),
             areas=np.array(areas, dtype=np.float64),
             crowd=np.array(crowd, dtype=bool),
-            pair=image.pair or None,
             owners=None if len(names) == 1 else owners,
-            split=image.split,
+            **image.fields,
         )
         self.result.records.append(record)
 
