@@ -1,7 +1,7 @@
 """The typed recipe: every setting of a training, named once, with its unit and default."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache, partial
@@ -13,7 +13,7 @@ import yaml
 from faap.conform import conform
 from faap.errors import FaapError, nearest
 from faap.files import atomic_write
-from faap.objectives import ROOMS, adversarial, alignment, heads, momentum, transport
+from faap.objectives import ROOMS, adversarial, alignment, heads, transport
 from faap.objectives.own import OwnTerms, blaming, own_terms
 from faap.recipes import RECIPES as RECIPES
 from faap.recipes import find, read
@@ -23,6 +23,7 @@ from faap.schedules import Settings as Schedules
 from faap.schedules import schedules
 from faap.settings import SECTIONS, checked, setting, shown
 
+Values = Mapping[str, Any]
 EDGES = tuple(range(480, 801, 32))
 _run, _data, _groups, _generator, _training = (
     partial(setting, section=section) for section in ("run", "data", "groups", "generator", "training")
@@ -30,9 +31,7 @@ _run, _data, _groups, _generator, _training = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(
-    transport.Settings, adversarial.Settings, alignment.Settings, momentum.Settings, heads.Settings, Schedules
-):
+class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads.Settings, Schedules):
     """A complete, named training configuration: the settings below, and those that the terms of the loss bring.
 
     Numbers may be given as text. The defaults are those of infonce_4th.
@@ -57,9 +56,7 @@ class Recipe(
     device: str = _run("auto", "auto, cpu, cuda or cuda:N")
     num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
 
-    dataset_root: str = _data(
-        "promenade", "the data set: folder or file (docs/data.md), or promenade, the embedded one"
-    )
+    dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")
     annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
     images_dir: str = _data("", "folder of the images in dataset_root, {split} as above; empty: found")
     group_field: str = _data("", "field or column that holds the group; empty: gender")
@@ -137,7 +134,7 @@ class Recipe(
 def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
     """Return the names of the fields that are about something, or all: see `faap.settings.SECTIONS`."""
     return tuple(
-        each.name for section in sections or SECTIONS for each in fields(kind) if each.metadata["section"] == section
+        each.name for part in sections or SECTIONS for each in fields(kind) if each.metadata["section"] == part
     )
 
 
@@ -180,19 +177,18 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
         # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
         if getattr(recipe, one) != "promenade" and other not in values:
             given = f"{one} is {shown(getattr(recipe, one))}, and no {other} is given"
-            raise FaapError(
-                f"{name_or_path}: {given}: say which with --{other}; promenade is the embedded benchmark's."
-            )
+            raise FaapError(f"{name_or_path}: {given}: say which with --{other}; promenade is the embedded one.")
     return recipe
 
 
-def _loaded(name_or_path: str | Path, typed: Mapping[str, Any]) -> tuple[Recipe, Mapping[str, Any]]:
+def _loaded(name_or_path: str | Path, typed: Values) -> tuple[Recipe, Values]:
     """Return a recipe, and which values the file and the person give it."""
     path = find(name_or_path)
     values, run = {**read(path), **typed}, Run(path.parent)
-    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
-        _refuse_code(values, typed, path)  # a run's, which nobody wrote by hand
-    return _made(values, name_or_path, folder=path.parent, typed="terms" in typed), values
+    saved = path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics))
+    named = typed if saved else values  # what a run wrote is nobody's word
+    kind = partial(recipe_class, values.get("terms", ""), path.parent, typed="terms" in typed)
+    return _made(kind, values, name_or_path, named), values
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:
@@ -206,11 +202,10 @@ def run_recipe(run: Run, /, **typed: Any) -> Recipe:
     stored, kind = read(run.config), recipe_class(typed.get("terms", ""))
     if stored.get("terms"):
         stored = {key: value for key, value in stored.items() if key in fields_of(kind=kind)}
-    _refuse_code(stored | {"terms": ""} | typed, typed, run.config)
-    return _made(stored | typed, run.config, kind)
+    return _made(lambda: kind, stored | typed, run.config, {"terms": stored.get("terms")} | typed)
 
 
-def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: Path, /, **typed: Any) -> Recipe:
+def resumed_recipe(name_or_path: str | Path, stored: Values, place: Path, /, **typed: Any) -> Recipe:
     """Return the recipe with which a run goes on: what its checkpoint stores, but for what the person typed.
 
     Args:
@@ -229,27 +224,31 @@ def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: P
     mine = asked.to_dict()
     kept = {key: value for key, value in stored.items() if key not in (*fields_of("run"), *typed)}
     values = mine | kept | {"terms": asked.terms or stored.get("terms", "")}
-    _refuse_code(values, mine, place)
-    return _made(values, place, type(asked))
+    return _made(lambda: type(asked), values, place, mine)
 
 
-def _refuse_code(values: Mapping[str, Any], named: Mapping[str, Any], place: Path) -> None:
-    """Raise if values of a file that nobody wrote by hand name code to import or call, and the person has not."""
-    for key in ("terms", "detr_checkpoint"):
-        value = values.get(key)
-        code = value if key == "terms" else ":" in str(value) and not os.path.exists(str(value))
-        if code and value != named.get(key):
-            never = f"{key} is {shown(value)}, which is code, and what a file says is never run"
-            raise FaapError(f"{place}: {never}. If you trust it, type --{key} {shown(value)[1:-1]}.")
+def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, named: Values) -> Recipe:
+    """Return the recipe that has these values, if the person named all code among them.
 
-
-def _made(values: Mapping[str, Any], place: str | Path, kind: type[Recipe] | None = None, **found: Any) -> Recipe:
-    """Return the recipe that has these values, with the terms that they name if no class is given."""
+    Args:
+        kind: finds its class.
+        values: of its fields.
+        place: where they are from, which errors name.
+        named: what of them the person typed or wrote; other code is neither imported nor called.
+    """
     try:
-        kind = kind or recipe_class(values.get("terms", ""), **found)
-        known = fields_of(kind=kind)
+        for key, is_code in (("terms", bool), ("detr_checkpoint", _is_function)):
+            value = values.get(key)
+            if value != named.get(key) and is_code(value):
+                never = f"{key} is {shown(value)}, which is code, and what a file says is never run"
+                raise FaapError(f"{never}. If you trust it, type --{key} {shown(value)[1:-1]}.")
+        known = fields_of(kind=(found := kind()))
         if unknown := [key for key in values if key not in known]:
             raise FaapError(f"unknown field {shown(unknown[0])}.{nearest(str(unknown[0])[:80], known)}")
-        return kind(**values)
+        return found(**values)
     except FaapError as error:
         raise FaapError(f"{place}: {error}") from error
+
+
+def _is_function(detector: Any) -> bool:
+    return ":" in str(detector) and not os.path.exists(str(detector))

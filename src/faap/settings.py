@@ -6,7 +6,7 @@ import re
 import reprlib
 from dataclasses import Field, field
 from operator import ge, gt, le, lt
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from faap.errors import FaapError, nearest
 
@@ -18,7 +18,8 @@ KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "
 _TEXT = "text in valid Unicode, without control characters"
 _WORDS = {str: _TEXT, bool: "true or false", int: "a whole number", float: "a number"}
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
-_BOUNDS = {"low": (ge, "at least"), "high": (le, "at most"), "above": (gt, "above"), "below": (lt, "below")}
+BOUNDS = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+_HOLDS = {"at least": ge, "at most": le, "above": gt, "below": lt}
 # a whole number's upper bound where its field has none: more is a slip, and would be memory or time without end
 LARGEST = 1_000_000
 # of what a person reads: control characters, which move a terminal's cursor, and halves of characters
@@ -27,19 +28,20 @@ _FLAT = reprlib.Repr()
 _FLAT.maxlevel = 2
 
 
-class Allowed(TypedDict, total=False):
-    """Which values a field can have: low and high belong to them, above and below do not; choices are of texts."""
+def setting(
+    default: Any, help: str, *, section: str = "objective", choices: tuple[str, ...] = (), **bounds: float
+) -> Any:
+    """Declare a field: what it is, and which values it can have.
 
-    low: float
-    high: float
-    above: float
-    below: float
-    choices: tuple[str, ...]
-
-
-def setting(default: Any, help: str, *, section: str = "objective", **allowed: Unpack[Allowed]) -> Any:
-    """Declare a field: what it is, and the values it can have."""
-    return field(default=default, metadata={"help": help, "section": section, "choices": (), **allowed})
+    Args:
+        default: its value where nothing is said.
+        help: what it is, in a line.
+        section: one of `SECTIONS`.
+        choices: the texts that it can be; all if there are none.
+        bounds: of a number: low and high, which belong to what is allowed, above and below, which do not.
+    """
+    named = {BOUNDS[name]: bound for name, bound in bounds.items()}
+    return field(default=default, metadata={"help": help, "section": section, "choices": choices, "bounds": named})
 
 
 def kind_of(setting: "Field[Any]") -> Any:
@@ -60,17 +62,15 @@ def checked(setting: "Field[Any]", value: Any) -> Any:
 
 
 def _checked(setting: "Field[Any]", kind: type, value: Any) -> Any:
-    found, allowed = _read(kind, value), dict(setting.metadata)
+    found, choices, bounds = _read(kind, value), setting.metadata["choices"], dict(setting.metadata["bounds"])
     if found is None:
         raise _refusal(setting, value, _WORDS[kind])
-    if allowed["choices"] and found not in allowed["choices"]:
-        right = f"one of {', '.join(allowed['choices'])}"
-        raise FaapError(f"{_refusal(setting, found, right)}{nearest(found, allowed['choices'])}")
-    if kind is int and "below" not in allowed:
-        allowed.setdefault("high", LARGEST)
-    bounds = [(holds, word, allowed[name]) for name, (holds, word) in _BOUNDS.items() if name in allowed]
-    if not all(holds(found, bound) for holds, _, bound in bounds):
-        raise _refusal(setting, value, " and ".join(f"{word} {bound}" for _, word, bound in bounds))
+    if choices and found not in choices:
+        raise _refusal(setting, found, f"one of {', '.join(choices)}", nearest(found, choices))
+    if kind is int and not bounds.keys() & {"at most", "below"}:
+        bounds["at most"] = LARGEST
+    if not all(_HOLDS[word](found, bound) for word, bound in bounds.items()):
+        raise _refusal(setting, value, " and ".join(f"{word} {bound}" for word, bound in bounds.items()))
     return found
 
 
@@ -89,8 +89,8 @@ def _read(kind: type, value: Any) -> Any:
         return None
 
 
-def _refusal(setting: "Field[Any]", value: Any, right: str) -> FaapError:
-    return FaapError(f"{setting.name} is {shown(value)}; it must be {right}.")
+def _refusal(setting: "Field[Any]", value: Any, right: str, hint: str = "") -> FaapError:
+    return FaapError(f"{setting.name} is {shown(value)}; it must be {right}.{hint}")
 
 
 def shown(value: Any, most: int = 80) -> str:

@@ -82,9 +82,7 @@ class Adversary(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Load the optimizer's state; its learning rate stays the one given."""
-        [rate] = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.load_state_dict({**state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def monitored(self) -> dict[str, Tensor]:
         """Return the discriminator's cross-entropy before its last step; log 2 is what guessing costs."""

@@ -4,16 +4,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from faap.errors import FaapError
+from faap.objectives.momentum import MomentumContrast
 from faap.objectives.numerics import connected_zero, similarities
 from faap.objectives.term import Term, View
-from faap.objectives.weighting import pair_log_weights, reference_log_weights
+from faap.objectives.weighting import pair_log_weights, query_weights, reference_log_weights
 from faap.settings import setting
 
 
@@ -106,7 +107,7 @@ WEIGHTINGS = {"infonce": ("none", "sigmoid", "softmax"), "similarity": ("none",)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of every contrastive term."""
+    """Of every contrastive term, and of the memory that momentum contrast has."""
 
     contrastive: str = setting(
         "infonce", "contrastive term: in the batch, without negatives, or with a queue", choices=tuple(WEIGHTINGS)
@@ -121,6 +122,8 @@ class Settings:
         "none", "contrast's weights: from differences of scores, or reference scores", choices=WEIGHTINGS["infonce"]
     )
     score_alpha: float = setting(1.0, "strength of the sigmoid weighting", low=0)
+    queue_size: int = setting(2048, "anchor features that momentum contrast remembers", low=1)
+    centroid_momentum: float = setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
 
     def check(self) -> None:
         """Refuse a weighting that the contrastive term does not have."""
@@ -136,16 +139,15 @@ def schedules(recipe: Settings) -> Iterator[tuple[str, Callable[[int], float]]]:
 
 
 def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
-    """The terms of a recipe that look at one batch: from anchor to reference, and back."""
+    """The terms of a recipe: from anchor to reference, and back."""
     detach, on = recipe.detach_reference, recipe.lambda_contrastive > 0
+    alpha = recipe.score_alpha if recipe.score_weighting == "sigmoid" else 0.0  # with 0 nothing is weighed
 
     def contrast(view: View) -> Tensor:
         toward = partial(infonce, *view.projected, recipe.temperature, detach_reference=detach)
-        if recipe.score_weighting == "sigmoid":
-            return toward(log_weights=pair_log_weights(*view.scores, recipe.score_alpha))
         if recipe.score_weighting == "softmax":
             return toward(log_weights=reference_log_weights(view.scores[1]), weights_in="numerator")
-        return toward()
+        return toward(log_weights=pair_log_weights(*view.scores, alpha) if alpha else None)
 
     def similarity(view: View) -> Tensor:
         anchor, reference = view.projected
@@ -154,7 +156,12 @@ def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Te
     def back(view: View) -> Tensor:
         return infonce(*view.projected[::-1], recipe.temperature, detach_reference=False)
 
-    if recipe.contrastive != "momentum":
-        value = contrast if recipe.contrastive == "infonce" else similarity
-        yield Term(recipe.contrastive, on * recipe.f2m_weight, value, "contrastive_weight")
+    def momentum(view: View) -> Any:
+        return memory(*view.projected, query_weights(*view.scores, alpha))
+
+    memory: Any = None
+    if recipe.contrastive == "momentum":
+        memory = MomentumContrast(projected_dim, recipe.temperature, recipe.queue_size, recipe.centroid_momentum)
+    value = {"infonce": contrast, "similarity": similarity, "momentum": momentum}[recipe.contrastive]
+    yield Term(recipe.contrastive, on * recipe.f2m_weight, value, "contrastive_weight", memory)
     yield Term("infonce_m2f", on * recipe.m2f_weight, back, "contrastive_weight")

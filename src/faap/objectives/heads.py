@@ -10,7 +10,8 @@ from faap.errors import FaapError, nearest
 from faap.objectives.numerics import widen
 from faap.settings import setting
 
-VARIANTS = ("plain", "layernorm", "stabilized")
+# and which layers each does without
+VARIANTS = {"plain": ("norm", "dropout"), "layernorm": ("dropout",), "stabilized": ()}
 
 
 class ProjectionHead(nn.Module):
@@ -35,14 +36,10 @@ class ProjectionHead(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise FaapError(f"head is {variant!r}; it must be {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}")
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if variant != "plain":
-            layers["norm"] = nn.LayerNorm(feature_dim)
-        layers["hidden"] = nn.Linear(feature_dim, feature_dim)
-        layers["relu"] = nn.ReLU()
-        if variant == "stabilized":
-            layers["dropout"] = nn.Dropout(dropout)
-        layers["out"] = nn.Linear(feature_dim, projection_dim)
+        layers = OrderedDict[str, nn.Module](norm=nn.LayerNorm(feature_dim), hidden=nn.Linear(feature_dim, feature_dim))
+        layers.update(relu=nn.ReLU(), dropout=nn.Dropout(dropout), out=nn.Linear(feature_dim, projection_dim))
+        for lacking in VARIANTS[variant]:
+            del layers[lacking]
         self.layers = nn.Sequential(layers)
 
     def forward(self, features: Tensor) -> Tensor:
