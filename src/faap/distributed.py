@@ -1,6 +1,7 @@
 """Where to compute, and several processes that work as one, as torchrun or accelerate start them."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -52,28 +53,32 @@ def _join(device: torch.device) -> torch.device:
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise FaapError(
-                f"the {count} processes cannot meet at {where} (MASTER_ADDR, MASTER_PORT): {error}"
-            ) from None
+            where = "{MASTER_ADDR}:{MASTER_PORT} (MASTER_ADDR, MASTER_PORT)".format(**os.environ)
+            raise FaapError(f"the {count} processes cannot meet at {where}: {error}") from None
     return device
 
 
 def _launched() -> tuple[int, int]:
     """Return how many processes a launcher started, and this one's number on its host, from 0 on."""
-    asked = {name: os.environ.get(name) for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
-    asked["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
-    for name, text in asked.items():
-        if not text or (name != "MASTER_ADDR" and not text.isdecimal()) or (name == "WORLD_SIZE" and int(text) < 1):
+    wanted = {
+        "WORLD_SIZE": r"0*[1-9]\d*",
+        "RANK": r"\d+",
+        "LOCAL_RANK": r"\d+",
+        "MASTER_ADDR": ".+",
+        "MASTER_PORT": r"\d+",
+    }
+    given = {"LOCAL_RANK": "0"} | os.environ
+    for name, pattern in wanted.items():
+        if not re.fullmatch(pattern, given.get(name, "")):
+            found = repr(given[name]) if name in given else "not set"
             raise FaapError(
-                f"WORLD_SIZE is {asked['WORLD_SIZE']!r}, so several processes should have been started, but {name} is "
-                f"{'not set' if text is None else repr(text)}: start them with torchrun or accelerate launch, or unset "
-                "WORLD_SIZE for a single one."
+                f"WORLD_SIZE is {given['WORLD_SIZE']!r}, so several processes should have been started, but {name} is "
+                f"{found}: start them with torchrun or accelerate launch, or unset WORLD_SIZE for a single one."
             )
-    count, number = int(asked["WORLD_SIZE"] or 0), int(asked["RANK"] or 0)
+    count, number = int(given["WORLD_SIZE"]), int(given["RANK"])
     if number >= count:
         raise FaapError(f"RANK is {number}; of {count} processes (WORLD_SIZE) the last is {count - 1}.")
-    return count, int(asked["LOCAL_RANK"] or 0)
+    return count, int(given["LOCAL_RANK"])
 
 
 def shutdown() -> None:

@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +62,14 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
             f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}: say it with "
             "--precision (no or bf16) and leave accelerate's at no."
         )
-    with seeded(recipe.seed), _compiling(recipe):
-        return _train(recipe, console or Console())
+    try:
+        with seeded(recipe.seed):
+            return _train(recipe, console or Console())
+    except TorchDynamoException as error:
+        if not recipe.compile:
+            raise
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
 
 
 def _train(recipe: Recipe, console: Console) -> TrainResult:
@@ -113,17 +117,6 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     metrics = measure(detector, generator.to(device), dataset, run)
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
     return TrainResult(run.path, metrics, chosen)
-
-
-@contextmanager
-def _compiling(recipe: Recipe) -> Iterator[None]:
-    try:
-        yield
-    except TorchDynamoException as error:
-        if not recipe.compile:
-            raise
-        reason = " ".join(str(error).partition("\n\n")[0].split())
-        raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
 
 
 def _resume(trainer: Trainer, console: Console) -> None:

@@ -183,7 +183,7 @@ class Trainer:
             if state[key] != ours[key]:
                 raise FaapError(
                     f"{place}: trained {trained} than {here} (SHA-256 {state[key][:12]}…, here {ours[key][:12]}…). "
-                    f"Resume with --{flag} of then."
+                    f"Resume with the --{flag} of that training."
                 )
         objective = dict(state["objective"])
         check_tensors(state["generator"], ours["generator"], f"{place}: generator")
