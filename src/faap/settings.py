@@ -5,7 +5,8 @@ import os
 import re
 import reprlib
 from dataclasses import Field, field
-from typing import Any
+from operator import ge, gt, le, lt
+from typing import Any, TypedDict, Unpack
 
 from faap.errors import FaapError, nearest
 
@@ -14,6 +15,10 @@ SECTIONS = ("run", "data", "groups", "generator", "training", "schedule", "objec
 Numbers = tuple[int, ...]
 # the types that a field can have, by the names they have where annotations are text
 KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "tuple[int, ...]": Numbers}
+_TEXT = "text in valid Unicode, without control characters"
+_WORDS = {str: _TEXT, bool: "true or false", int: "a whole number", float: "a number"}
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+_BOUNDS = {"low": (ge, "at least"), "high": (le, "at most"), "above": (gt, "above"), "below": (lt, "below")}
 # a whole number's upper bound where its field has none: more is a slip, and would be memory or time without end
 LARGEST = 1_000_000
 # of what a person reads: control characters, which move a terminal's cursor, and halves of characters
@@ -22,20 +27,19 @@ _FLAT = reprlib.Repr()
 _FLAT.maxlevel = 2
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    section: str = "objective",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Declare a field: what it is, and the values it can have (low and high belong to them, above and below do not)."""
-    bounds = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "choices": choices, "section": section})
+class Allowed(TypedDict, total=False):
+    """Which values a field can have: low and high belong to them, above and below do not; choices are of texts."""
+
+    low: float
+    high: float
+    above: float
+    below: float
+    choices: tuple[str, ...]
+
+
+def setting(default: Any, help: str, *, section: str = "objective", **allowed: Unpack[Allowed]) -> Any:
+    """Declare a field: what it is, and the values it can have."""
+    return field(default=default, metadata={"help": help, "section": section, "choices": (), **allowed})
 
 
 def kind_of(setting: "Field[Any]") -> Any:
@@ -46,47 +50,43 @@ def kind_of(setting: "Field[Any]") -> Any:
 
 def checked(setting: "Field[Any]", value: Any) -> Any:
     """Return the value in the field's type, or say what is wrong with it."""
-    kind, choices = kind_of(setting), setting.metadata["choices"]
+    kind = kind_of(setting)
+    if kind != Numbers:
+        return _checked(setting, kind, value)
+    words = value.split(",") if isinstance(value, str) and value else value or ()
+    if not isinstance(words, list | tuple):
+        raise _refusal(setting, value, "whole numbers with commas between them, as in 480,640,800")
+    return tuple(_checked(setting, int, word) for word in words)
+
+
+def _checked(setting: "Field[Any]", kind: type, value: Any) -> Any:
+    found, allowed = _read(kind, value), dict(setting.metadata)
+    if found is None:
+        raise _refusal(setting, value, _WORDS[kind])
+    if allowed["choices"] and found not in allowed["choices"]:
+        right = f"one of {', '.join(allowed['choices'])}"
+        raise FaapError(f"{_refusal(setting, found, right)}{nearest(found, allowed['choices'])}")
+    if kind is int and "below" not in allowed:
+        allowed.setdefault("high", LARGEST)
+    bounds = [(holds, word, allowed[name]) for name, (holds, word) in _BOUNDS.items() if name in allowed]
+    if not all(holds(found, bound) for holds, _, bound in bounds):
+        raise _refusal(setting, value, " and ".join(f"{word} {bound}" for _, word, bound in bounds))
+    return found
+
+
+def _read(kind: type, value: Any) -> Any:
+    """Return a value, or what a text says, in a type: a number is finite; None if it does not say one."""
     if kind is str:
-        if not isinstance(value, str | os.PathLike):
-            raise _refusal(setting, value, "text")
-        text = os.fsdecode(value)
-        if _UNREADABLE.search(text):
-            raise _refusal(setting, text, "text in valid Unicode, without control characters")
-        if choices and text not in choices:
-            raise FaapError(f"{_refusal(setting, text, 'one of ' + ', '.join(choices))}{nearest(text, choices)}")
-        return text
+        text = os.fsdecode(value) if isinstance(value, str | os.PathLike) else "\0"
+        return None if _UNREADABLE.search(text) else text
     if kind is bool:
-        known = {"true": True, "yes": True, "false": False, "no": False}
-        if not isinstance(value, str | bool) or str(value).lower() not in known:
-            raise _refusal(setting, value, "true or false")
-        return known[str(value).lower()]
-    if kind == Numbers:
-        words = value.split(",") if isinstance(value, str) and value else value or ()
-        if not isinstance(words, list | tuple):
-            raise _refusal(setting, value, "whole numbers with commas between them, as in 480,640,800")
-        return tuple(_checked_number(setting, int, word) for word in words)
-    return _checked_number(setting, kind, value)
-
-
-def _checked_number(setting: "Field[Any]", kind: type[int] | type[float], value: Any) -> float:
-    number = _number(kind, value)
-    if number is None:
-        raise _refusal(setting, value, f"a {'whole ' if kind is int else ''}number")
-    bounds = setting.metadata["bounds"]
-    if kind is int and bounds["high"] is bounds["below"] is None:
-        bounds = bounds | {"high": LARGEST}
-    kept = {
-        "at least": bounds["low"] is None or number >= bounds["low"],
-        "at most": bounds["high"] is None or number <= bounds["high"],
-        "above": bounds["above"] is None or number > bounds["above"],
-        "below": bounds["below"] is None or number < bounds["below"],
-    }
-    if not all(kept.values()):
-        allowed = zip(kept, bounds.values(), strict=True)
-        words = " and ".join(f"{word} {bound}" for word, bound in allowed if bound is not None)
-        raise _refusal(setting, value, words)
-    return number
+        return _TRUTHS.get(str(value).lower()) if isinstance(value, str | bool) else None
+    try:
+        number = kind(value)
+        exact = isinstance(value, str) or number == value
+        return number if math.isfinite(number) and exact and not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _refusal(setting: "Field[Any]", value: Any, right: str) -> FaapError:
@@ -100,13 +100,3 @@ def shown(value: Any, most: int = 80) -> str:
     except ValueError:  # Python does not write out a number of thousands of digits
         words = "a number too long to be shown"
     return words if len(words) <= most else f"{words[: most - 3]}…"
-
-
-def _number(kind: type[int] | type[float], value: Any) -> float | None:
-    """Return the value, or what a text says, as a finite number of the kind; None if it is not one."""
-    try:
-        number = kind(value)
-        exact = isinstance(value, str) or number == value
-        return number if math.isfinite(number) and exact and not isinstance(value, bool) else None
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
 from faap.report import comparison_figures, comparison_table, write_comparison
-from faap.report.comparison import comparison_page
+from faap.report.page import render
 
 KEYS = ("ap_gap", "ar_gap", "anchor_ap", "reference_ap")
 NAMES = ("infonce_4th", "moco_4th", "wgan_7th")
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
 def read(data):
     """The page without its pictures, which take long to draw."""
-    return Page(comparison_page(data, {}))
+    return Page(render("comparison.html", comparison=data, drawn={}))
 
 
 def read_whole(data, tmp_path):
@@ -344,7 +344,7 @@ def test_a_dot_for_each_run_and_a_name_for_each_mean(comparison):
     assert len(points) == 1 + 15 * 3 - 1 + 15
     assert base in points
     (legend,) = axes.figure.legends
-    signs = dict(zip([text.get_text() for text in legend.get_texts()], legend.legend_handles, strict=True))
+    signs = dict(zip([text.get_text().strip() for text in legend.get_texts()], legend.legend_handles, strict=True))
     styles = {}
     for recipe in data["recipes"]:
         mean = tuple(recipe["summary"][key]["mean"] for key in ("reference_ap", "anchor_ap"))

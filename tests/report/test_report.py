@@ -307,7 +307,9 @@ def test_a_broken_result_is_one_error(tmp_path, metrics, write_run, place, value
     assert "metrics.json" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"epoch": "one"}, {"train": 3}, {"validation": {}}, {"schedule": {"beta": "x"}}])
+@pytest.mark.parametrize(
+    "change", [{"epoch": "one"}, {"train": 3}, {"validation": {}}, {"schedule": {"beta": "x"}}, {"losses": 3}]
+)
 def test_a_broken_log_or_configuration_is_one_error(tmp_path, metrics, log, write_run, change):
     rows = log(2)
     rows[1] |= change

@@ -205,7 +205,7 @@ def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make
     state = copy.deepcopy(trainer.state_dict())
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
     with pytest.raises(
-        FaapError, match=r"file: optimizer: state: 0: the weights do not fit: exp_avg .* of the wrong shape"
+        FaapError, match=r"file: optimizer: state: the weights do not fit: 0.exp_avg .* of the wrong shape"
     ):
         trainer.load_state_dict(state, "file")
     state = copy.deepcopy(trainer.state_dict())

@@ -34,9 +34,7 @@ class ProjectionHead(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
-            raise FaapError(
-                f"head is {variant!r}; it must be one of {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}"
-            )
+            raise FaapError(f"head is {variant!r}; it must be {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if variant != "plain":
             layers["norm"] = nn.LayerNorm(feature_dim)
@@ -63,8 +61,6 @@ class ProjectionHead(nn.Module):
 class Settings:
     """Of the projection head."""
 
-    head: str = setting(
-        "stabilized", "projection head; none: features are only normalised", choices=("none", *VARIANTS)
-    )
+    head: str = setting("stabilized", "projection head; none: only normalised", choices=("none", *VARIANTS))
     proj_dim: int = setting(128, "width of the projection", low=1, high=65_536)
     proj_dropout: float = setting(0.1, "dropout probability in the stabilized head", low=0, below=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +116,10 @@ def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Te
     if recipe.contrastive != "momentum":
         return
     memory = MomentumContrast(projected_dim, recipe.temperature, recipe.queue_size, recipe.centroid_momentum)
+    alpha = recipe.score_alpha if recipe.score_weighting == "sigmoid" else 0.0  # an α of 0 makes all weights 1
 
-    def value(view: View) -> Tensor:
-        weights = query_weights(*view.scores, recipe.score_alpha) if recipe.score_weighting == "sigmoid" else None
-        loss: Tensor = memory(*view.projected, weights)
-        return loss
+    def value(view: View) -> Any:
+        return memory(*view.projected, query_weights(*view.scores, alpha))
 
     weight = recipe.f2m_weight if recipe.lambda_contrastive else 0.0
     yield Term("momentum", weight, value, "contrastive_weight", memory)

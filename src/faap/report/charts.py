@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -27,23 +27,17 @@ GAP_COLOUR = "#1A1A1A"
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 QUIET = "#6B6B6B"
 _FAINT = "#ABABAB"
+GROUP_COLOURS = (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS)
+# the two colours of the groups are none of the recipes'
+RECIPE_COLOURS = (GAP_COLOUR, *OTHER_COLOURS, "#882255", "#999933", "#332288")
 _DASHES = (0, (5, 3))
 
 # of logs that do not say themselves which of their numbers are losses
 _NOT_LOSSES = {"sim_f2m", "sim_f2f", "score_gap", "delta_linf", "delta_l2", "gradient_norm", "n_f", "n_m", "queue"}
 
-_SCHEDULES = {
-    "epsilon": ("Perturbation bound", "ε (normalised units)"),
-    "beta": ("Detection weight", "β"),
-    "contrastive_weight": ("Contrastive weight", "weight"),
-    "learning_rate": ("Learning rate", "learning rate"),
-}
+_TITLES = {"epsilon": "Perturbation bound ε (normalised units)", "beta": "Detection weight β"}
 
-# slug, title, figure
-Drawn = tuple[str, str, Figure]
-# name, runs: each with its chosen epoch and curves: "epoch", and by name under "validation", "train" and "schedule"
-Recipe = Mapping[str, Any]
-
+Drawn = tuple[str, str, Figure]  # slug, title, figure
 Band = tuple["Curve", Any]  # its values, (runs, epochs), masked where there is none
 
 style = partial(matplotlib.rc_context, fname=Path(__file__).with_name("faap.mplstyle"))
@@ -70,6 +64,11 @@ class Chart(NamedTuple):
     zero: bool = False
 
 
+def colours_of(names: Iterable[str], palette: Sequence[str]) -> dict[str, str]:
+    """Give each its own colour; where there are more names than colours, these repeat."""
+    return dict(zip(names, cycle(palette), strict=False))
+
+
 def data_uri(kind: str, image: io.BytesIO) -> str:
     """Make an image part of a page."""
     return f"data:image/{kind};base64,{base64.b64encode(image.getvalue()).decode()}"
@@ -83,28 +82,20 @@ def embed(figure: Figure) -> str:
     return data_uri("svg+xml", buffer)
 
 
-def draw_training(
-    recipes: Sequence[Recipe],
-    baseline: Mapping[str, float | None],
-    anchor: str,
-    reference: str,
-    *,
-    gaps: Sequence[str] = ("ap_gap",),
-    colours: Mapping[str, str] | None = None,
-) -> dict[str, list[Drawn]]:
+def draw_training(comparison: Mapping[str, Any], gaps: Sequence[str] = ("ap_gap",)) -> dict[str, list[Drawn]]:
     """Draw what happened in one or more trainings; what none of them has is left out.
 
     Args:
-        recipes: at least one, each with its runs.
-        baseline: the numbers of `HEADLINE` on the validation split without a generator.
-        anchor: name of the anchor group.
-        reference: name of the reference group.
+        comparison: recipes, each with its name and runs, each with its chosen epoch and curves ("epoch", "losses", and
+            by name under "validation", "train" and, where it is known, "schedule"); validation_baseline, the numbers
+            of `HEADLINE` without a generator; anchor and reference, the names of the groups.
         gaps: which of `HEADLINE` to draw.
-        colours: of the recipes, by name.
 
     Returns:
         By subject: validation, representation, losses (the total and the detector's first, others by name), schedules.
     """
+    recipes, baseline = comparison["recipes"], comparison["validation_baseline"]
+    anchor, reference = comparison["anchor"], comparison["reference"]
     unit = f"{reference} − {anchor}"
     groups = (("anchor_ap", anchor, ANCHOR_COLOUR), ("reference_ap", reference, REFERENCE_COLOUR))
     changes = [
@@ -112,11 +103,10 @@ def draw_training(
         for key, group, colour in groups
         if (start := baseline[key]) is not None
     ]
-    alike = [
-        Curve("sim_f2m", f"{anchor} to {reference}", OTHER_COLOURS[0]),
-        Curve("sim_f2f", f"{anchor} to {anchor}", ANCHOR_COLOUR),
-    ]
+    across = Curve("sim_f2m", f"{anchor} to {reference}", OTHER_COLOURS[0])
+    within = Curve("sim_f2f", f"{anchor} to {anchor}", ANCHOR_COLOUR)
     curves = [run["curves"] for recipe in recipes for run in recipe["runs"]]
+    planned = dict.fromkeys(name for each in curves for name in each.get("schedule", {}))
     losses = {name for each in curves for name in each.get("losses") or each["train"].keys() - _NOT_LOSSES}
     title = "AP of both groups: change against the baseline"
     subjects = {
@@ -125,27 +115,23 @@ def draw_training(
             Chart("ap", title, "AP − baseline", "validation", changes, zero=True),
         ],
         "representation": [
-            Chart("similarity", "Similarity of the embeddings", "mean cosine", "train", alike),
+            Chart("similarity", "Similarity of the embeddings", "mean cosine", "train", [across, within]),
             Chart("score_gap", "Gap of the image scores", unit, "train", [Curve("score_gap")], zero=True),
         ],
         "losses": [
-            Chart(f"loss_{name}", _loss_title(name), "loss", "train", [Curve(name)])
+            Chart(f"loss_{name}", _title(name), "loss", "train", [Curve(name)])
             for name in sorted(losses, key=lambda name: (name != "total", name != "detection", name))
         ],
-        "schedules": [Chart(name, *said, "schedule", [Curve(name)]) for name, said in _SCHEDULES.items()],
+        "schedules": [Chart(name, _title(name), "value", "schedule", [Curve(name)]) for name in planned],
     }
     return {
-        subject: [
-            (chart.slug, chart.title, figure)
-            for chart in charts
-            if (figure := small_multiples(chart, recipes, colours or {}))
-        ]
+        subject: [(each.slug, each.title, figure) for each in charts if (figure := small_multiples(each, recipes))]
         for subject, charts in subjects.items()
     }
 
 
-def _loss_title(name: str) -> str:
-    return name.replace("_", " ").capitalize().replace("Infonce", "InfoNCE")
+def _title(name: str) -> str:
+    return _TITLES.get(name) or name.replace("_", " ").capitalize().replace("Infonce", "InfoNCE")
 
 
 def draw_log(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, reference: str) -> dict[str, list[Drawn]]:
@@ -159,16 +145,18 @@ def draw_log(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, referen
     }
     curves |= {"epoch": [row["epoch"] for row in log], "losses": log[-1].get("losses")}
     recipe = {"name": "", "runs": [{"epoch": chosen, "curves": curves}]}
-    return draw_training([recipe], before[0], anchor, reference, gaps=("ap_gap", "ar_gap"))
+    groups = {"anchor": anchor, "reference": reference}
+    return draw_training({"recipes": [recipe], "validation_baseline": before[0], **groups}, gaps=("ap_gap", "ar_gap"))
 
 
 @style()
-def small_multiples(chart: Chart, recipes: Sequence[Recipe], colours: Mapping[str, str]) -> Figure | None:
+def small_multiples(chart: Chart, recipes: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Draw a panel for each recipe that has something to show, with the same limits in all of them; None if none has.
 
     Means over the runs are lines, lowest to highest value bands, chosen epochs small marks, one above the other where
     several runs chose the same. The first panel's means stand faintly in the others.
     """
+    colours = colours_of((recipe["name"] for recipe in recipes), RECIPE_COLOURS)
     panels = [(recipe, bands) for recipe in recipes if (bands := _bands(chart, recipe["runs"]))]
     if not panels:
         return None
@@ -180,11 +168,9 @@ def small_multiples(chart: Chart, recipes: Sequence[Recipe], colours: Mapping[st
     grid = figure.subplots(rows, wide, sharex=True, sharey=True, squeeze=False)
     first, faint = panels[0]
     signs: dict[str, Artist] = {}
-    for i, axes in enumerate(grid.flat):
-        if i >= len(panels):
-            axes.remove()
-            continue
-        recipe, bands = panels[i]
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for i, (axes, (recipe, bands)) in enumerate(zip(grid.flat, panels, strict=False)):
         axes.set_title(textwrap.fill(recipe["name"], 26))
         axes.tick_params(labelbottom=i + wide >= len(panels))
         if chart.zero:
@@ -192,7 +178,7 @@ def small_multiples(chart: Chart, recipes: Sequence[Recipe], colours: Mapping[st
         for _, values in faint if i else []:
             (signs[f"{first['name']}, mean"],) = axes.plot(values.mean(axis=0), color=_FAINT, linewidth=1)
         # of what stands in several panels, the first one's colour is in the legend
-        signs = _draw_panel(axes, chart, recipe["runs"], bands, colours.get(recipe["name"], GAP_COLOUR)) | signs
+        signs = _draw_panel(axes, chart, recipe, bands, colours[recipe["name"]]) | signs
     grid[0, 0].locator_params(axis="y", nbins=5)
     grid[0, 0].locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
     figure.supxlabel("epoch")
@@ -201,19 +187,18 @@ def small_multiples(chart: Chart, recipes: Sequence[Recipe], colours: Mapping[st
     return figure
 
 
-def _draw_panel(
-    axes: Axes, chart: Chart, runs: Sequence[Mapping[str, Any]], bands: Sequence[Band], colour: str
-) -> dict[str, Artist]:
+def _draw_panel(axes: Axes, chart: Chart, recipe: Mapping[str, Any], bands: list[Band], own: str) -> dict[str, Artist]:
     """Draw what one recipe's runs did; return what the signs mean."""
     signs: dict[str, Artist] = {}
+    runs = recipe["runs"]
     axes.grid(axis="y")
     if chart.baseline is not None:
         signs["baseline"] = axes.axhline(chart.baseline, color=QUIET, linewidth=0.9, linestyle=_DASHES)
     for curve, values in bands:
-        own, low, high = curve.colour or colour, values.min(axis=0), values.max(axis=0)
-        axes.fill_between(range(len(low)), low, high, color=own, alpha=0.25, linewidth=0)
+        low, high, colour = values.min(axis=0), values.max(axis=0), curve.colour or own
+        axes.fill_between(range(len(low)), low, high, color=colour, alpha=0.25, linewidth=0)
         label = curve.label or ("mean over seeds" if len(runs) > 1 else "one seed")
-        (signs[label],) = axes.plot(values.mean(axis=0), color=own, linewidth=1.4, marker="o", markersize=1.8)
+        (signs[label],) = axes.plot(values.mean(axis=0), color=colour, linewidth=1.4, marker="o", markersize=1.8)
     if len(runs) > 1:
         signs["lowest to highest seed"] = Patch(color=QUIET, alpha=0.3, linewidth=0)
     chosen = [run["epoch"] for run in runs if run["epoch"] is not None]
@@ -238,7 +223,7 @@ def _bands(chart: Chart, runs: Sequence[Mapping[str, Any]]) -> list[Band]:
 
 
 @style()
-def draw_trade_off(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> list[Drawn]:
+def draw_trade_off(comparison: Mapping[str, Any]) -> list[Drawn]:
     """Draw AP of one group against the other's: a small mark a run, a large one the mean of a recipe, the baseline."""
     axis = ("reference_ap", "anchor_ap")
 
@@ -249,11 +234,10 @@ def draw_trade_off(comparison: Mapping[str, Any], colours: Mapping[str, str]) ->
 
     base = point(comparison["baseline"])
     recipes = {
-        recipe["name"]: [mean, *(point(run) for run in recipe["runs"])]
+        recipe["name"]: [point({key: recipe["summary"][key]["mean"] for key in axis}), *map(point, recipe["runs"])]
         for recipe in comparison["recipes"]
-        if np.isfinite(mean := point({key: recipe["summary"][key]["mean"] for key in axis})).all()
     }
-    if not recipes:
+    if not any(np.isfinite(mean).all() for mean, *_ in recipes.values()):
         return []
     every = np.vstack([base, *recipes.values()])
     centre = (np.nanmin(every, axis=0) + np.nanmax(every, axis=0)) / 2
@@ -263,17 +247,17 @@ def draw_trade_off(comparison: Mapping[str, Any], colours: Mapping[str, str]) ->
     axes = figure.add_subplot(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     axes.set(xlabel=f"{comparison['reference']} AP", ylabel=f"{comparison['anchor']} AP")
     axes.locator_params(nbins=5)
-    signs: list[tuple[str, Artist]] = []
+    line: dict[str, Any] = {"slope": 1, "color": QUIET, "linewidth": 1, "zorder": 1}
     if np.isfinite(base).all():
-        (cross,) = axes.plot(*base, "x", color=GAP_COLOUR, markersize=11, markeredgewidth=2.5, zorder=4)
-        line = axes.axline(base, slope=1, color=QUIET, linewidth=1, linestyle=_DASHES, zorder=1)
-        signs += [("baseline", cross), ("same AP gap as the baseline", line)]
+        axes.plot(*base, "x", color=GAP_COLOUR, markersize=11, markeredgewidth=2.5, zorder=4, label="baseline")
+        axes.axline(base, **line, linestyle=_DASHES, label="same AP gap as the baseline")
     if max(low) < min(high):
-        signs.append(("no AP gap", axes.axline((0, 0), slope=1, color=QUIET, linewidth=1, zorder=1)))
+        axes.axline((0, 0), **line, label="no AP gap")
+    colours = colours_of(recipes, RECIPE_COLOURS)
     for (name, (mean, *runs)), marker in zip(recipes.items(), cycle("os^Dv"), strict=False):
-        colour = colours[name]
-        axes.plot(*np.transpose(runs), marker, color=colour, markersize=4, alpha=0.6, markeredgewidth=0, zorder=2)
-        large = axes.plot(*mean, marker, color=colour, markersize=9, markeredgecolor="white", zorder=3)
-        signs += [(name, *large)]
-    figure.legend([sign for _, sign in signs], [said for said, _ in signs], loc="outside right upper")
+        look: dict[str, Any] = {"color": colours[name], "marker": marker, "linestyle": "none"}
+        axes.plot(*np.transpose(runs), **look, markersize=4, alpha=0.6, markeredgewidth=0, zorder=2)
+        # with a space, since what begins with an underscore is left out of legends
+        axes.plot(*mean, **look, markersize=9, markeredgecolor="white", zorder=3, label=f" {name}")
+    figure.legend(loc="outside right upper")
     return [("trade_off", "AP of one group against the other's", figure)]

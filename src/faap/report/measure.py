@@ -70,10 +70,9 @@ def examples_of(
         count = min(MAX_EXAMPLES // 2, len(positions))
         chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, count).astype(int)]
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
-    device = next(generator.parameters()).device
     examples = []
     for i in dict.fromkeys(chosen):
-        pixels = collate([images[i]]).pixel_values.to(device)
+        pixels = collate([images[i]]).pixel_values.to(next(generator.parameters()).device)
         with torch.no_grad():
             perturbed = quantise(generator.perturb(pixels))
         examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))

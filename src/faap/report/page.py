@@ -18,8 +18,7 @@ from faap.errors import FaapError
 from faap.evaluation import HEADLINE, METRICS, Detections, best_epoch
 from faap.evaluation.gaps import GAPS
 from faap.files import atomic_write
-from faap.report import words
-from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, data_uri, draw_log, embed
+from faap.report import charts, words
 from faap.runs import Run
 
 SCORE_THRESHOLD = 0.5
@@ -31,19 +30,16 @@ _EXACT_PIXELS = 256 * 256
 
 Pixels = npt.NDArray[np.uint8]
 
-# what the page needs of metrics.json
+# what the page needs of metrics.json, beyond what `Run` does
 _NUMBER = (float, None)
-_CHANGE = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER)
-_DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
+_CHANGE = {"relative_change": _NUMBER, "p_value": _NUMBER, "ci95": (list, None)}
+_CRITERION = {"ci95?": (list, None)}
 _METRICS = {
-    "split": str,
-    "images": {str: int},
     "categories_left_out?": {str: [str]},
-    "baseline": {str: dict},
-    "gap": dict.fromkeys(GAPS, _CHANGE | {"ci95": (list, None)}),
-    "success": {key: {"value": _NUMBER, "target": _NUMBER, "met": bool, "ci95?": (list, None)} for key in HEADLINE},
+    "gap": dict.fromkeys(GAPS, _CHANGE),
+    "success": dict.fromkeys(HEADLINE, _CRITERION),
     "warnings?": [str],
-    "perturbation": _DISTANCE,
+    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
     "provenance?": {
         "dataset": str,
         "split_sha256": str,
@@ -52,7 +48,6 @@ _METRICS = {
         "versions": {str: str},
         "date": str,
     },
-    "detector_sha256": str,
 }
 
 
@@ -98,28 +93,17 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     metrics, log = run.read_metrics(), run.read_log()
     _check_metrics(metrics, str(run.metrics))
     groups = list(metrics["baseline"])
-    both = dict.fromkeys(groups[:2], dict.fromkeys(GAPS.values(), _NUMBER))
-    row = {"losses?": [str], "validation": {"baseline": both, "perturbed": both, "gap": {"AP": _NUMBER}}}
-    conform(log, [row], str(run.log))
+    both = dict.fromkeys(groups[:2], dict)
+    conform([row["validation"] for row in log], [{"baseline": both, "perturbed": both}], f"{run.log}: validation")
     chosen = best_epoch(log, groups[1]) if log else None
+    drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
+    config = recipes.read(run.config) if run.config.exists() else {}
     shown = examples[:MAX_EXAMPLES]
-    config = recipes.read(run.config) if run.config.exists() else {"name": "Evaluation"}
-    page = render(
-        "report.html",
-        title=config["name"],
-        metrics=metrics,
-        config=config,
-        colours=dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False)),
-        names=METRICS,
-        chosen=chosen,
-        epochs=len(log),
-        drawn={} if chosen is None else draw_log(log, chosen, *groups[:2]),
-        examples=shown,
-        # the largest that keeps every perturbation between black and white
-        factor=127 // max([1, *(int(np.abs(example.change).max()) for example in shown)]),
-        threshold=SCORE_THRESHOLD,
-    )
-    return save(page, run.report)
+    # the largest that keeps every perturbation between black and white
+    factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
+    known: dict[str, Any] = {"metrics": metrics, "log": log, "chosen": chosen, "config": config, "drawn": drawn}
+    known |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
+    return save(render("report.html", **known), run.report)
 
 
 def _check_metrics(metrics: dict[str, Any], place: str) -> None:
@@ -142,7 +126,7 @@ def render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
-    environment.globals.update(words=words, embed=embed, picture=picture, found_in=_found_in)
+    environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, found_in=_found_in)
     return environment.get_template(template).render(values)
 
 
@@ -173,9 +157,7 @@ def picture(pixels: npt.NDArray[np.integer[Any]]) -> str:
     """A picture as a data URI, of values that are cut to [0, 255]."""
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     image.thumbnail((_LONGEST_EDGE, _LONGEST_EDGE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if image.width * image.height <= _EXACT_PIXELS:
-        image.save(buffer, "PNG", optimize=True)
-        return data_uri("png", buffer)
-    image.save(buffer, "JPEG", quality=92, subsampling=0)
-    return data_uri("jpeg", buffer)
+    buffer, small = io.BytesIO(), image.width * image.height <= _EXACT_PIXELS
+    kind, options = ("png", {"optimize": True}) if small else ("jpeg", {"quality": 92, "subsampling": 0})
+    image.save(buffer, kind, **options)
+    return charts.data_uri(kind, buffer)

@@ -29,8 +29,7 @@ def summary(metrics: Mapping[str, Any]) -> Group:
         Something `rich.print` shows.
     """
     anchor, reference = list(metrics["baseline"])[:2]
-    title = f"{metrics['split']} split ({words.counts(metrics['images'])} images)"
-    table = _table(title, "", "before", "after", "change", "95 % interval", "p")
+    table = _table(words.measured_on(metrics), "", "before", "after", "change", "95 % interval", "p")
     for group, before in metrics["baseline"].items():
         for name in ("AP", "AP50", "AR100"):
             moved = words.change(before[name], metrics["perturbed"][group][name])
@@ -57,10 +56,9 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
         Something `rich.print` shows.
     """
 
-    anchor, reference = comparison["anchor"], comparison["reference"]
-    gap, *names = words.columns(anchor, reference).values()
+    gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
     headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
-    table = _table(f"{comparison['split']} split ({words.counts(comparison['images'])} images)", *headings)
+    table = _table(words.measured_on(comparison), *headings)
     table.collapse_padding = True
     for column in (table.columns[1], *table.columns[3:6]):
         column.min_width = 11  # a mean with its error; what gives way is the heading
@@ -72,10 +70,9 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
         met = "-".join(number(recipe["success"][key], 0) for key in HEADLINE) + f"/{len(recipe['runs'])}"
         cells = [first, moved, *rest, met, number(recipe["seconds"]["mean"], 0)]
         table.add_row(Text(recipe["name"]), *cells[: len(headings) - 1])
-    said = [Text(sentence) for sentence in words.comparison_sentences(comparison)]
     failed = [f"{each['recipe']}, seed {each['seed']}, failed: {each['error']}" for each in comparison["failed"]]
     wrong = [Text(text, "bold red") for text in (*comparison.get("warnings", ()), *failed)]
-    return Group(table, Text(), *said, *wrong)
+    return Group(table, Text(), *map(Text, words.comparison_sentences(comparison)), *wrong)
 
 
 def _table(title: str, *headings: str) -> Table:

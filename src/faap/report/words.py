@@ -49,9 +49,9 @@ def change(before: float | None, after: float | None) -> tuple[str, str, str]:
     return number(before), number(after), number(difference(before, after), sign=True)
 
 
-def counts(images: Mapping[str, int]) -> str:
-    """How many images of which group."""
-    return ", ".join(f"{count} {group}" for group, count in images.items())
+def measured_on(result: Mapping[str, Any]) -> str:
+    """The split of an evaluation or a comparison, with how many images of which group."""
+    return f"{result['split']} split ({', '.join(f'{n} {group}' for group, n in result['images'].items())} images)"
 
 
 def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
@@ -59,11 +59,12 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
     gap = metrics["gap"]["AP"]
     before, after, relative, bounds = (gap[key] for key in ("baseline", "perturbed", "relative_change", "ci95"))
     said = f"On the {metrics['split']} split the AP gap ({reference} − {anchor})"
-    if gap["change"] is None:
+    change = difference(before, after)
+    if change is None:
         return f"{said} could not be computed."
     verb = ("decreased" if abs(after) < abs(before) else "increased") + ("" if before >= 0 else " in size")
     said += f" {_moved(before, after, verb, '' if relative is None else f', {percent(relative)}')}"
-    if before * after < 0 and abs(gap["change"]) >= _VISIBLE:
+    if before * after < 0 and abs(change) >= _VISIBLE:
         said += " and now points the other way"
     if bounds is None:
         return f"{said}; no interval was computed, so nothing can be said about noise."
@@ -76,18 +77,15 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
 
 def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
     """What happened to the AP of both groups, and which of them moved the gap."""
-    aps = {group: [metrics[which][group]["AP"] for which in ("baseline", "perturbed")] for group in (anchor, reference)}
-    lifted, raised = (difference(*pair) for pair in aps.values())
-    said = [
-        f"of {group} images {_moved(before, after, 'fell' if (difference(before, after) or 0) < 0 else 'rose')}"
-        for group, (before, after) in aps.items()
-    ]
-    text = f"The AP {said[0]}, that {said[1]}"
-    gap = metrics["gap"]["AP"]
-    if lifted is not None and raised is not None and abs(gap["change"]) >= _VISIBLE:
+    (a, a_after), (r, r_after) = (
+        [metrics[which][group]["AP"] for which in ("baseline", "perturbed")] for group in (anchor, reference)
+    )
+    text = f"The AP of {anchor} images {_moved(a, a_after)}, that of {reference} images {_moved(r, r_after)}"
+    lifted, raised = difference(a, a_after), difference(r, r_after)
+    if lifted is not None and raised is not None and abs(raised - lifted) >= _VISIBLE:
         if lifted < 0 and raised < 0:
             text += "; both groups are found less well than before"
-        elif abs(gap["perturbed"]) < abs(gap["baseline"]):
+        elif abs(r_after - a_after) < abs(r - a):
             cause = (
                 f"{anchor} images are found better" if lifted > -raised else f"{reference} images are found less well"
             )
@@ -95,12 +93,13 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
     return f"{text}."
 
 
-def _moved(before: float | None, after: float | None, verb: str, note: str = "") -> str:
+def _moved(before: float | None, after: float | None, verb: str = "", note: str = "") -> str:
     by = difference(before, after)
     if by is None:
         return "could not be computed"
     if abs(by) < _VISIBLE:
         return f"stayed at {number(before)}"
+    verb = verb or ("rose" if by > 0 else "fell")
     return f"{verb} from {number(before)} to {number(after)} ({number(by, sign=True)}{note})"
 
 
@@ -172,8 +171,8 @@ def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
         if gap["change_std"] is not None:
             low, high = t_interval(gap["change"], gap["change_std"], seeds)
             certainty = "could be" if low <= 0 <= high else "is more than"
-            bounds = f"(95 % interval of its mean {interval([low, high])})"
-            said += f". This change {certainty} the chance of the seeds {bounds}"
+            said += f". This change {certainty} the chance of the seeds"
+            said += f" (95 % interval of its mean {interval([low, high])})"
     return [f"{said}.", _criteria_sentence(comparison)]
 
 

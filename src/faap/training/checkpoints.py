@@ -42,13 +42,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FaapError(f"{path}: no such checkpoint to resume from.")
-    content, place = read_tensors(path), f"{path}: not a checkpoint of faap's training"
-    conform(content, CHECKPOINT, place)
-    epoch, epochs = content["epoch"], content["recipe"].get("epochs")
+    content = read_tensors(path)
+    check_state(content, f"{path}: not a checkpoint of faap's training")
+    return dict(content)
+
+
+def check_state(state: Any, place: str) -> None:
+    """Raise unless a trainer's state is what `CHECKPOINT` describes, of an epoch that its recipe has."""
+    conform(state, CHECKPOINT, place)
+    epoch, epochs = state["epoch"], state["recipe"].get("epochs")
     conform(epochs, int, f"{place}: recipe: epochs")
     if not 0 <= epoch < epochs:
         raise FaapError(f"{place}: epoch: is {epoch}; its recipe has the epochs 0 to {epochs - 1}.")
-    return dict(content)
 
 
 def recipe_to_resume(path: Path, name: str, typed: Mapping[str, Any]) -> Recipe:

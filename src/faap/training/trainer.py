@@ -21,7 +21,7 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, collate
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError
 from faap.perturbation import build_generator, jitter
-from faap.training.checkpoints import adam_state, check_tensors
+from faap.training.checkpoints import adam_state, check_state, check_tensors
 from faap.training.monitor import NullMonitor
 from faap.training.objective import Objective
 from faap.training.parallel import padded_alike, sum_gradients, whole_batch
@@ -168,12 +168,13 @@ class Trainer:
         """Go on where another trainer of these data and this detector was; the settings stay this trainer's own.
 
         Args:
-            state: as `state_dict` returns it and `read_checkpoint` reads it, with tensors on the CPU.
+            state: as `state_dict` returns it; tensors on the CPU.
             place: the file it was read from, for messages.
 
         Raises:
-            FaapError: if it is one of another training; then nothing has changed.
+            FaapError: if it is not such a state, or one of another training; then nothing has changed.
         """
+        check_state(state, place)
         ours = self.state_dict()
         for key, trained, here, flag in (
             ("data_sha256", "on other data", self.recipe.dataset_root, "dataset_root"),
