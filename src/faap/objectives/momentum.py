@@ -66,7 +66,7 @@ class MomentumContrast(nn.Module):
         size, first = len(self.queue), int(self.pushed)
         places = torch.arange(first, first + len(anchor), device=self.queue.device)[-size:] % size
         self.queue[places] = anchor[-size:].to(self.queue.dtype)
-        self.pushed += len(anchor)
+        self.pushed.add_(len(anchor))
         if len(reference):
             mean = reference.mean(0).to(self.centroid.dtype)
             kept = self.centroid_momentum
