@@ -147,7 +147,7 @@ def test_the_help_of_train_is_by_subject_with_choices_and_the_recipes_own_defaul
     assert "(default: medium)" in lines["--aug_strength"]
     assert "default" not in lines["--resume"]
     terms, run = shown.index(cli.TITLES["objective"]), shown.index("\nthe run:")
-    assert terms < shown.index("  --temperature") < run < shown.index("  --seed")
+    assert terms < shown.index("  --temperature") < run < shown.index("  --num_workers")
 
 
 @pytest.mark.parametrize(
