@@ -44,12 +44,11 @@ def recipes_to_compare(names: Sequence[str], *, ablate: bool = False, **override
     for name in names:
         if ablate and name not in ablations:
             raise FaapError(f"{name}: has no ablation; there is one of {', '.join(sorted(ablations))}.")
-        sources: list[str | Path] = [name, *(ablations[name] if ablate else ())]
-        if Path(name).is_dir():
-            sources = sorted(Path(name).glob("*.y*ml"))
+        sources: Sequence[str | Path] = sorted(Path(name).glob("*.y*ml")) if Path(name).is_dir() else [name]
         if not sources:
             raise FaapError(f"{name}: no recipe (*.yaml) in this folder.")
-        found += [load_recipe(source, **overrides) for source in sources]
+        variants = ablations[name] if ablate else []
+        found += [load_recipe(source, **overrides) for source in (*sources, *variants)]
     for name, count in Counter(recipe.name for recipe in found).items():
         if count > 1:
             raise FaapError(f"{count} recipes are named {name!r}; give each a name of its own.")

@@ -1,8 +1,8 @@
 """What of a run is there already, and how it goes on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from faap.compare.gather import read
 from faap.config import Recipe
@@ -11,8 +11,7 @@ from faap.runs import Run
 from faap.training.checkpoints import read_checkpoint
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """How far a run is.
 
     Attributes:
