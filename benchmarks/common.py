@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from faap.bench import Job, Size, pictures
-from faap.data import Dataset
+from faap.bench import Job, Size, pictures, training_step
+from faap.config import load_recipe
+from faap.data import Batch, Dataset
+from faap.detectors import FrozenDetector
 from faap.distributed import resolve_device
 
 
@@ -44,6 +46,13 @@ def scenes() -> Iterator[Dataset]:
     """Lend a small Promenade."""
     with tempfile.TemporaryDirectory() as folder:
         yield pictures(Path(folder))
+
+
+def one_step(detector: FrozenDetector, batch: int, scenes: Dataset) -> tuple[Job, Batch]:
+    """Return a training step of infonce_4th, and the batch of an even number of scenes that it is made with."""
+    recipe = load_recipe("infonce_4th", batch_size=batch, images_per_epoch=batch)
+    step, [images] = training_step(recipe, detector, scenes)
+    return step, images
 
 
 def peak_memory(job: Job, device: torch.device) -> float | None:

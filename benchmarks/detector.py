@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import torch
-from common import arguments, parse_size, peak_memory, scenes
+from common import arguments, one_step, parse_size, peak_memory, scenes
 
 from faap import bench
 from faap.perturbation import build_generator
@@ -21,40 +21,41 @@ def main() -> None:
     args = arguments(__doc__, size="320x416", batch=4, compile=False)
     device, size = args.device, parse_size(args.size)
     stock, prepared = bench.stock_detector(device), bench.prepared_detector(device, size)
-    result: dict[str, Any] = {"size": args.size, "batch": args.batch, "seconds": {}, "ranges": {}}
     with scenes() as data:
-        step, batch = bench.training_step(prepared, args.batch, data)
+        step, batch = one_step(prepared, args.batch, data)
     pixels, mask = batch.pixel_values, batch.pixel_mask
+    light, unet = (build_generator(arch).eval().to(device) for arch in ("light", "unet"))
 
-    floor = bench.through(stock, pixels, mask)
-    jobs = {"stock": floor, "prepared": bench.through(prepared, pixels, mask), "step": step}
+    floor = bench.through(lambda images: stock(pixel_values=images, pixel_mask=mask.long()), "pred_boxes", pixels)
+    jobs: dict[str, bench.Job] = {
+        "stock": floor,
+        "prepared": bench.through(lambda images: prepared(images, mask), "boxes", pixels),
+        "step": step,
+    }
     ratios = {"prepared_over_stock": ("prepared", "stock"), "step_over_floor": ("step", "stock")}
+    first: dict[str, float] = {}
     if args.compile:
         compiled = bench.prepared_detector(device, size)
         compiled.compile(dynamic=False)
-        jobs["compiled"] = bench.through(compiled, pixels, mask)
+        jobs["compiled"] = bench.through(lambda images: compiled(images, mask), "boxes", pixels)
         ratios["compiled_over_prepared"] = ("compiled", "prepared")
         started = time.perf_counter()
         jobs["compiled"]()
-        result["first_compiled_seconds"] = time.perf_counter() - started
-    bench.note(result, bench.take_turns(jobs, args.repeats, device), **ratios)
-
-    light, unet = (build_generator(arch).eval().to(device) for arch in ("light", "unet"))
-    forward: dict[str, bench.Job] = {
-        "stock forward": lambda: stock(pixel_values=pixels, pixel_mask=mask.long()),
-        "prepared forward": lambda: prepared(pixels, mask),
-        "light": lambda: light.perturb(pixels, mask),
-        "unet": lambda: unet.perturb(pixels, mask),
+        first["first_compiled_seconds"] = time.perf_counter() - started
+    alone = torch.no_grad()
+    jobs |= {
+        "stock forward": alone(lambda: stock(pixel_values=pixels, pixel_mask=mask.long())),
+        "prepared forward": alone(lambda: prepared(pixels, mask)),
+        "light": alone(lambda: light.perturb(pixels, mask)),
+        "unet": alone(lambda: unet.perturb(pixels, mask)),
     }
-    with torch.no_grad():
-        seconds = bench.take_turns(forward, args.repeats, device)
-    bench.note(
-        result,
-        seconds,
-        prepared_forward_over_stock=("prepared forward", "stock forward"),
-        generator_over_detector=("light", "prepared forward"),
-        unet_over_detector=("unet", "prepared forward"),
-    )
+    ratios |= {
+        "prepared_forward_over_stock": ("prepared forward", "stock forward"),
+        "generator_over_detector": ("light", "prepared forward"),
+        "unet_over_detector": ("unet", "prepared forward"),
+    }
+    result: dict[str, Any] = {"size": args.size, "batch": args.batch, **first}
+    result |= bench.ratios(bench.take_turns(jobs, args.repeats, device), ratios)
     ours, theirs = peak_memory(step, device), peak_memory(floor, device)
     result["peak_memory_over_floor"] = ours / theirs if ours and theirs else None
     print(json.dumps(result, indent=1))

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common import arguments, parse_size, peak_memory, scenes
+from common import arguments, one_step, parse_size, peak_memory, scenes
 from matplotlib.figure import Figure
 
 from faap import bench
@@ -28,7 +28,7 @@ def main() -> None:
         detector = cache(bench.prepared_detector)
 
         def step(batch: int = 2, size: bench.Size = (height, width), queries: int = 100) -> bench.Job:
-            return bench.training_step(detector(device, size, queries), batch, data)[0]
+            return one_step(detector(device, size, queries), batch, data)[0]
 
         axes = {
             "images in a batch": {n: step(batch=n) for n in (2, 4, 8)},

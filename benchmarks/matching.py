@@ -6,10 +6,9 @@ DETR-R50 with random weights, as in `faap bench`; seven people an image, as COCO
 """
 
 import json
-from typing import Any
 
 import torch
-from common import arguments, parse_size, scenes
+from common import arguments, one_step, parse_size, scenes
 
 from faap import bench
 from faap.detectors.set_loss import match_layers
@@ -21,7 +20,7 @@ def main() -> None:
     args = arguments(__doc__, repeats=100, size="320x416", batch=4)
     detector = bench.prepared_detector(args.device, parse_size(args.size))
     with scenes() as data:
-        _, batch = bench.training_step(detector, args.batch, data)
+        _, batch = one_step(detector, args.batch, data)
     with torch.no_grad():
         out = detector(batch.pixel_values, batch.pixel_mask)
     logits = torch.stack([*(each[0] for each in out.aux), out.logits])
@@ -42,9 +41,8 @@ def main() -> None:
                 match_layers(logits[here], boxes[here], targets[image : image + 1], detector.criterion)
 
     jobs = {"at once": lambda: match_layers(logits, boxes, targets, detector.criterion), "one by one": one_by_one}
-    result: dict[str, Any] = {"seconds": {}, "ranges": {}}
-    bench.note(result, bench.take_turns(jobs, args.repeats, args.device), matching=("at once", "one by one"))
-    print(json.dumps(result, indent=1))
+    seconds = bench.take_turns(jobs, args.repeats, args.device)
+    print(json.dumps(bench.ratios(seconds, {"matching": ("at once", "one by one")}), indent=1))
 
 
 if __name__ == "__main__":

@@ -6,52 +6,39 @@ On Promenade, with each recipe's own batch size, loading left out; the recipes t
 """
 
 import json
-import statistics
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 
-import torch
 from common import arguments
 
 import faap
-from faap.bench import Job, take_turns
+from faap import bench
+from faap.bench import Job, take_turns, through, training_step
 from faap.config import recipe_names
 from faap.data import Batch
-from faap.training import Trainer
+from faap.detectors import FrozenDetector
 
 
 def main() -> None:
     args = arguments(__doc__, threads=1, repeats=9, images=24)
     detector = faap.load_detector("promenade", args.device)
-    split = faap.load_dataset("promenade").split("train")
+    dataset = faap.load_dataset("promenade")
     jobs: dict[str, Job] = {}
-    floors: dict[str, str] = {}
-
-    def add(name: str) -> None:
-        recipe = faap.load_recipe(name, images_per_epoch=args.images)
-        trainer = Trainer(recipe, args.device, detector, split)
-        batches: list[Batch] = [batch.to(args.device) for batch in trainer.loader]
-        schedule = {key: values[-1] for key, values in recipe.schedules().items()}
-        trainer.generator.train()
-        trainer.objective.train()
-        floors[name] = f"detector, batches of {recipe.batch_size}"
-        jobs[name] = lambda: [trainer.step(batch, 0, schedule) for batch in batches]
-        jobs[floors[name]] = alone(batches)
-
-    def alone(batches: list[Batch]) -> Callable[[], None]:
-        def job() -> None:
-            for batch in batches:
-                pixels = batch.pixel_values.clone().requires_grad_()
-                out = detector(pixels, batch.pixel_mask)
-                torch.autograd.grad(out.logits.sum() + out.boxes.sum(), pixels)
-
-        return job
-
+    ratios: dict[str, tuple[str, str]] = {}
     for name in recipe_names():
-        add(name)
-    turns = take_turns(jobs, args.repeats, args.device)
-    seconds = {name: statistics.median(values) for name, values in turns.items()}
-    ratios = {name: round(seconds[name] / seconds[floor], 2) for name, floor in floors.items()}
-    print(json.dumps({"threads": args.threads, "step_over_detector": ratios}, indent=2))
+        recipe = faap.load_recipe(name, images_per_epoch=args.images)
+        jobs[name], batches = training_step(recipe, detector, dataset)
+        floor = f"detector, batches of {recipe.batch_size}"
+        jobs[floor] = alone(detector, batches)
+        ratios[name] = name, floor
+    turns = bench.ratios(take_turns(jobs, args.repeats, args.device), ratios)
+    rounded = {name: round(turns[name], 2) for name in ratios}
+    print(json.dumps({"threads": args.threads, "step_over_detector": rounded}, indent=2))
+
+
+def alone(detector: FrozenDetector, batches: Sequence[Batch]) -> Job:
+    jobs = [through(partial(detector, pixel_mask=batch.pixel_mask), "boxes", batch.pixel_values) for batch in batches]
+    return lambda: [job() for job in jobs]
 
 
 if __name__ == "__main__":

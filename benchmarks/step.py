@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from common import arguments, parse_size, scenes
+from common import arguments, one_step, parse_size, scenes
 from matplotlib.figure import Figure
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -24,7 +24,7 @@ def main() -> None:
     args = arguments(__doc__, size="320x416", batch=4, out="")
     on_gpu = args.device.type == "cuda"
     with scenes() as data:
-        step, _ = bench.training_step(bench.prepared_detector(args.device, parse_size(args.size)), args.batch, data)
+        step, _ = one_step(bench.prepared_detector(args.device, parse_size(args.size)), args.batch, data)
     step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as seen:

@@ -8,7 +8,7 @@ import pytest
 
 from faap.config import load_recipe
 from faap.errors import FaapError
-from faap.runs import Run
+from faap.runs import Run, differences
 from faap.training.monitor import keep_best
 
 GROUP = {"AP": 0.5, "AR100": None}
@@ -95,8 +95,10 @@ def test_what_is_trained_with_a_recipe(tmp_path: Path) -> None:
     assert run.is_trained_with(load_recipe("infonce_4th", device="cuda", num_workers=3, output_dir="elsewhere"))
     assert not run.is_trained_with(load_recipe("infonce_4th", seed=1))
     text = run.config.read_text()
-    run.config.write_text("\n".join(line for line in text.splitlines() if not line.startswith("precision")))
-    assert run.is_trained_with(recipe)  # a run from before there was the field
+    run.config.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("precision", "widths"))))
+    assert run.is_trained_with(recipe)  # a run from before there were these fields
+    assert differences({"name": "infonce_4th", "lr_g": 1.0}, recipe)[0] == "lr_g was 1.0, is 0.0001"
+    assert not any(said.startswith("widths") for said in differences({}, recipe))
     for wrong in ("", "[", "- a", "a: {b: c}", text + "unknown: 1\n", text.replace("epochs: 24", "epochs: many"), "\0"):
         run.config.write_text(wrong)
         assert not run.is_trained_with(recipe)

@@ -1,21 +1,21 @@
 """What a data set holds, and everything that is wrong with it."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import imagehash
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from faap.data import Dataset, Problem, Record, Split
-from faap.data.layouts import WHOLE, decode, file_identity
+from faap.data import Dataset, Problem, Record, Split, read_image
+from faap.data.layouts import WHOLE, clash
+from faap.data.problems import noting, place
+from faap.files import file_sha256
 
 # Perceptual hashes of 256 bits: pictures of other scenes differ in about 128, a smaller or re-encoded copy in a few.
 HASH_SIDE, NEAR = 16, 16
@@ -38,17 +38,14 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
         Ready for JSON: root, layout, notes, groups [anchor, reference], splits {name: {images, categories, left_out,
         mixed, groups {group: what there is}}}, problems [{kind, file, record, reason}] and counts {kind: number}.
     """
-    splits = {}
-    for name in dataset.splits:
-        reading = dataset.unchecked(name)
-        splits[name] = Split(name, tuple(reading.records), reading.categories, dataset.anchor, dataset.reference)
-    problems = dataset.problems()
+    splits = {name: dataset.as_split(name, dataset.unchecked(name)) for name in dataset.splits}
     # the whole of a data set that faap divides is no split beside the others
-    parts = {name: split for name, split in splits.items() if name != WHOLE}
+    parts = [name for name in splits if name != WHOLE]
+    problems = dataset.problems()
     if images:
-        problems += _decode_and_find_copies(parts, console)
+        problems += _decode_and_find_copies(dataset, parts, console)
     notes = [note for name in splits for note in (dataset.note, *dataset.unchecked(name).notes) if note]
-    for split in parts.values():
+    for split in map(splits.__getitem__, parts):
         problems += _empty(dataset, split)
         notes += _unequal(split)
     return {
@@ -73,13 +70,12 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
 
 def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
     """Say what a split has none of."""
+    at = place(dataset.root, f"split {split.name}")
     if not split.records and all(problem.record for problem in dataset.unchecked(split.name).problems):
-        yield Problem("empty_split", dataset.root, f"split {split.name}", "holds no image")
+        yield at("empty_split", "holds no image")
     for group in (split.anchor, split.reference) if split.records else ():
         if not split.objects(group):
-            yield Problem(
-                "empty_group", dataset.root, f"split {split.name}", f"has no object of group {group!r} to find"
-            )
+            yield at("empty_group", f"has no object of group {group!r} to find")
 
 
 def _unequal(split: Split) -> Iterator[str]:
@@ -106,9 +102,7 @@ def print_check(result: dict[str, Any], console: Console) -> None:
             cells = (name, group, values["images"], objects, areas, values["crowds"], sizes, shapes)
             table.add_row(*(Text(str(cell)) for cell in cells))
 
-    def say(text: str, **options: Any) -> None:
-        console.print(text, markup=False, highlight=False, **options)
-
+    say = partial(console.print, markup=False, highlight=False)
     say(f"{result['root']}: {result['layout']}")
     console.print(table)
     for note in result["notes"]:
@@ -153,55 +147,29 @@ def _range(values: list[float]) -> list[float] | None:
     return [round(float(value), 4) for value in np.percentile(values, [0, 50, 100])] if values else None
 
 
-def _decode_and_find_copies(splits: dict[str, Split], console: Console | None) -> list[Problem]:
+def _decode_and_find_copies(dataset: Dataset, splits: list[str], console: Console | None) -> list[Problem]:
     """Decode every image once; name the broken ones, and copies in other splits or other groups."""
     problems: list[Problem] = []
     exact: dict[str, tuple[str, Record]] = {}
-    hashes: dict[str, list[npt.NDArray[np.uint64]]] = {name: [] for name in splits}
-    seen: dict[str, list[Record]] = {name: [] for name in splits}
-    copies: set[frozenset[str]] = set()
-    visited: set[object] = set()
-    everything = [(name, record) for name, split in splits.items() for record in split.records]
+    seen: list[tuple[str, Record, str]] = []
+    # one file in two places is found without opening it
+    everything = [(name, record) for name in splits for record in dataset.read(name).records]
+    hashes = np.empty((len(everything), HASH_SIDE**2 // 64), np.uint64)
     for name, record in track(everything, "Looking at images", console=console, transient=True, disable=not console):
-        if (identity := file_identity(record.path)) in visited:  # one file in two places is found without opening it
-            continue
-        visited.add(identity)
-        try:
-            image = decode(record.path)
-        except Problem as problem:
-            problems.append(problem)
-            continue
-        bits = imagehash.phash(image, HASH_SIDE).hash.ravel()
-        hashes[name].append(np.packbits(bits).view(np.uint64))
-        seen[name].append(record)
-        digest = hashlib.sha256(record.path.read_bytes()).hexdigest()
-        split, first = exact.setdefault(digest, (name, record))
-        if first is record:
-            continue
-        copies.add(frozenset((str(first.path), str(record.path))))
-        kind, where = ("two_splits", f"{split} and {name}")
-        if split == name and first.groups == record.groups:
-            kind, where = "duplicate_image", f"{name} twice"
-        elif split == name:
-            kind, where = "two_groups", f"{', '.join(first.groups)} and {', '.join(record.groups)}"
-        problems.append(Problem(kind, record.path, "", f"is the same file as {first.path}: one image in {where}"))
-    for one, other in combinations(splits, 2):
-        for i, j, distance in _near(hashes[one], hashes[other]):
-            first, second = seen[one][i], seen[other][j]
-            if frozenset((str(first.path), str(second.path))) not in copies:
-                reason = f"looks like {first.path} ({distance} of 256 bits differ): one picture in {one} and {other}"
-                problems.append(Problem("near_duplicate", second.path, "", reason))
+        at = place(record.path)
+        with noting(problems):
+            bits = imagehash.phash(read_image(record.path), HASH_SIDE).hash.ravel()
+            digest = file_sha256(record.path)
+            here = hashes[len(seen)] = np.packbits(bits).view(np.uint64)
+            distances = np.bitwise_count(hashes[: len(seen)] ^ here).sum(1)
+            for i in np.flatnonzero(distances <= NEAR).tolist():
+                split, first, theirs = seen[i]
+                if name != split and theirs != digest:
+                    where = f"({distances[i]} of 256 bits differ): one picture in {split} and {name}"
+                    problems.append(at("near_duplicate", f"looks like {first.path} {where}"))
+            seen.append((name, record, digest))
+            split, first = exact.setdefault(digest, (name, record))
+            if first is not record:
+                kind, where = clash((split, first), (name, record))
+                raise at(kind, f"is the same file as {first.path}: one image in {where}")
     return problems
-
-
-def _near(
-    ones: Sequence[npt.NDArray[np.uint64]], others: Sequence[npt.NDArray[np.uint64]]
-) -> list[tuple[int, int, int]]:
-    """Return the pairs of hashes that differ in at most `NEAR` bits, with their distance."""
-    if not ones or not others:
-        return []
-    wanted, found = np.stack(others), []
-    for i, bits in enumerate(ones):
-        distances = np.bitwise_count(bits ^ wanted).sum(1)
-        found += [(i, int(j), int(distances[j])) for j in np.flatnonzero(distances <= NEAR)]
-    return found

@@ -1,46 +1,37 @@
 """The typed recipe: every setting of a training, named once, with its unit and default."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import yaml
 
 from faap.conform import conform
 from faap.errors import FaapError, nearest
 from faap.files import atomic_write
-from faap.objectives import ROOMS, adversarial, alignment, heads, momentum, transport
-from faap.objectives.own import OwnTerms, own_terms
-from faap.recipes import RECIPES, find, read, recipe_names
+from faap.objectives import ROOMS, adversarial, alignment, heads, transport
+from faap.objectives.own import OwnTerms, blaming, own_terms
+from faap.recipes import RECIPES as RECIPES
+from faap.recipes import find, read
+from faap.recipes import recipe_names as recipe_names
 from faap.runs import Run
 from faap.schedules import Settings as Schedules
 from faap.schedules import schedules
 from faap.settings import SECTIONS, checked, setting, shown
 
-__all__ = [
-    "RECIPES",
-    "Recipe",
-    "fields_of",
-    "load_recipe",
-    "recipe_class",
-    "recipe_names",
-    "resumed_recipe",
-    "run_recipe",
-]
-
+Values = Mapping[str, Any]
+EDGES = tuple(range(480, 801, 32))
 _run, _data, _groups, _generator, _training = (
     partial(setting, section=section) for section in ("run", "data", "groups", "generator", "training")
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(
-    transport.Settings, adversarial.Settings, alignment.Settings, momentum.Settings, heads.Settings, Schedules
-):
+class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads.Settings, Schedules):
     """A complete, named training configuration: the settings below, and those that the terms of the loss bring.
 
     Numbers may be given as text. The defaults are those of infonce_4th.
@@ -65,9 +56,7 @@ class Recipe(
     device: str = _run("auto", "auto, cpu, cuda or cuda:N")
     num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
 
-    dataset_root: str = _data(
-        "promenade", "the data set: a folder or file of a layout in docs/data.md, or promenade, the embedded benchmark"
-    )
+    dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")
     annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
     images_dir: str = _data("", "folder of the images in dataset_root, {split} as above; empty: found")
     group_field: str = _data("", "field or column that holds the group; empty: gender")
@@ -79,27 +68,19 @@ class Recipe(
     reference_group: str = _groups("male", "the group it is measured against")
 
     arch: str = _generator("light", "generator: light, or unet, the original", choices=("light", "unet"))
-    widths: tuple[int, ...] = _generator(
-        (), "channels of its three resolutions, as in 16,48,96; empty: the architecture's own", low=8, high=4096
-    )
+    widths: tuple[int, ...] = _generator((), "its three widths, as in 16,48,96; empty: arch's own", low=8, high=4096)
 
     seed: int = _training(0, "of weights, sample order, augmentation and dropout", low=0, below=2**63)
     batch_size: int = _training(8, "images a step, even: half of each group", low=2)
     images_per_epoch: int = _training(0, "images an epoch; 0: twice the larger group's", low=0, high=10**9)
     train_edges: tuple[int, ...] = _training(
-        (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
-        "shortest edges drawn in training, in pixels for a detector whose own is 800, scaled for others; "
-        "unused where a detector takes images as they are",
-        low=1,
-        high=10_000,
+        EDGES, "shortest edges drawn, in pixels if the detector's own is 800, else scaled", low=1, high=10_000
     )
     optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
-    aug_strength: str = _training(
-        "weak", "colour jitter of the perturbed image", choices=("none", "weak", "medium", "strong")
-    )
+    aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
@@ -108,7 +89,7 @@ class Recipe(
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
-        with self.own.blamed() if self.own else nullcontext():
+        with blaming(self.own.file) if self.own else nullcontext():
             for base in type(self).__mro__:
                 vars(base).get("check", lambda _: None)(self)
         if set(self.name) & set("/\\\n\t") or not self.name.strip(".") or len(os.fsencode(self.name)) > 200:
@@ -124,33 +105,21 @@ class Recipe(
         if self.widths and (len(self.widths) != 3 or any(width % 8 for width in self.widths)):
             raise FaapError(f"widths is {self.widths}; it must be three multiples of 8, as in 16,48,96.")
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any], place: str | Path) -> Self:
-        """Return the recipe that has these values; an error names `place`, where they are from, as well."""
-        known = [each.name for each in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise FaapError(f"{place}: unknown field {shown(key)}.{nearest(str(key)[:80], known)}")
-        with _named(place):
-            return cls(**values)
-
     def require_terms(self) -> None:
         """Raise if the recipe has terms of a user's own and does not hold them: a file's word imports nothing."""
         if self.terms and self.own is None:
-            raise FaapError(
-                f"the recipe has terms of your own, {self.terms!r}: say --terms {self.terms} to import them."
-            )
+            raise FaapError(f"the recipe has terms of your own: say --terms {self.terms} to import them.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, section by section."""
-        values = {name: getattr(self, name) for name in fields_of(*SECTIONS, kind=type(self))}
+        values = {name: getattr(self, name) for name in fields_of(kind=type(self))}
         return {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def data(self) -> dict[str, Any]:
         """Return the arguments of `faap.load_dataset`."""
-        values = {name: getattr(self, name) for name in fields_of("data") if name != "detr_checkpoint"}
-        groups = {"anchor": self.anchor_group, "reference": self.reference_group}
-        return {"root": values.pop("dataset_root"), **groups, **values}
+        theirs = {"dataset_root": "root", "anchor_group": "anchor", "reference_group": "reference"}
+        names = [name for name in fields_of("data", "groups") if name != "detr_checkpoint"]
+        return {theirs.get(name, name): getattr(self, name) for name in names}
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
@@ -163,32 +132,28 @@ class Recipe(
 
 
 def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
-    """Return the names of the fields that are about something: see `faap.settings.SECTIONS`."""
-    return tuple(each.name for section in sections for each in fields(kind) if each.metadata["section"] == section)
+    """Return the names of the fields that are about something, or all: see `faap.settings.SECTIONS`."""
+    return tuple(
+        each.name for part in sections or SECTIONS for each in fields(kind) if each.metadata["section"] == part
+    )
 
 
-def recipe_class(terms: str = "", folder: Path | None = None, *, typed: bool = True) -> type[Recipe]:
+def recipe_class(terms: Any = "", folder: Path = Path(), *, typed: bool = True) -> type[Recipe]:
     """Return the class of recipes that have the settings of a user's terms as well; arguments as of `own_terms`."""
-    return _class_with(own_terms(terms, folder, typed=typed), terms) if terms else Recipe
+    name = checked(Recipe.__dataclass_fields__["terms"], terms)
+    return _class_with(own_terms(name, folder, typed=typed), name) if name else Recipe
 
 
 @cache
 def _class_with(own: OwnTerms, name: str) -> type[Recipe]:
     settings: Any = own.module.Settings
-    ours = {each.name: each for each in fields(Recipe)}
     for each in fields(settings):
-        if hasattr(Recipe, each.name) and ours.get(each.name) is not each:
+        if hasattr(Recipe, each.name) and each not in fields(Recipe):
             raise FaapError(f"{own.file}: Settings.{each.name} is a name that every recipe has; choose another.")
-    help = ours["terms"].metadata["help"]
-    with own.blamed():
-        return make_dataclass(
-            "Recipe",
-            [("terms", str, setting(name, help))],
-            bases=(Recipe, settings),
-            namespace={"rooms": (*ROOMS, own), "own": own},
-            frozen=True,
-            kw_only=True,
-        )
+    default = [("terms", str, setting(name, Recipe.__dataclass_fields__["terms"].metadata["help"]))]
+    parts = {"rooms": (*ROOMS, own), "own": own}
+    with blaming(own.file):
+        return make_dataclass("Recipe", default, bases=(Recipe, settings), namespace=parts, frozen=True, kw_only=True)
 
 
 def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
@@ -207,26 +172,23 @@ def load_recipe(name_or_path: str | Path, /, **overrides: Any) -> Recipe:
     Raises:
         FaapError: if there is no such recipe or file, or a field is unknown or its value wrong.
     """
-    path = find(name_or_path)
-    values, run = read(path), Run(path.parent)
-    if path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics)):
-        refuse_code(values, overrides, path)  # a run's, which nobody wrote by hand
-    values |= overrides
-    terms = values.get("terms", "")
-    folder = None if path.parent == RECIPES else path.parent
-    with _named(name_or_path):
-        kind = recipe_class(
-            str(terms) if isinstance(terms, str | os.PathLike) else "", folder, typed="terms" in overrides
-        )
-    recipe = kind.of(values, name_or_path)
+    recipe, values = _loaded(name_or_path, overrides)
     for one, other in (("dataset_root", "detr_checkpoint"), ("detr_checkpoint", "dataset_root")):
         # nobody means their own data with the embedded benchmark's detector, or the reverse, without saying so
         if getattr(recipe, one) != "promenade" and other not in values:
-            raise FaapError(
-                f"{name_or_path}: {one} is {shown(getattr(recipe, one))}, and no {other} is given: say which with "
-                f"--{other}; promenade is the embedded benchmark's."
-            )
+            given = f"{one} is {shown(getattr(recipe, one))}, and no {other} is given"
+            raise FaapError(f"{name_or_path}: {given}: say which with --{other}; promenade is the embedded one.")
     return recipe
+
+
+def _loaded(name_or_path: str | Path, typed: Values) -> tuple[Recipe, Values]:
+    """Return a recipe, and which values the file and the person give it."""
+    path = find(name_or_path)
+    values, run = {**read(path), **typed}, Run(path.parent)
+    saved = path.name == run.config.name and any(each.exists() for each in (run.log, run.checkpoints, run.metrics))
+    named = typed if saved else values  # what a run wrote is nobody's word
+    kind = partial(recipe_class, values.get("terms", ""), path.parent, typed="terms" in typed)
+    return _made(kind, values, name_or_path, named), values
 
 
 def run_recipe(run: Run, /, **typed: Any) -> Recipe:
@@ -237,15 +199,13 @@ def run_recipe(run: Run, /, **typed: Any) -> Recipe:
     Raises:
         FaapError: if the file cannot be read, or names a function as its detector and no detector is typed.
     """
-    values = read(run.config)
-    kind = recipe_class(typed.get("terms", ""))
-    if values.get("terms"):
-        values = {key: value for key, value in values.items() if key in fields_of(*SECTIONS, kind=kind)}
-    refuse_code(values, {"terms": None, **typed}, run.config)
-    return kind.of(values | typed, run.config)
+    stored, kind = read(run.config), recipe_class(typed.get("terms", ""))
+    if stored.get("terms"):
+        stored = {key: value for key, value in stored.items() if key in fields_of(kind=kind)}
+    return _made(lambda: kind, stored | typed, run.config, {"terms": stored.get("terms")} | typed)
 
 
-def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: Path, /, **typed: Any) -> Recipe:
+def resumed_recipe(name_or_path: str | Path, stored: Values, place: Path, /, **typed: Any) -> Recipe:
     """Return the recipe with which a run goes on: what its checkpoint stores, but for what the person typed.
 
     Args:
@@ -258,34 +218,37 @@ def resumed_recipe(name_or_path: str | Path, stored: Mapping[str, Any], place: P
         FaapError: if the checkpoint is of another recipe, or names code that the person does not.
     """
     conform(stored, {str: (str, bool, int, float)}, f"{place}: recipe")
-    asked = load_recipe(name_or_path, **typed)
+    asked, _ = _loaded(name_or_path, typed)  # the checkpoint knows data and detector where only one is typed
     if stored.get("name") != asked.name:
         raise FaapError(f"{place}: a checkpoint of the recipe {shown(stored.get('name'))}, not of {asked.name!r}.")
-    named = {"terms": asked.terms} if asked.terms else {}
-    if asked.detr_checkpoint == stored.get("detr_checkpoint"):
-        named["detr_checkpoint"] = asked.detr_checkpoint
-    refuse_code(stored, named | typed, place)
-    kept = {key: value for key, value in stored.items() if key not in (*fields_of("run"), "terms")}
-    return type(asked).of(asked.to_dict() | kept | typed, place)
+    mine = asked.to_dict()
+    kept = {key: value for key, value in stored.items() if key not in (*fields_of("run"), *typed)}
+    values = mine | kept | {"terms": asked.terms or stored.get("terms", "")}
+    return _made(lambda: type(asked), values, place, mine)
 
 
-def refuse_code(stored: Mapping[str, Any], typed: Mapping[str, Any], place: Path) -> None:
-    """Raise if a file that nobody wrote by hand names code to import or to call, and the person has not named it."""
-    found = {"terms": stored.get("terms"), "detr_checkpoint": stored.get("detr_checkpoint")}
-    if ":" not in str(found["detr_checkpoint"]) or os.path.exists(str(found["detr_checkpoint"])):
-        del found["detr_checkpoint"]  # a folder or a file, and no function
-    for key, value in found.items():
-        if value and key not in typed:
-            raise FaapError(
-                f"{place}: {key} is {shown(value)}, which is code, and what a file says is never run. If you trust it, "
-                f"type --{key} {shown(value)[1:-1]}."
-            )
+def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, named: Values) -> Recipe:
+    """Return the recipe that has these values, if the person named all code among them.
 
-
-@contextmanager
-def _named(place: str | Path) -> Iterator[None]:
-    """Let an error say where the values are from."""
+    Args:
+        kind: finds its class.
+        values: of its fields.
+        place: where they are from, which errors name.
+        named: what of them the person typed or wrote; other code is neither imported nor called.
+    """
     try:
-        yield
+        for key, is_code in (("terms", bool), ("detr_checkpoint", _is_function)):
+            value = values.get(key)
+            if value != named.get(key) and is_code(value):
+                never = f"{key} is {shown(value)}, which is code, and what a file says is never run"
+                raise FaapError(f"{never}. If you trust it, type --{key} {shown(value)[1:-1]}.")
+        known = fields_of(kind=(found := kind()))
+        if unknown := [key for key in values if key not in known]:
+            raise FaapError(f"unknown field {shown(unknown[0])}.{nearest(str(unknown[0])[:80], known)}")
+        return found(**values)
     except FaapError as error:
         raise FaapError(f"{place}: {error}") from error
+
+
+def _is_function(detector: Any) -> bool:
+    return ":" in str(detector) and not os.path.exists(str(detector))

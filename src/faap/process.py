@@ -20,25 +20,22 @@ def outcome(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        said = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-    except FaapError as error:
-        said = str(error)
-    except RuntimeError as error:
-        if not (known := _of_the_machine(error)):
-            raise
-        said = known
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {said}", file=sys.stderr)
-    return 2
+    except (FaapError, OSError, RuntimeError) as error:
+        if (said := _said(error)) is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        return 2
 
 
-def _of_the_machine(error: RuntimeError) -> str | None:
-    """What to say of an error that is the machine's and not the program's; None for all others."""
-    if "torch" not in sys.modules:
-        return None
+def _said(error: FaapError | OSError | RuntimeError) -> str | None:
+    """What to say of an error that is the user's or the machine's; None of one that is the program's."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, FaapError | OSError):
+        return str(error)
     import torch
 
     from faap import distributed
@@ -46,6 +43,4 @@ def _of_the_machine(error: RuntimeError) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         reason = str(error).partition(". ")[0]
         return f"{reason}. Use a smaller --batch_size or smaller images, or --device cpu."
-    if distributed.is_loss_of_others(error):
-        return "another process has ended; what it printed says why."
-    return None
+    return "another process has ended; what it printed says why." if distributed.is_loss_of_others(error) else None

@@ -24,6 +24,7 @@ ROW = {
     "epoch": int,
     "images": int,
     "train": {str: _NUMBER},
+    "losses?": [str],
     "schedule": {str: float},
     "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
     "seconds": float,
@@ -85,8 +86,9 @@ class Run:
         """Whether what lies here was trained with a recipe's settings, wherever and on whatever it computed."""
         try:
             # the recipe's own class reads the file, so that nothing it names is imported
-            stored = type(recipe).of(read(self.config), self.config)
-        except FaapError:
+            values: dict[str, Any] = {**read(self.config)}
+            stored = type(recipe)(**values)
+        except (FaapError, TypeError):  # it cannot be read, or has fields that the recipe has not
             return False
         return not differences(stored.to_dict(), recipe, "run")
 

@@ -1,10 +1,11 @@
-"""What changes from epoch to epoch, as plain functions of the epoch.
+"""What changes from epoch to epoch, as plain functions of the recipe and the epoch.
 
 Epochs count from 0. Source of all: docs/recipes.md, "Schedules".
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,56 +36,46 @@ class Settings:
     epsilon_decay_epochs: int = _setting(0, "epochs from the peak to the last bound; 0: all that remain", low=0)
 
 
-def epsilon(
-    epoch: int, epochs: int, start: float, peak: float, final: float, warmup: int, hold: int, decay: int
-) -> float:
+def epsilon(recipe: Settings, epoch: int) -> float:
     """Rise linearly from start to peak over the warm-up, hold, then fall linearly to final over the decay and stay.
 
     A decay of 0 takes the epochs that remain, at the end of which final would be reached.
     """
+    start, peak, warmup = recipe.epsilon_start, recipe.epsilon_peak, recipe.epsilon_warmup_epochs
     if epoch < warmup:
         return start + (peak - start) * epoch / warmup
-    if epoch < warmup + hold:
+    held = warmup + recipe.epsilon_hold_epochs
+    if epoch < held:
         return peak
-    fallen = (epoch - warmup - hold) / (decay or epochs - warmup - hold)
-    return peak - (peak - final) * min(1.0, fallen)
+    fallen = (epoch - held) / (recipe.epsilon_decay_epochs or recipe.epochs - held)
+    return peak - (peak - recipe.epsilon_final) * min(1.0, fallen)
 
 
-def warmed_up(epoch: int, value: float, warmup: int) -> float:
-    """Rise linearly to the value over the warm-up's epochs, of which the last has it in full, and stay there."""
-    return value * min(1.0, (epoch + 1) / max(warmup, 1))
-
-
-def linear(epoch: int, epochs: int, first: float, last: float) -> float:
+def beta(recipe: Settings, epoch: int) -> float:
     """Go linearly from the value of the first epoch to that of the last; a single epoch has the first."""
-    return first + (last - first) * epoch / max(epochs - 1, 1)
+    return recipe.beta + (recipe.beta_final - recipe.beta) * epoch / max(recipe.epochs - 1, 1)
 
 
-def learning_rate(epoch: int, epochs: int, peak: float, lowest: float, warmup: int) -> float:
+def learning_rate(recipe: Settings, epoch: int) -> float:
     """Rise linearly toward the peak over the warm-up, reach it in the epoch after, then follow half a cosine down."""
+    warmup, peak, lowest = recipe.lr_warmup_epochs, recipe.lr_g, recipe.lr_min
+    if recipe.lr_schedule == "constant":
+        return peak
     if epoch < warmup:
         return peak * (epoch + 1) / (warmup + 1)
-    progress = (epoch - warmup) / (epochs - warmup)
+    progress = (epoch - warmup) / (recipe.epochs - warmup)
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def schedules(recipe: Settings, rooms: Iterable[Any]) -> dict[str, list[float]]:
     """Return a value for each epoch of every schedule: the recipe's own, and those that its terms' rooms bring."""
-    bounds = (recipe.epsilon_start, recipe.epsilon_peak, recipe.epsilon_final)
-    lengths = (recipe.epsilon_warmup_epochs, recipe.epsilon_hold_epochs, recipe.epsilon_decay_epochs)
-    cosine = (recipe.lr_g, recipe.lr_min, recipe.lr_warmup_epochs)
-
-    def rate(epoch: int) -> float:
-        return learning_rate(epoch, recipe.epochs, *cosine) if recipe.lr_schedule == "cosine" else recipe.lr_g
-
-    functions: dict[str, Callable[[int], float]] = {
-        "epsilon": lambda epoch: epsilon(epoch, recipe.epochs, *bounds, *lengths),
-        "beta": lambda epoch: linear(epoch, recipe.epochs, recipe.beta, recipe.beta_final),
-    }
-    for room in rooms:
-        for name, function in getattr(room, "schedules", lambda _: ())(recipe):
-            if name in (*functions, "learning_rate"):
-                raise FaapError(f"there are two schedules {name!r}; name the terms' own one otherwise.")
-            functions[name] = function
-    functions["learning_rate"] = rate
-    return {name: [function(epoch) for epoch in range(recipe.epochs)] for name, function in functions.items()}
+    found = [
+        ("epsilon", partial(epsilon, recipe)),
+        ("beta", partial(beta, recipe)),
+        *(pair for room in rooms for pair in getattr(room, "schedules", lambda _: ())(recipe)),
+        ("learning_rate", partial(learning_rate, recipe)),
+    ]
+    for name, count in Counter(name for name, _ in found).items():
+        if count > 1:
+            raise FaapError(f"there are two schedules {name!r}; name the terms' own one otherwise.")
+    return {name: [function(epoch) for epoch in range(recipe.epochs)] for name, function in found}

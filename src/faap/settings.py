@@ -5,6 +5,7 @@ import os
 import re
 import reprlib
 from dataclasses import Field, field
+from operator import ge, gt, le, lt
 from typing import Any
 
 from faap.errors import FaapError, nearest
@@ -14,6 +15,11 @@ SECTIONS = ("run", "data", "groups", "generator", "training", "schedule", "objec
 Numbers = tuple[int, ...]
 # the types that a field can have, by the names they have where annotations are text
 KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "tuple[int, ...]": Numbers}
+_TEXT = "text in valid Unicode, without control characters"
+_WORDS = {str: _TEXT, bool: "true or false", int: "a whole number", float: "a number"}
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+BOUNDS = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+_HOLDS = {"at least": ge, "at most": le, "above": gt, "below": lt}
 # a whole number's upper bound where its field has none: more is a slip, and would be memory or time without end
 LARGEST = 1_000_000
 # of what a person reads: control characters, which move a terminal's cursor, and halves of characters
@@ -23,19 +29,19 @@ _FLAT.maxlevel = 2
 
 
 def setting(
-    default: Any,
-    help: str,
-    *,
-    section: str = "objective",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] = (),
+    default: Any, help: str, *, section: str = "objective", choices: tuple[str, ...] = (), **bounds: float
 ) -> Any:
-    """Declare a field: what it is, and the values it can have (low and high belong to them, above and below do not)."""
-    bounds = {"low": low, "high": high, "above": above, "below": below}
-    return field(default=default, metadata={"help": help, "bounds": bounds, "choices": choices, "section": section})
+    """Declare a field: what it is, and which values it can have.
+
+    Args:
+        default: its value where nothing is said.
+        help: what it is, in a line.
+        section: one of `SECTIONS`.
+        choices: the texts that it can be; all if there are none.
+        bounds: of a number: low and high, which belong to what is allowed, above and below, which do not.
+    """
+    named = {BOUNDS[name]: bound for name, bound in bounds.items()}
+    return field(default=default, metadata={"help": help, "section": section, "choices": choices, "bounds": named})
 
 
 def kind_of(setting: "Field[Any]") -> Any:
@@ -46,51 +52,45 @@ def kind_of(setting: "Field[Any]") -> Any:
 
 def checked(setting: "Field[Any]", value: Any) -> Any:
     """Return the value in the field's type, or say what is wrong with it."""
-    kind, choices = kind_of(setting), setting.metadata["choices"]
+    kind = kind_of(setting)
+    if kind != Numbers:
+        return _checked(setting, kind, value)
+    words = value.split(",") if isinstance(value, str) and value else value or ()
+    if not isinstance(words, list | tuple):
+        raise _refusal(setting, value, "whole numbers with commas between them, as in 480,640,800")
+    return tuple(_checked(setting, int, word) for word in words)
+
+
+def _checked(setting: "Field[Any]", kind: type, value: Any) -> Any:
+    found, choices, bounds = _read(kind, value), setting.metadata["choices"], dict(setting.metadata["bounds"])
+    if found is None:
+        raise _refusal(setting, value, _WORDS[kind])
+    if choices and found not in choices:
+        raise _refusal(setting, found, f"one of {', '.join(choices)}", nearest(found, choices))
+    if kind is int and not bounds.keys() & {"at most", "below"}:
+        bounds["at most"] = LARGEST
+    if not all(_HOLDS[word](found, bound) for word, bound in bounds.items()):
+        raise _refusal(setting, value, " and ".join(f"{word} {bound}" for word, bound in bounds.items()))
+    return found
+
+
+def _read(kind: type, value: Any) -> Any:
+    """Return a value, or what a text says, in a type: a number is finite; None if it does not say one."""
     if kind is str:
-        if not isinstance(value, str | os.PathLike):
-            raise _refusal(setting, value, "text")
-        text = os.fsdecode(value)
-        if _UNREADABLE.search(text):
-            raise _refusal(setting, text, "text in valid Unicode, without control characters")
-        if choices and text not in choices:
-            raise FaapError(f"{_refusal(setting, text, 'one of ' + ', '.join(choices))}{nearest(text, choices)}")
-        return text
+        text = os.fsdecode(value) if isinstance(value, str | os.PathLike) else "\0"
+        return None if _UNREADABLE.search(text) else text
     if kind is bool:
-        known = {"true": True, "yes": True, "false": False, "no": False}
-        if not isinstance(value, str | bool) or str(value).lower() not in known:
-            raise _refusal(setting, value, "true or false")
-        return known[str(value).lower()]
-    if kind == Numbers:
-        words = value.split(",") if isinstance(value, str) and value else value or ()
-        if not isinstance(words, list | tuple):
-            raise _refusal(setting, value, "whole numbers with commas between them, as in 480,640,800")
-        return tuple(_checked_number(setting, int, word) for word in words)
-    return _checked_number(setting, kind, value)
+        return _TRUTHS.get(str(value).lower()) if isinstance(value, str | bool) else None
+    try:
+        number = kind(value)
+        exact = isinstance(value, str) or number == value
+        return number if math.isfinite(number) and exact and not isinstance(value, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
-def _checked_number(setting: "Field[Any]", kind: type[int] | type[float], value: Any) -> float:
-    number = _number(kind, value)
-    if number is None:
-        raise _refusal(setting, value, f"a {'whole ' if kind is int else ''}number")
-    bounds = setting.metadata["bounds"]
-    if kind is int and bounds["high"] is bounds["below"] is None:
-        bounds = bounds | {"high": LARGEST}
-    kept = {
-        "at least": bounds["low"] is None or number >= bounds["low"],
-        "at most": bounds["high"] is None or number <= bounds["high"],
-        "above": bounds["above"] is None or number > bounds["above"],
-        "below": bounds["below"] is None or number < bounds["below"],
-    }
-    if not all(kept.values()):
-        allowed = zip(kept, bounds.values(), strict=True)
-        words = " and ".join(f"{word} {bound}" for word, bound in allowed if bound is not None)
-        raise _refusal(setting, value, words)
-    return number
-
-
-def _refusal(setting: "Field[Any]", value: Any, right: str) -> FaapError:
-    return FaapError(f"{setting.name} is {shown(value)}; it must be {right}.")
+def _refusal(setting: "Field[Any]", value: Any, right: str, hint: str = "") -> FaapError:
+    return FaapError(f"{setting.name} is {shown(value)}; it must be {right}.{hint}")
 
 
 def shown(value: Any, most: int = 80) -> str:
@@ -100,13 +100,3 @@ def shown(value: Any, most: int = 80) -> str:
     except ValueError:  # Python does not write out a number of thousands of digits
         words = "a number too long to be shown"
     return words if len(words) <= most else f"{words[: most - 3]}…"
-
-
-def _number(kind: type[int] | type[float], value: Any) -> float | None:
-    """Return the value, or what a text says, as a finite number of the kind; None if it is not one."""
-    try:
-        number = kind(value)
-        exact = isinstance(value, str) or number == value
-        return number if math.isfinite(number) and exact and not isinstance(value, bool) else None
-    except (TypeError, ValueError, OverflowError):
-        return None

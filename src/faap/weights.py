@@ -1,5 +1,6 @@
 """Weights as they come from files: whole and finite, under the names and in the shapes that a model wants."""
 
+import hashlib
 from collections.abc import Collection, Mapping
 
 import torch
@@ -41,3 +42,12 @@ def unwrapped(weights: Mapping[str, Tensor], known: str) -> dict[str, Tensor]:
     found = [name for name in weights if name.endswith(f".{known}") and known not in weights]
     prefix = found[0].removesuffix(known) if found else ""
     return {name.removeprefix(prefix): value for name, value in weights.items()}
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash tensors, whatever file they came from: name, type, shape and bytes, to 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -145,7 +145,7 @@ def test_a_spreadsheets_table_is_read(tmp_path, sign):
 BROKEN_TABLES = {
     "of other images": (
         "id,gender\n1.0,her\n2.0,him\n",
-        "the table names none of its images, which are 1, 1.jpg, .*'1.0'",
+        r"image 1: the table says no group for it \(field 'gender', 1.jpg; its first image is '1.0'\)",
     ),
     "no key": ("picture,gender\n1,her\n", "has no column that names images: one of image_id, .*it has picture, gender"),
     "no group": ("image_id,gendr\n1,her\n", "has no column 'gender'; --group_field.*Did you mean 'gendr'"),
@@ -157,7 +157,10 @@ BROKEN_TABLES = {
     ),
     "two splits": ("id,gender,split\n1,her,val\n1,her,test\n", "line 3: image 1 is in split 'test' here and in 'val'"),
     "nobody": ("id,gender\n,her\n", "line 2: column id is empty"),
-    "missing row": ("id,gender\n1,her\n", r"image 2: the table says no group for it \(field 'gender', 2.jpg\)"),
+    "missing row": (
+        "id,gender\n1,her\n",
+        r"image 2: the table says no group for it \(field 'gender', 2.jpg; its first image is '1'\)",
+    ),
     "short row": ("id,gender\n1,her\n2\n", r"image 2: the table says no group"),
 }
 
@@ -205,7 +208,8 @@ def test_a_person_without_group_is_named_and_counts_for_nobody(tmp_path):
     data["annotations"].append({"id": 9, "image_id": 1, "category_id": 1, "bbox": [20, 5, 10, 20]})
     root = write(tmp_path, data)
     with pytest.raises(
-        FaapError, match=r"2 records.*\n.*annotation 5: has no group \(field 'gender'\).*\n.*annotation 9: has"
+        FaapError,
+        match=r"2 records.*\n.*annotation 5 of image 5: has no group \(field 'gender'\).*\n.*annotation 9 of image 1",
     ):
         opened(root).split("all")
     split = opened(root, skip_bad=True).split("all")
@@ -310,7 +314,7 @@ def test_a_category_name_used_twice_is_refused(tmp_path):
     data = with_field(content(4), "images")
     data["categories"].append({"id": 0, "name": "Person "})
     data["annotations"][0]["category_id"] = 0
-    with pytest.raises(FaapError, match=r"categories\[2\]: name 'Person ' is used by an earlier category"):
+    with pytest.raises(FaapError, match=r"category 0: name 'Person ' is used by an earlier category"):
         opened(write(tmp_path, data)).split("all")
 
 

@@ -8,7 +8,7 @@ import pytest
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, paired_bootstrap
-from faap.evaluation.matching import iou_matrix, match_image, rank
+from faap.evaluation.matching import match_image, rank
 
 
 def weighted(records, detections, categories, weights):
@@ -25,11 +25,8 @@ def test_matching_of_each_image_is_pycocotools(seed, split_of, pycocotools):
     for expected in evaluated:
         position = [r.image_id for r in split.records].index(expected["image_id"])
         truth, found = split.records[position], detections[position]
-        chosen = np.flatnonzero(found.labels == expected["category_id"])
-        chosen = chosen[np.argsort(-found.scores[chosen])]
-        mine = truth.labels == expected["category_id"]
-        iou = iou_matrix(found.boxes[chosen], truth.boxes[mine], truth.crowd[mine])
-        hits, ignored = match_image(iou, truth.crowd[mine])
+        scores, hits, ignored = match_image(truth, found, expected["category_id"])
+        np.testing.assert_array_equal(scores, expected["dtScores"])
         np.testing.assert_array_equal(ignored, expected["dtIgnore"])
         np.testing.assert_array_equal(hits, (expected["dtMatches"] > 0) & ~expected["dtIgnore"].astype(bool))
 
@@ -94,17 +91,15 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
     result = paired_bootstrap(split, before, after, samples=samples, seed=3)
-    resampling = bootstrap.Resampling(split, 3)
+    weights = bootstrap.draw(split, samples, 3)
 
     def gaps(detections, copies):
         values = brute_force(split, detections, copies)
         return values[split.reference] - values[split.anchor]
 
-    ones = np.ones(len(split.records), dtype=int)
-    old, new = gaps(before, ones), gaps(after, ones)
-    changes = np.array(
-        [gaps(after, w) - gaps(before, w) for w in (resampling.weights(b).astype(int) for b in range(samples))]
-    )
+    assert (weights[:, 0] == 1).all()
+    old, new = gaps(before, weights[:, 0]), gaps(after, weights[:, 0])
+    changes = np.array([gaps(after, copies) - gaps(before, copies) for copies in weights.T[1:]])
     for column, name in enumerate(("AP", "AR")):
         found = result[name]
         assert found["baseline"] == pytest.approx(old[column], abs=1e-9)
@@ -121,8 +116,7 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
 def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, brute_force):
     split, detections, _ = split_of(6, images=8, paired=True)
     found = gap_with_error(split, detections, samples=10, seed=1)
-    resampling = bootstrap.Resampling(split, 1)
-    drawn = [brute_force(split, detections, resampling.weights(b)) for b in range(10)]
+    drawn = [brute_force(split, detections, copies) for copies in bootstrap.draw(split, 10, 1).T[1:]]
     values = {group: [each[group] for each in drawn] for group in ("female", "male")}
     female, male = (np.array(values[group]) for group in ("female", "male"))
     for column, name in enumerate(("AP", "AR")):
@@ -140,20 +134,19 @@ def test_twins_come_and_go_together_and_group_sizes_stay(split_of):
     split, _, _ = split_of(0, images=9, paired=True)
     alone = [replace(r, pair=None, image_id=100 + i) for i, r in enumerate(split.records[:4])]
     records = replace(split, records=(*split.records, *alone))
-    resampling = bootstrap.Resampling(records, 0)
-    draws = np.array([resampling.weights(b) for b in range(50)])
+    draws = bootstrap.draw(records, 50, 0).T[1:]
     np.testing.assert_array_equal(draws[:, :9], draws[:, 9:18])
     assert (draws[:, :9].sum(axis=1) == 9).all()
     assert (draws[:, 18:].sum(axis=1) == 4).all()
     assert len({tuple(draw) for draw in draws}) == 50
-    np.testing.assert_array_equal(draws[7], bootstrap.Resampling(records, 0).weights(7))
-    assert not np.array_equal(draws[7], bootstrap.Resampling(records, 1).weights(7))
+    np.testing.assert_array_equal(draws[:8], bootstrap.draw(records, 8, 0).T[1:])
+    assert not np.array_equal(draws[7], bootstrap.draw(records, 8, 1).T[8])
     np.testing.assert_allclose(draws.mean(), 1)
 
 
 def test_unpaired_groups_are_drawn_apart(split_of):
     split, _, _ = split_of(0, images=9)
-    draws = np.array([bootstrap.Resampling(split, 0).weights(b) for b in range(20)])
+    draws = bootstrap.draw(split, 20, 0).T[1:]
     assert (draws[:, :9].sum(axis=1) == 9).all()
     assert not np.array_equal(draws[:, :9], draws[:, 9:])
 
@@ -201,7 +194,7 @@ def test_replicates_without_ground_truth_are_left_out(record):
         for side in (30, 40)
     )
     split = Split(name="test", records=tuple(records), categories={1: "person"}, anchor="female", reference="male")
-    copies = np.array([bootstrap.Resampling(split, 0).weights(b)[0] for b in range(60)])
+    copies = bootstrap.draw(split, 60, 0)[0, 1:]
     assert (copies == 0).any()
     assert (copies > 0).any()
     gap = paired_bootstrap(split, before, after, samples=60)["AP"]

@@ -33,15 +33,15 @@ def test_against_scipy_and_by_hand():
     perturbed = (original + change).clamp(0, 1)
     found = image_quality(original, perturbed)
     difference = np.round((perturbed - original).double().numpy() * 255)
-    assert found["linf"] == pytest.approx(np.abs(difference).max(), abs=1e-3)
-    assert found["psnr"] == pytest.approx(20 * np.log10(255 / np.sqrt(np.mean(difference**2))), abs=1e-3)
+    assert found["linf_pixels"] == pytest.approx(np.abs(difference).max(), abs=1e-3)
+    assert found["psnr_db"] == pytest.approx(20 * np.log10(255 / np.sqrt(np.mean(difference**2))), abs=1e-3)
     assert found["ssim"] == pytest.approx(reference_ssim(original, perturbed), abs=1e-4)
     assert found["ssim"] < 0.9999
 
 
 def test_equal_images_and_tiny_ones():
     same = image_quality(torch.full((3, 16, 16), 0.5), torch.full((3, 16, 16), 0.5))
-    assert same["linf"] == 0
-    assert same["psnr"] == math.inf
+    assert same["linf_pixels"] == 0
+    assert same["psnr_db"] == math.inf
     assert same["ssim"] == pytest.approx(1)
     assert math.isnan(image_quality(torch.zeros(3, 10, 40), torch.ones(3, 10, 40))["ssim"])

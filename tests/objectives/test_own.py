@@ -21,7 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
-from faap.report.charts import training_of
+from faap.report.charts import draw_log
 from faap.runs import Run
 from faap.training.objective import Objective
 
@@ -81,7 +81,7 @@ def test_the_page_does_what_it_says(
     assert row["schedule"]["spread_weight"] == 0.5
     assert "spread" in row["losses"]
     assert "sim_f2m" not in row["losses"]
-    drawn = training_of([row], 0, "female", "male").losses()
+    drawn = draw_log([row], 0, "female", "male")["losses"]
     assert {slug for slug, *_ in drawn} == {f"loss_{name}" for name in row["losses"]}
     terms = row["train"]
     expected = (
@@ -288,11 +288,11 @@ def test_what_is_wrong_with_a_term_is_said(tmp_path: Path) -> None:
             (term(f"'a.b', 1, {value}"), "line 9: a term's name is 'a.b'"),
             (term(f"'keys', 1, {value}"), "a term's name is 'keys'"),
             (term(f"'training', 1, {value}"), "a term's name is 'training'"),
-            (term(f"3, 1, {value}"), "a term's name is 3"),
-            (term(f"'mine', 'x', {value}"), "the weight of the term mine is 'x'"),
-            (term(f"'mine', float('nan'), {value}"), "the weight of the term mine is nan"),
+            (term(f"3, 1, {value}"), "the term 3: name: is 3; it should be text"),
+            (term(f"'mine', 'x', {value}"), "line 9: the term 'mine': weight: is 'x'; it should be a finite number"),
+            (term(f"'mine', float('nan'), {value}"), "the term 'mine': weight: is nan"),
             (term(f"'mine', 1, {value}, 'betta'"), "the schedule 'betta'"),
-            (term(f"'mine', 1, {value}, state=3"), "the state of the term mine is 3"),
+            (term(f"'mine', 1, {value}, state=3"), "the term 'mine': state: is 3; it should be null or a Module"),
             ("def terms(recipe, feature_dim, projected_dim):\n    yield 3\n", "terms yields 3"),
             ("def terms(recipe, feature_dim, projected_dim):\n    return recipe.nothing\n", "line 9: AttributeError"),
             ("def terms():\n    yield\n", "TypeError"),

@@ -75,3 +75,9 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_unknown_detector() -> None:
     with pytest.raises(FaapError, match="'biased' and 'control'"):
         detector_dir("fair")
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FaapError, match=r"file: cannot be made or written to .* set FAAP_CACHE_DIR"):
+        build_promenade(tmp_path / "file", FEW)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import faap
 from faap.evaluation import detect, detect_baseline, evaluate
-from faap.perturbation import Generator
+from faap.perturbation import build_generator
 from faap.report import measure
 from faap.report.measure import examples_of
 from faap.runs import Run
@@ -25,7 +25,7 @@ def detector(tiny_detector, tmp_path, monkeypatch):
 @pytest.fixture
 def generator():
     torch.manual_seed(0)
-    return Generator(epsilon=0.1).eval()
+    return build_generator("light", epsilon=0.1).eval()
 
 
 @pytest.fixture(scope="module")

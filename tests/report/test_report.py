@@ -226,15 +226,15 @@ def test_more_than_two_groups(tmp_path, metrics, write_run):
     assert page.words.count("before after change") == 4  # the gaps' header and one for each group
 
 
-def test_a_run_without_metrics_is_refused(tmp_path, metrics, write_run):
+def test_a_run_without_metrics_is_refused(tmp_path, metrics, log, write_run):
     with pytest.raises(FaapError, match=r"metrics\.json does not exist"):
         write_report(tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(FaapError, match=r"metrics\.json: not JSON"):
         write_report(tmp_path)
     write_run(tmp_path, metrics())
-    (tmp_path / "train_log.jsonl").write_text(json.dumps({"epoch": 0}) + '\n{"epo')
-    with pytest.raises(FaapError, match=r"train_log\.jsonl: not JSON"):
+    (tmp_path / "train_log.jsonl").write_text(json.dumps(log(1)[0]) + '\n{"epo')
+    with pytest.raises(FaapError, match=r"train_log\.jsonl, line 2: not JSON"):
         write_report(tmp_path)
 
 
@@ -307,7 +307,9 @@ def test_a_broken_result_is_one_error(tmp_path, metrics, write_run, place, value
     assert "metrics.json" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [{"epoch": "one"}, {"train": 3}, {"validation": {}}, {"schedule": {"beta": "x"}}])
+@pytest.mark.parametrize(
+    "change", [{"epoch": "one"}, {"train": 3}, {"validation": {}}, {"schedule": {"beta": "x"}}, {"losses": 3}]
+)
 def test_a_broken_log_or_configuration_is_one_error(tmp_path, metrics, log, write_run, change):
     rows = log(2)
     rows[1] |= change

@@ -3,5 +3,6 @@
 import sys
 
 from faap.compare.local import child
+from faap.process import outcome
 
-sys.exit(child())
+sys.exit(outcome(child))

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from faap.compare.gather import gather, outcome
+from faap.compare.gather import gather, outcome, title
 from faap.compare.local import LocalRunner, Runner
-from faap.compare.standing import Standing, standing
+from faap.compare.standing import standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
@@ -39,17 +39,14 @@ def recipes_to_compare(names: Sequence[str], *, ablate: bool = False, **override
     Raises:
         FaapError: if a recipe cannot be loaded, a folder is empty, a recipe has no ablation, or two share a name.
     """
+    ablations = {folder.name: sorted(folder.glob("*.yaml")) for folder in (RECIPES / "ablations").iterdir()}
     found: list[Recipe] = []
     for name in names:
-        sources: list[str | Path] = [name]
+        if ablate and name not in ablations:
+            raise FaapError(f"{name}: has no ablation; there is one of {', '.join(sorted(ablations))}.")
+        sources: list[str | Path] = [name, *(ablations[name] if ablate else ())]
         if Path(name).is_dir():
             sources = sorted(Path(name).glob("*.y*ml"))
-        if ablate:
-            variants = sorted((RECIPES / "ablations" / name).glob("*.yaml"))
-            if not variants:
-                known = sorted(folder.name for folder in (RECIPES / "ablations").iterdir())
-                raise FaapError(f"{name}: has no ablation; there is one of {', '.join(known)}.")
-            sources += variants
         if not sources:
             raise FaapError(f"{name}: no recipe (*.yaml) in this folder.")
         found += [load_recipe(source, **overrides) for source in sources]
@@ -101,17 +98,17 @@ def compare(
     except OSError as error:
         raise FaapError(f"{root}: cannot be written to ({error}). Choose another --output_dir.") from None
     say = partial(console.print, markup=False, highlight=False)
-    waiting = [each for each in map(standing, runs) if not each.finished]
-    for each in waiting:
+    states = [standing(run) for run in runs]
+    for each in states:
         if each.note:
-            say(f"{_title(each.recipe)}: {each.note}", style="yellow")
-    at_once = jobs or runner.jobs
-    limit = f", {at_once} at a time" if at_once else ""
-    done = len(runs) - len(waiting)
-    say(f"{len(runs)} runs in {root}: {done} finished before, {len(waiting)} to go{limit}; logs in {root / 'logs'}")
+            say(f"{title(each.recipe)}: {each.note}", style="yellow")
+    waiting = [each.recipe for each in states if not each.finished]
+    at_once = jobs or runner.jobs or max(1, len(waiting))
+    done = f"{len(runs) - len(waiting)} finished before, {len(waiting)} to go, {at_once} at a time"
+    say(f"{len(runs)} runs in {root}: {done}; logs in {root / 'logs'}")
     threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
-    with runner.open([each.recipe for each in waiting], console) if waiting else nullcontext():
-        failed = _make(waiting, runner, root / "logs", at_once or max(1, len(waiting)), threads, say)
+    with runner.open(waiting, console) if waiting else nullcontext():
+        failed = _make(waiting, runner, root / "logs", at_once, threads, say)
     comparison = gather(runs, failed)
     with atomic_write(root / "compare.json") as temporary:
         temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
@@ -138,31 +135,23 @@ def _refuse(runs: Sequence[Recipe]) -> None:
 
 
 def _make(
-    waiting: Sequence[Standing], runner: Runner, logs: Path, jobs: int, threads: int, say: Callable[..., None]
-) -> Mapping[str, str]:
+    runs: Sequence[Recipe], runner: Runner, logs: Path, at_once: int, threads: int, say: Callable[..., None]
+) -> dict[str, str]:
     """Make runs, some at a time; return what went wrong, by their folders."""
     failed: dict[str, str] = {}
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        runs = [each.recipe for each in waiting]
-        made = [pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads) for run in runs]
-        futures = dict(zip(made, runs, strict=True))
-        for done in as_completed(futures):
-            run = futures[done]
-            try:
-                done.result()
-                say(f"{_title(run)}: {outcome(run)}")
-            except Exception as error:
-                failed[run.output_dir] = str(error).strip() or type(error).__name__
-                say(f"{_title(run)}: failed: {failed[run.output_dir]}", style="bold red")
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
-        runner.end()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            made = {pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads): run for run in runs}
+            for done in as_completed(made):
+                run = made[done]
+                try:
+                    done.result()
+                    say(f"{title(run)}: {outcome(run)}")
+                except Exception as error:
+                    failed[run.output_dir] = str(error).strip() or type(error).__name__
+                    say(f"{title(run)}: failed: {failed[run.output_dir]}", style="bold red")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # or the next run would start where one is ended
+            runner.end()
+            raise
     return failed
-
-
-def _title(run: Recipe) -> str:
-    return f"{run.name}, seed {run.seed}"

@@ -1,16 +1,18 @@
 """What runs left, read as one comparison."""
 
-import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
-from faap.evaluation.gaps import HEADLINE, headline
+from faap.evaluation.gaps import GAPS, HEADLINE, headline
 from faap.report.words import difference, number
 from faap.runs import Run
 
@@ -25,13 +27,13 @@ BLIND = "The detector finds nobody to speak of: right checkpoint? right class na
 # in which recipes differ without differing in what they train
 _OWN = {*fields_of("run"), "seed"}
 
-# what a comparison says of a run beyond what every run has
-_METRICS = {
-    "gap": {"AP": {"ci95": (list, None)}},
-    "success": {key: {"met": bool} for key in HEADLINE},
-    "warnings?": [str],
-    "provenance?": {"split_sha256?": str},
-}
+
+class Result(NamedTuple):
+    """What a finished run left."""
+
+    run: Recipe
+    metrics: dict[str, Any]
+    log: list[dict[str, Any]]
 
 
 def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
@@ -51,55 +53,41 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
         FaapError: if what a run left cannot be read, or two runs have different baselines, so that nothing can be
             compared.
     """
-    found = [read(run) for run in runs if run.output_dir not in failed]
+    lost = [run for run in runs if run.output_dir in failed]
+    found = [read(run) for run in runs if run not in lost]
     by_name: dict[str, list[Result]] = {}
     for each in found:
         _refuse_other_measurement(each, found[0])
         by_name.setdefault(each.run.name, []).append(each)
-    first = found[0] if found else None
-    groups = _groups(runs[0])
-    settings = {name: results[0].run.to_dict() for name, results in by_name.items()}
-    reference = settings[first.run.name] if first else {}
-    baseline = headline(first.metrics["baseline"], *groups) if first else dict.fromkeys(HEADLINE)
-    validation = headline(first.log[0]["validation"]["baseline"], *groups) if first else dict.fromkeys(HEADLINE)
+    anchor, reference = groups = _groups(runs[0])
+    nobody = {"baseline": dict.fromkeys(groups, dict.fromkeys(GAPS.values()))}
+    nothing = Result(runs[0], {"images": {}, "detector_sha256": None, **nobody}, [{"validation": nobody}])
+    _, metrics, log = found[0] if found else nothing
+    baseline = headline(metrics["baseline"], *groups)
+    settings = {name: _settings(results[0].run) for name, results in by_name.items()}
+    first: dict[str, Any] = next(iter(settings.values()), {})
     return {
         "split": "test",
-        "anchor": groups[0],
-        "reference": groups[1],
-        "images": first.metrics["images"] if first else {},
+        "anchor": anchor,
+        "reference": reference,
+        "images": metrics["images"],
         "rule": RULE,
-        "detector_sha256": first.metrics["detector_sha256"] if first else None,
+        "detector_sha256": metrics["detector_sha256"],
         "baseline": baseline,
-        "validation_baseline": validation,
-        "shared": {
-            key: value
-            for key, value in reference.items()
-            if key not in _OWN and all(each.get(key) == value for each in settings.values())
-        },
+        "validation_baseline": headline(log[0]["validation"]["baseline"], *groups),
+        "shared": {k: v for k, v in first.items() if all(each.get(k) == v for each in settings.values())},
         "recipes": [
             {
                 "name": name,
-                **{key: settings[name][key] for key in ("description", "epochs", "batch_size")},
-                "differs": {k: v for k, v in settings[name].items() if k not in _OWN and v != reference.get(k)},
-                **_recipe_row([_run_row(each) for each in results], baseline),
+                **{key: getattr(results[0].run, key) for key in ("description", "epochs", "batch_size")},
+                "differs": {k: v for k, v in settings[name].items() if v != first.get(k)},
+                **_recipe_row([*map(_run_row, results)], baseline),
             }
             for name, results in by_name.items()
         ],
         "warnings": _warnings(found),
-        "failed": [
-            {"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]}
-            for run in runs
-            if run.output_dir in failed
-        ],
+        "failed": [{"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]} for run in lost],
     }
-
-
-class Result(NamedTuple):
-    """What a finished run left."""
-
-    run: Recipe
-    metrics: dict[str, Any]
-    log: list[dict[str, Any]]
 
 
 def read(run: Recipe) -> Result:
@@ -110,17 +98,20 @@ def read(run: Recipe) -> Result:
     """
     folder = Run(run.output_dir)
     metrics, log = folder.read_metrics(), folder.read_log()
-    groups = {group: {"AP": (float, None), "AR100": (float, None)} for group in _groups(run)}
+    groups = dict.fromkeys(_groups(run), dict.fromkeys(GAPS.values(), (float, None)))
     both = {"baseline": groups, "perturbed": groups}
-    conform(metrics, _METRICS | both, str(folder.metrics))
-    conform([row["validation"] for row in log], [both], str(folder.log))
+    more = {"gap": {"AP": {"ci95": (list, None)}}, "success": {key: {"met": bool} for key in HEADLINE}}
+    said = {"warnings?": [str], "provenance?": {"split_sha256?": str}}
+    conform(metrics, both | more | said, str(folder.metrics))
+    conform(log, [{"validation": both, "losses?": [str]}], str(folder.log))
     if not log:
         raise FaapError(f"{folder.log}: holds no epoch.")
     return Result(run, metrics, log)
 
 
-def _groups(run: Recipe) -> tuple[str, str]:
-    return run.anchor_group, run.reference_group
+def title(run: Recipe) -> str:
+    """Name a run."""
+    return f"{run.name}, seed {run.seed}"
 
 
 def outcome(run: Recipe) -> str:
@@ -130,15 +121,22 @@ def outcome(run: Recipe) -> str:
     return f"AP gap {number(gap['baseline'])} → {number(gap['perturbed'])}, {seconds:.0f} s"
 
 
+def _settings(run: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in run.to_dict().items() if key not in _OWN}
+
+
+def _groups(run: Recipe) -> tuple[str, str]:
+    return run.anchor_group, run.reference_group
+
+
 def _refuse_other_measurement(one: Result, other: Result) -> None:
     """Raise unless two runs were measured with the same detector on the same images."""
-    splits = {each.metrics.get("provenance", {}).get("split_sha256") for each in (one, other)} - {None}
-    same = len(splits) < 2 and all(one.metrics[key] == other.metrics[key] for key in ("images", "detector_sha256"))
-    before, after = one.metrics["baseline"], other.metrics["baseline"]
-    values = [
-        (before[group][key] or 0, after[group][key] or 0) for group in _groups(one.run) for key in ("AP", "AR100")
-    ]
-    if not same or any(abs(mine - theirs) > ROUNDING for mine, theirs in values):
+    mine, theirs = one.metrics, other.metrics
+    splits = {each.get("provenance", {}).get("split_sha256") for each in (mine, theirs)} - {None}
+    same = len(splits) < 2 and all(mine[key] == theirs[key] for key in ("images", "detector_sha256"))
+    keys = [(group, key) for group in _groups(one.run) for key in GAPS.values()]
+    before, after = ([each["baseline"][group][key] or 0 for group, key in keys] for each in (mine, theirs))
+    if not same or not np.allclose(before, after, rtol=0, atol=ROUNDING):
         raise FaapError(
             f"{one.run.output_dir} and {other.run.output_dir} were measured on other data or another detector: nothing "
             "can be compared. Use another --output_dir."
@@ -151,27 +149,23 @@ def _is_blind(result: Result) -> bool:
     return any(all(is_dead(metrics[group]) for group in _groups(result.run)) for metrics in (before, after))
 
 
-def _verdicts(result: Result) -> dict[str, str]:
-    """Return of each criterion whether it is met."""
-    said = {key: verdict_of(result.metrics["success"][key]) for key in HEADLINE}
-    return {key: UNKNOWN if verdict == MET and _is_blind(result) else verdict for key, verdict in said.items()}
-
-
 def _warnings(found: Sequence[Result]) -> list[str]:
     """Return what the measurements warn of, once each, with the runs it is about unless it is about all."""
     about: dict[str, list[str]] = {}
     for each in found:
         for text in each.metrics.get("warnings", [BLIND] * _is_blind(each)):
-            about.setdefault(text, []).append(f"{each.run.name}, seed {each.run.seed}")
+            about.setdefault(text, []).append(title(each.run))
     return [text if len(names) == len(found) else f"{'; '.join(names)}: {text}" for text, names in about.items()]
 
 
 def _run_row(result: Result) -> dict[str, Any]:
     """One run's row of the comparison."""
     run, metrics, log = result
-    groups = _groups(run)
+    groups, gap = _groups(run), metrics["gap"]["AP"]
+    verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
+    if _is_blind(result):
+        verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
     validation = [headline(row["validation"]["perturbed"], *groups) for row in log]
-    gap, verdicts = metrics["gap"]["AP"], _verdicts(result)
     return {
         "seed": run.seed,
         "run_dir": run.output_dir,
@@ -186,29 +180,28 @@ def _run_row(result: Result) -> dict[str, Any]:
         "curves": {
             "epoch": [row["epoch"] for row in log],
             "losses": log[-1].get("losses"),
-            "validation": {key: [_rounded(values[key]) for values in validation] for key in HEADLINE},
-            "train": {name: [_rounded(row["train"].get(name)) for row in log] for name in log[0]["train"]},
+            "validation": _curves(HEADLINE, validation),
+            "train": _curves(log[0]["train"], [row["train"] for row in log]),
         },
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def _curves(names: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Six digits of each number in each row; None where it is not known."""
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {name: [None if v is None else float(f"{v:.6g}") for v in column] for name, column in columns.items()}
 
 
 def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]) -> dict[str, Any]:
     """What the runs of one recipe have in common; a run makes each image go through the detector once and back."""
-    summary = {key: _spread([run[key] for run in runs]) for key in HEADLINE}
-    verdicts = {
-        key: dict.fromkeys((MET, NOT_MET, UNKNOWN), 0) | Counter(run["verdicts"][key] for run in runs)
-        for key in HEADLINE
-    }
-    return {
+    summary, verdicts = {}, {}
+    for key in HEADLINE:
+        spread = _spread([run[key] for run in runs])
         # the baseline is one number, so that a change varies as what it changes
-        "summary": {
-            key: spread | {"change": difference(baseline[key], spread["mean"]), "change_std": spread["std"]}
-            for key, spread in summary.items()
-        },
+        summary[key] = spread | {"change": difference(baseline[key], spread["mean"]), "change_std": spread["std"]}
+        verdicts[key] = dict.fromkeys((MET, NOT_MET, UNKNOWN), 0) | Counter(run["verdicts"][key] for run in runs)
+    return {
+        "summary": summary,
         "success": {key: counts[MET] for key, counts in verdicts.items()},
         "verdicts": verdicts,
         "seconds": _spread([run["seconds"] for run in runs]),
@@ -220,7 +213,4 @@ def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and sample standard deviation of what is known."""
     known = [value for value in values if value is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "std": statistics.stdev(known) if len(known) > 1 else None,
-    }
+    return {"mean": fmean(known) if known else None, "std": stdev(known) if len(known) > 1 else None}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ from rich.console import Console
 
 from faap.config import Recipe, recipe_class
 from faap.errors import FaapError
-from faap.process import outcome
 from faap.training import train
 
 
@@ -32,7 +30,7 @@ class Runner(ABC):
     jobs: ClassVar[int | None] = 1
 
     def __init__(self) -> None:
-        self._stops: set[Callable[[], object]] = set()  # what ends the runs under way
+        self._stops: list[Callable[[], object]] = []  # end the runs under way, and do nothing to one that has ended
         self._ended = False
 
     def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:
@@ -52,21 +50,16 @@ class Runner(ABC):
             FaapError: if the run fails.
         """
 
-    @contextmanager
-    def _until(self, stop: Callable[[], object]) -> Iterator[None]:
-        """Wait in the block for a run that `stop` ends; `end` calls it, or has been called and it is now."""
-        self._stops.add(stop)
-        try:
-            if self._ended:
-                stop()
-            yield
-        finally:
-            self._stops.discard(stop)
-
     def end(self) -> None:
         """End the runs under way, and those that begin from now on."""
         self._ended = True
         for stop in tuple(self._stops):
+            stop()
+
+    def _let_end(self, stop: Callable[[], object]) -> None:
+        """Take how a run that has begun is ended; if the others have been, this one is now."""
+        self._stops.append(stop)
+        if self._ended:
             stop()
 
 
@@ -79,7 +72,7 @@ class LocalRunner(Runner):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
-        self._busy: Counter[int] = Counter()  # runs on each GPU
+        self._lent: list[int] = []  # a GPU's number for each run on it
 
     def train(self, recipe: Recipe, log: Path, threads: int) -> None:
         """Make one run; the error of one that fails is the last line that it printed."""
@@ -88,16 +81,15 @@ class LocalRunner(Runner):
         environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}
         with self._gpu(recipe) as gpu, log.open("ab") as out:
             before = out.tell()
-            process = subprocess.Popen(
+            # its input stays open: the end of it tells the process that nobody waits for it any more
+            with subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=out, stderr=out, bufsize=0, env=environment | gpu
-            )
-            assert process.stdin is not None
-            with self._until(process.terminate):
+            ) as process:
+                self._let_end(process.terminate)
+                assert process.stdin is not None
                 with suppress(BrokenPipeError):  # it has ended already, and its log says why
                     process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
-                # left open: its end tells the process that nobody waits for it any more
                 status = process.wait()
-                process.stdin.close()
         if status:
             printed = log.read_bytes()[before:].decode(errors="replace")
             lines = [line for line in printed.splitlines() if line.strip()]
@@ -114,13 +106,12 @@ class LocalRunner(Runner):
             return
         names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         with self._lock:
-            number = min(range(count), key=lambda each: self._busy[each])
-            self._busy[number] += 1
+            number = min(range(count), key=self._lent.count)
+            self._lent.append(number)
         try:
             yield {"CUDA_VISIBLE_DEVICES": names[number] if len(names) >= count else str(number)}
         finally:
-            with self._lock:
-                self._busy[number] -= 1
+            self._lent.remove(number)
 
 
 def sent(recipe: Recipe) -> dict[str, Any]:
@@ -133,16 +124,13 @@ def rebuilt(message: Mapping[str, Any]) -> Recipe:
     return recipe_class(message["terms"])(**message["fields"])
 
 
-def child() -> int:
+def child() -> None:
     """Train the recipe that the first line of standard input holds; give up when standard input ends."""
-    line = sys.stdin.readline()
+    recipe = rebuilt(json.loads(sys.stdin.readline()))
 
     def watch() -> None:
         sys.stdin.read()
         os._exit(1)
 
-    def run() -> None:
-        train(rebuilt(json.loads(line)))
-
     threading.Thread(target=watch, daemon=True).start()
-    return outcome(run)
+    train(recipe)

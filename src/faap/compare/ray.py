@@ -3,8 +3,9 @@
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from rich.console import Console
 
+from faap.compare.gather import title
 from faap.compare.local import LocalRunner, Runner, rebuilt, sent
 from faap.compare.standing import standing
 from faap.config import Recipe
@@ -35,7 +37,6 @@ class RayRunner(Runner):
     def __init__(self, address: str = "") -> None:
         super().__init__()
         self.address = address
-        self._nodes: list[dict[str, float]] = []
 
     @contextmanager
     def open(self, runs: Sequence[Recipe], console: Console) -> Iterator[None]:
@@ -51,35 +52,28 @@ class RayRunner(Runner):
         for run in runs:
             if run.device not in ("auto", "cpu", "cuda", "cuda:0"):
                 raise FaapError(f"{run.name} has device {run.device}; with --ray it must be auto, cpu or cuda.")
-        ours = not ray.is_initialized()
-        if ours:
-            _join(self.address or os.environ.get("RAY_ADDRESS", ""))
-        try:
-            self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            for gpus in sorted({_gpus(run, self._nodes) for run in runs}):
-                if not _room(self._nodes, gpus):
-                    kind = "GPU" if gpus else "CPU"
-                    console.print(f"No node of the Ray cluster has a {kind}: runs wait for one.", style="yellow")
+        with ExitStack() as afterwards:
+            if not ray.is_initialized():
+                _join(self.address or os.environ.get("RAY_ADDRESS", ""))
+                afterwards.callback(ray.shutdown)
+            for kind in sorted({"GPU" if gpus else "CPU" for gpus, room in map(_wanted, runs) if not room}):
+                console.print(f"No node of the Ray cluster has a {kind}: runs wait for one.", style="yellow")
             yield
-        finally:
-            if ours:
-                ray.shutdown()
 
     def train(self, recipe: Recipe, log: Path, threads: int) -> None:
         """Make one run, on the node that Ray chooses."""
         import ray
 
-        asked = os.environ.get("OMP_NUM_THREADS")
-        gpus = _gpus(recipe, self._nodes)
+        asked, (gpus, room) = os.environ.get("OMP_NUM_THREADS"), _wanted(recipe)
         # what a node cannot spare is not asked for, and the threads stay: their number is seen in the last bits
-        cpus = min(torch.get_num_threads() if asked else threads, max(_room(self._nodes, gpus), default=threads))
-        task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, name=f"{recipe.name}, seed {recipe.seed}")
+        cpus = min(torch.get_num_threads() if asked else threads, max(room, default=threads))
+        task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, name=title(recipe))
         running = task.remote(sent(recipe), log, asked or str(threads), os.getcwd())
-        with self._until(partial(ray.cancel, running, force=True)):
-            try:
-                host = ray.get(running)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+        self._let_end(partial(ray.cancel, running, force=True))
+        try:
+            host = ray.get(running)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         if not standing(recipe).finished:
             raise FaapError(f"{recipe.output_dir}: trained on {host}, and cannot be seen here. {_SHARED}")
 
@@ -100,15 +94,14 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _gpus(run: Recipe, nodes: Sequence[dict[str, float]]) -> int:
-    """Return how many GPUs the run needs."""
-    return int(run.device.startswith("cuda") or (run.device == "auto" and any(node.get("GPU") for node in nodes)))
+def _wanted(run: Recipe) -> tuple[int, list[int]]:
+    """Return how many GPUs a run needs, and the CPUs that each node can spare for it; of each GPU, its share."""
+    import ray
 
-
-def _room(nodes: Sequence[dict[str, float]], gpus: int) -> list[int]:
-    """Return the CPUs that each node can spare for a run; on a node with GPUs, each GPU's share."""
-    fit = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
-    return [max(1, cpu // gpu if gpus else cpu) for cpu, gpu in fit if cpu >= 1 and gpu >= gpus]
+    nodes = [Counter(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    gpus = int(run.device.startswith("cuda") or (run.device == "auto" and any(node["GPU"] for node in nodes)))
+    fit = [node for node in nodes if node["CPU"] >= 1 and node["GPU"] >= gpus]
+    return gpus, [max(1, int(node["CPU"] // node["GPU"] if gpus else node["CPU"])) for node in fit]
 
 
 def _train(message: Mapping[str, Any], log: Path, threads: str, folder: str) -> str:

@@ -1,6 +1,8 @@
 """What of a run is there already, and how it goes on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from faap.compare.gather import read
 from faap.config import Recipe
@@ -30,22 +32,24 @@ def standing(run: Recipe) -> Standing:
     if not folder.is_trained_with(run):
         note = f"{folder.path} holds a run with other settings, or one that cannot be read; it is moved aside."
         return Standing(run, note=note if folder.config.exists() or folder.epochs() else "")
-    try:
-        folder.read_log()
-    except FaapError as error:
-        return Standing(run, note=f"{error} The run is moved aside, and starts anew.")
-    notes = []
+    if wrong := _problem(folder.read_log):
+        return Standing(run, note=f"{wrong} The run is moved aside, and starts anew.")
+    note = ""
     if folder.is_complete():
-        try:
-            read(run)
+        if not (wrong := _problem(read, run)):
             return Standing(run, finished=True)
-        except FaapError as error:
-            notes.append(f"{error} It is measured again.")
-    for epoch in reversed(folder.epochs()):
-        checkpoint = folder.checkpoint(epoch)
-        try:
-            read_checkpoint(checkpoint)
-            return Standing(replace(run, resume=str(checkpoint)), note=" ".join(notes))
-        except FaapError as error:
-            notes.append(f"{error} The run goes on without it.")
-    return Standing(run, note=" ".join(notes))
+        note = f"{wrong} It is measured again. "
+    for checkpoint in map(folder.checkpoint, reversed(folder.epochs())):
+        if not (wrong := _problem(read_checkpoint, checkpoint)):
+            return Standing(replace(run, resume=str(checkpoint)), note=note.strip())
+        note += f"{wrong} The run goes on without it. "
+    return Standing(run, note=note.strip())
+
+
+def _problem(look: Callable[..., object], *place: Any) -> str:
+    """Return why what was left cannot be read, or nothing."""
+    try:
+        look(*place)
+    except FaapError as error:
+        return str(error)
+    return ""

@@ -1,9 +1,7 @@
 """Holding a box against its image and its area, so that no other convention is read as xywh in pixels."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from faap.data.fields import finite
 from faap.data.problems import MakeProblem
 
 BOX_TOLERANCE = 1.0
@@ -22,43 +20,39 @@ def against_area(box: Sequence[float], area: float, slack: float) -> str:
     return ""
 
 
-def check_box(box: Any, size: tuple[int, int], problem: MakeProblem) -> list[float]:
+def check_box(box: Sequence[float], size: tuple[int, int], problem: MakeProblem) -> list[float]:
     """Return a box xywh in pixels, cut at the border of its image.
 
     Args:
-        box: what the file says.
+        box: four finite numbers.
         size: width and height of the image in pixels.
         problem: makes a Problem of a kind and a reason.
 
     Raises:
-        Problem: it is no box, has no area, is in fractions of the image, or leaves its image by more than
-            `BOX_TOLERANCE` pixels.
+        Problem: it has no area, is in fractions of the image, or leaves its image by more than `BOX_TOLERANCE` pixels.
     """
-    values = [finite(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
-    if None in values:
-        raise problem("bad_box", f"bbox should be four finite numbers [x, y, width, height], found {box!r:.80}")
-    left, top, across, down = (value for value in values if value is not None)
+    left, top, across, down = map(float, box)
     width, height = size
+    ends = max(left, 0), max(top, 0), min(left + across, width), min(top + down, height)
     if across <= 0 or down <= 0:
-        raise problem("bad_box", f"bbox {box} has no area; width and height should be positive")
-    if max(size) > 2 and max(map(abs, (left, top, across, down))) <= 1:
-        raise problem("bad_box", f"bbox {box} lies in [0, 1], as fractions of the image do; it should be in pixels")
-    if not _fits(left, top, across, down, size):
+        wrong = "has no area; width and height should be positive"
+    elif max(size) > 2 and max(map(abs, (left, top, across, down))) <= 1:
+        wrong = "lies in [0, 1], as fractions of the image do; it should be in pixels"
+    elif not _fits(left, top, across, down, size):
         others = {
             "[left, top, right, bottom]": _fits(left, top, across - left, down - top, size),
             "[centre x, centre y, width, height]": _fits(left - across / 2, top - down / 2, across, down, size),
             f"a box of the image turned by 90°, {height}x{width}": _fits(left, top, across, down, size[::-1]),
         }
         hints = " or ".join(way for way, fits in others.items() if fits)
-        raise problem(
-            "bad_box",
-            f"bbox {box} leaves its image, which is {width}x{height} pixels"
-            + (f"; it would fit as {hints}, but should be [x, y, width, height]" if hints else ""),
+        wrong = f"leaves its image, which is {width}x{height} pixels" + (
+            f"; it would fit as {hints}, but should be [x, y, width, height]" if hints else ""
         )
-    left, top, right, bottom = max(left, 0), max(top, 0), min(left + across, width), min(top + down, height)
-    if right <= left or bottom <= top:
-        raise problem("bad_box", f"bbox {box} lies outside its image, which is {width}x{height} pixels")
-    return [left, top, right - left, bottom - top]
+    elif ends[2] <= ends[0] or ends[3] <= ends[1]:
+        wrong = f"lies outside its image, which is {width}x{height} pixels"
+    else:
+        return [ends[0], ends[1], ends[2] - ends[0], ends[3] - ends[1]]
+    raise problem("bad_box", f"bbox {box} {wrong}")
 
 
 def _fits(left: float, top: float, across: float, down: float, size: tuple[int, int]) -> bool:

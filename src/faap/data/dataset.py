@@ -136,10 +136,6 @@ class FaapImages(data.Dataset[Sample]):
     def shape(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the height and width in pixels of a sample in training, without reading its file."""
         record = self.split.records[index]
-        if self.preprocessing.size is not None:
-            return self.preprocessing.size
-        if self.preprocessing.shortest_edge is None:
-            return record.height, record.width
         rng = np.random.default_rng([self.seed, epoch, index])
         width, height = plan_training((record.width, record.height), self.preprocessing, rng, self.edges).size
         return height, width

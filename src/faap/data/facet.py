@@ -2,17 +2,13 @@
 
 import json
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from faap.data.boxes import check_box
-from faap.data.coco import Reading, Row, check_header, record_of
 from faap.data.fields import MISSING
-from faap.data.finding import Finder
-from faap.data.orientation import upright
-from faap.data.problems import MakeProblem, Problem, noting, place
+from faap.data.problems import MakeProblem, Problem, lfs_pointer, noting, place
+from faap.data.reading import Entry, Reader, Reading
 from faap.data.tables import read_csv
 
 FACET_COLUMNS = ("filename", "bounding_box")
@@ -21,11 +17,11 @@ FACET_LICENCE = "FACET's licence allows evaluation only: it may not be trained o
 
 
 def is_facet(path: Path) -> bool:
-    """Whether a CSV file has FACET's columns."""
+    """Whether a CSV file has FACET's columns, or may have them where Git LFS keeps it."""
     try:
         columns, _ = read_csv(path)
     except Problem:
-        return False
+        return bool(lfs_pointer(path))
     return all(name in columns for name in FACET_COLUMNS)
 
 
@@ -51,54 +47,36 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     """
     columns, rows = read_csv(path)
     voted = {name: name[len(attribute) + 1 :] for name in columns if name.startswith(f"{attribute}_")}
-    for name in (*FACET_COLUMNS, *([] if voted else [f"{attribute}_…"])):
-        if name not in columns and name not in voted:
-            reason = f"has no column {name}; --group_field names the attribute (columns: {', '.join(columns)})"
-            raise Problem("missing_column", path, "", reason)
+    lacking = [name for name in FACET_COLUMNS if name not in columns] + ([] if voted else [f"{attribute}_…"])
+    if lacking:
+        reason = f"has no column {lacking[0]}; --group_field names the attribute (columns: {', '.join(columns)})"
+        raise place(path)("missing_column", reason)
     starts = {group.partition("_")[0] for group in voted.values()}
     if len(voted) > 1 and len(starts) == 1:
         whole = f"{attribute}_{starts.pop()}"
-        raise Problem("missing_column", path, "", f"{attribute!r} is no attribute; did you mean {whole!r}?")
-    try:
-        finder = Finder([*sorted(path for path in root.iterdir() if path.is_dir()), root])
-    except OSError as error:
-        raise Problem("missing_image", root, "", f"cannot be read: {error.strerror}; it should hold images") from error
-    result = Reading(categories={1: "person"})
-    people: dict[str, list[Row]] = {}
-    sizes: dict[str, tuple[int, int] | None] = {}
-    paths: dict[str, Path] = {}
+        raise place(path)("missing_column", f"{attribute!r} is no attribute; did you mean {whole!r}?")
+    problems: list[Problem] = []
+    images: dict[str, Entry] = {}
+    people: list[Entry] = []
     seen: set[str] = set()
     for line, row in rows:
-        person = row.get("person_id", "")
-        record = f"line {line}" + (f" (person {person})" if person else "")
-        problem = place(path, record)
-        with noting(result.problems):
+        person, name = row.get("person_id", ""), row["filename"]
+        label = f"line {line}" + (f" (person {person})" if person else "")
+        with noting(problems):
+            at = place(path, label)
             if person and person in seen:
-                raise problem("duplicate_id", "the person_id is used by an earlier line; ids must differ")
+                raise at("duplicate_id", "the person_id is used by an earlier line; ids must differ")
             seen.add(person)
-            name = row["filename"]
-            if name != os.path.basename(name) or not name:
-                raise problem("leaves_folder", f"filename {name!r:.80} should be a name without folders")
-            if name not in sizes:
-                sizes[name] = None  # so that a broken image is said to be once
-                paths[name] = finder.find(name, problem)
-                sizes[name] = upright(*check_header(paths[name], problem))
-            size = sizes[name]
-            if size is None:
-                continue
-            box = check_box(_facet_box(row["bounding_box"]), size, problem)
-            group = _most_voted(row, voted, problem)
-            people.setdefault(name, []).append((box, 1, box[2] * box[3], False, group))
-    if not sizes:
-        raise Problem("empty_split", path, "", "holds no person; an empty split cannot be used")
-    for number, (name, rows_of) in enumerate(people.items(), start=1):
-        size = sizes[name]
-        assert size is not None  # or it would have no people
-        result.add(record_of(number, paths[name], size, rows_of))
-    return result
+            _, image = images.setdefault(name, (label, {"id": len(images) + 1, "file_name": name}))
+            fields = {"id": line, "image_id": image["id"], "category_id": 1, "bbox": _box(row["bounding_box"])}
+            people.append((label, {**fields, "group": _most_voted(row, voted, at)}))
+    category = ("category 1", {"id": 1, "name": "person"})
+    lists = {"images": list(images.values()), "annotations": people, "categories": [category]}
+    folders = [*sorted(root.glob("*/")), root]
+    return Reader(path, lists, folders, group_field="group", table=({}, problems), complete=False).read()
 
 
-def _facet_box(text: str) -> Any:
+def _box(text: str) -> Any:
     """Read a bounding box, {"x", "y", "width", "height"} or a list, as a list; other values as they are."""
     try:
         value = json.loads(text)

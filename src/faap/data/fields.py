@@ -1,7 +1,9 @@
-"""Reading the fields of JSON entries: a group, a number, an id."""
+"""Reading the fields of annotations: each is held against one table of what it may be."""
 
 import math
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from faap.data.problems import MakeProblem
@@ -9,6 +11,71 @@ from faap.data.problems import MakeProblem
 # How tables and annotations say that they do not know, whatever the case.
 MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "-nan"}
 _ABSENT = object()
+
+
+def finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def whole(value: object, least: int = -(2**63)) -> int | None:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return value if type(value) is int and least <= value < 2**63 else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _word(value: object) -> str | None:
+    """Read a group, a split or a scene; empty where there is none."""
+    if isinstance(value, str | None):
+        said = (value or "").strip()
+        return "" if said.casefold() in MISSING else said
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    number = finite(value)
+    return str(int(number)) if number is not None and number.is_integer() else None
+
+
+def _area(value: object) -> float | None:
+    area = 0.0 if value is None else finite(value)
+    return area if area is not None and area >= 0 else None
+
+
+def _box(value: object) -> list[float] | None:
+    return value if isinstance(value, list) and len(value) == 4 and None not in map(finite, value) else None
+
+
+_Kind = tuple[Callable[[Any], Any], str]
+WORD = (_word, "a word or a whole number")
+# What reads a field, None where it is none such, and the words for what it should be.
+_FIELDS: dict[str, _Kind] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), (whole, "a whole number of at most 64 bits")),
+    **dict.fromkeys(("width", "height"), (partial(whole, least=1), "a whole number of at least 1")),
+    "name": (_text, "a word"),
+    "file_name": (_text, "the name of an image's file"),
+    "bbox": (_box, "four finite numbers [x, y, width, height]"),
+    "area": (_area, "a number of at least 0"),
+    "iscrowd": (lambda value: bool(value) if value in (0, 1, None) else None, "0 or 1"),
+    "scene": WORD,
+}
+
+
+def take(entry: dict[str, Any], name: str, at: MakeProblem, kind: _Kind | None = None) -> Any:
+    """Return a field of an entry, or raise a problem; one with a kind of its own may lie in an object of the entry."""
+    value = lookup(entry, name) if kind else entry.get(name, _ABSENT)
+    read, words = kind or _FIELDS[name]
+    found = read(None if value is _ABSENT else value)
+    if found is None:
+        state = "but is missing" if value is _ABSENT else f"found {reprlib.repr(value)}"
+        raise at("bad_box" if name == "bbox" else "bad_field", f"{name} should be {words}, {state}")
+    return found
 
 
 def lookup(entry: dict[str, Any], field: str) -> Any:
@@ -21,35 +88,5 @@ def lookup(entry: dict[str, Any], field: str) -> Any:
     return next((each[field] for each in entry.values() if isinstance(each, dict) and field in each), _ABSENT)
 
 
-def mentioned(field: str, entries: Iterable[Any]) -> bool:
-    return any(isinstance(entry, dict) and lookup(entry, field) is not _ABSENT for entry in entries)
-
-
-def word(entry: dict[str, Any], field: str, at: MakeProblem) -> str:
-    """Read a group or a split: a word or a whole number; empty where there is none."""
-    value = lookup(entry, field)
-    if value is _ABSENT or value is None or str(value).strip().casefold() in MISSING:
-        return ""
-    if not isinstance(value, str) and finite(value) != round(finite(value) or 0):
-        raise at("bad_field", f"{field} should be a word, found {value!r:.80}")
-    return value.strip() if isinstance(value, str) else str(int(value))
-
-
-def integer(entry: dict[str, Any], key: str, at: MakeProblem) -> int:
-    value = entry.get(key)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
-        bits = ", which has more than 64 bits" if type(value) is int else ""
-        state = f"should be a whole number, found {value!r:.80}{bits}" if key in entry else "is missing"
-        raise at("bad_field", f"'{key}' {state}")
-    return value
-
-
-def finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+def mentions(entry: Any, field: str) -> bool:
+    return isinstance(entry, dict) and lookup(entry, field) is not _ABSENT

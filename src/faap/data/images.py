@@ -11,8 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from faap.data.orientation import orientation_of
-from faap.data.problems import unreadable
-from faap.errors import FaapError
+from faap.data.problems import place, unreadable
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -86,7 +85,7 @@ def read_image(path: str | Path) -> Image.Image:
         A PIL image of mode RGB.
 
     Raises:
-        FaapError: the file is missing, truncated or not an image.
+        Problem: the file is missing, truncated or not an image.
     """
     try:
         with Image.open(path) as file:
@@ -106,7 +105,7 @@ def read_image(path: str | Path) -> Image.Image:
             return image if image.mode == "RGB" else image.convert("RGB")
     # Pillow's decoders raise many kinds of errors on broken files.
     except Exception as error:
-        raise FaapError(f"{path}: {unreadable(Path(path), error, ' as an image')}") from error
+        raise place(Path(path))("unreadable_image", unreadable(Path(path), error, " as an image")) from error
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

@@ -2,26 +2,24 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
-from PIL import Image
-
-from faap.data.coco import Reading, read_coco
+from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
 from faap.data.images import read_image
-from faap.data.problems import Problem, lfs_pointer, noting, refuse
+from faap.data.problems import Problem, noting, place, refuse
+from faap.data.reading import Reading
 from faap.data.records import Record, Split
 from faap.data.tables import read_table
 from faap.errors import FaapError, nearest
 
 # The split-folder layout names its folders and files by these words.
 FOLDER_WORDS = {"female": "women", "male": "men"}
-SPLITS = ("train", "val", "test")
 # What others call the splits.
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
@@ -36,10 +34,9 @@ PATTERNS = (
 # Shares of an undivided data set that become val and test.
 VAL_SHARE, TEST_SHARE = 0.15, 0.15
 WHOLE = "all"
-DIVIDED = "COCO JSON, divided"
 DRAWN = (
-    " The file does not say its splits, which are drawn by a hash of its images' names: give images a field split "
-    "(train, val or test), or evaluate the whole file with --split all."
+    "says no splits, which are drawn by a hash of its images' names: give images a field split (train, val or test), "
+    "or evaluate the whole file with --split all"
 )
 
 LAYOUTS = (
@@ -48,15 +45,7 @@ LAYOUTS = (
     "split ({train,val,test}.json), whose images or annotations carry a group; or FACET's folder or annotations.csv"
 )
 
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a data set lies on disk: its splits, each with what reads it."""
-
-    name: str
-    sources: Mapping[str, Callable[[], Reading]]
-    groups: tuple[str, str] = ("female", "male")
-    note: str = ""
+Sources = Mapping[str, Callable[[], Reading]]
 
 
 class Dataset:
@@ -65,38 +54,32 @@ class Dataset:
     Args:
         root: the folder or file that it was opened by.
         layout: what was found there.
-        anchor: the disadvantaged group; None: the layout's.
-        reference: the group it is measured against; None: the layout's.
+        sources: name of each split -> what reads it.
+        groups: the disadvantaged group, and the one it is measured against.
+        note: what its users must know; empty for most.
         skip_bad: leave broken records out instead of refusing them.
 
     Attributes:
-        root: as given.
-        layout: name of the layout.
-        note: what its users must know; empty for most.
         anchor: the disadvantaged group.
         reference: the group it is measured against.
         splits: the names of the splits that are there.
-        skip_bad: as given.
 
     Raises:
         FaapError: the groups are the same.
     """
 
     def __init__(
-        self, root: Path, layout: _Layout, *, anchor: str | None, reference: str | None, skip_bad: bool = False
+        self, root: Path, layout: str, sources: Sources, *, groups: tuple[str, str], note: str, skip_bad: bool
     ) -> None:
-        self.root = root
-        self.layout = layout.name
-        self.note = layout.note
-        self.anchor, self.reference = anchor or layout.groups[0], reference or layout.groups[1]
+        self.root, self.layout, self.note, self.skip_bad = root, layout, note, skip_bad
+        self.anchor, self.reference = groups
         if self.anchor == self.reference:
             raise FaapError(f"anchor and reference group are both {self.anchor!r}; they must differ")
-        self.splits = tuple(layout.sources)
-        self.skip_bad = skip_bad
-        self._sources = {name: cache(source) for name, source in layout.sources.items()}
+        self.splits = tuple(sources)
+        self._sources = {name: cache(source) for name, source in sources.items()}
         self._readings: dict[str, Reading] = {}
         self._splits: dict[str, Split] = {}
-        self._broken: dict[Path, Problem | None] = {}
+        self._undecodable = cache(_undecodable)
 
     def split(self, name: str) -> Split:
         """Return a split of a data set in which nothing is wrong: the annotations of all splits are checked for it.
@@ -115,8 +98,7 @@ class Dataset:
         if not self.skip_bad:
             refuse(self.problems())
         if name not in self._splits:
-            reading = self.read(name)
-            split = Split(name, tuple(reading.records), reading.categories, self.anchor, self.reference)
+            split = self.as_split(name, self.read(name))
             for group in (self.anchor, self.reference):
                 if not split.objects(group):
                     raise FaapError(self._without(group, split))
@@ -129,17 +111,13 @@ class Dataset:
         Returns:
             What the user should know of a data set that can be used, a sentence each.
         """
-        names = tuple(self._known(name) for name in names)
-        for name in names:
+        for name in [self._known(name) for name in names]:
             self.split(name)
         readings = [self.read(name) for name in names]
         count = len({problem for reading in readings for problem in reading.problems})
-        left_out = [f"{count} broken records are left out; `faap check` lists them."] if count else []
-        return [
-            *([self.note] if self.note else []),
-            *left_out,
-            *dict.fromkeys(note for reading in readings for note in reading.notes),
-        ]
+        left_out = f"{count} broken records are left out; `faap check` lists them." if count else ""
+        said = (self.note, left_out, *(note for reading in readings for note in reading.notes))
+        return [text for text in dict.fromkeys(said) if text]
 
     def problems(self) -> list[Problem]:
         """Return what is wrong in all splits, and with images that are in two places."""
@@ -159,16 +137,17 @@ class Dataset:
             reading = self.unchecked(name)
             bad = {record: self._repeats[record] for record in reading.records if record in self._repeats}
             if self.skip_bad:
-                new = list(dict.fromkeys(r.path for r in reading.records if r.path not in self._broken))
                 with ThreadPoolExecutor() as pool:
-                    self._broken.update(zip(new, pool.map(_undecodable, new), strict=True))
-                bad |= {record: broken for record in reading.records if (broken := self._broken[record.path])}
-            self._readings[name] = replace(
-                reading,
-                records=[record for record in reading.records if record not in bad],
-                problems=[*reading.problems, *dict.fromkeys(bad.values())],
-            )
+                    found = pool.map(self._undecodable, [record.path for record in reading.records])
+                    bad |= {record: broken for record, broken in zip(reading.records, found, strict=True) if broken}
+            kept = [record for record in reading.records if record not in bad]
+            problems = [*reading.problems, *dict.fromkeys(bad.values())]
+            self._readings[name] = replace(reading, records=kept, problems=problems)
         return self._readings[name]
+
+    def as_split(self, name: str, reading: Reading) -> Split:
+        """Return what was read as a split of this data set."""
+        return Split(name, tuple(reading.records), reading.categories, self.anchor, self.reference)
 
     def unchecked(self, name: str) -> Reading:
         """Return what a split's files hold, with what is wrong in each of them by itself."""
@@ -177,11 +156,8 @@ class Dataset:
     def _known(self, name: str) -> str:
         known = name if name in self.splits else SPLIT_NAMES.get(name, name)
         if known not in self.splits:
-            raise FaapError(
-                f"data set {self.root} has no split {name!r}; it has {', '.join(self.splits)}."
-                + nearest(name, self.splits)
-                + (f" {self.note}" if self.note else "")
-            )
+            has = f"it has {', '.join(self.splits)}.{nearest(name, self.splits)} {self.note}".strip()
+            raise FaapError(f"data set {self.root} has no split {name!r}; {has}")
         return known
 
     @cached_property
@@ -191,34 +167,34 @@ class Dataset:
         repeats: dict[Record, Problem] = {}
         for name in self.splits:
             for record in self.unchecked(name).records:
-                first, earlier = seen.setdefault(file_identity(record.path), (name, record))
-                if earlier is record:  # also where the whole of a divided file comes after its parts
-                    continue
-                kind, where = "duplicate_image", f"split {name}"
-                if first != name:
-                    kind, where = "two_splits", f"the splits {first} and {name}"
-                elif earlier.groups != record.groups:
-                    kind, where = "two_groups", f"the groups {', '.join(earlier.groups + record.groups)}"
-                reason = f"is in {where}, as image {earlier.image_id} and image {record.image_id}; it should be in one"
-                repeats.setdefault(record, Problem(kind, record.path, "", reason))
+                first = seen.setdefault(file_identity(record.path), (name, record))
+                if first[1] is not record:  # it is where the whole of a divided file comes after its parts
+                    kind, where = clash(first, (name, record))
+                    reason = f"is in {where}, as image {first[1].image_id} and image {record.image_id}"
+                    repeats.setdefault(record, place(record.path)(kind, f"{reason}; it should be in one"))
         return repeats
 
     def _without(self, group: str, split: Split) -> str:
         """Say that a group has nothing in a split; of other groups only the likely spelling is proposed."""
         counts = split.counts()
         known = ", ".join(f"{key} ({count} images)" for key, count in counts.items()) or "nothing"
-        return (
+        # male is no slip of female, nor 1 of 10
+        others = set(counts) - {self.anchor, self.reference}
+        slips = [name for name in others if name[:1].casefold() == group[:1].casefold() and (name + group).isalpha()]
+        reason = (
             f"data set {self.root}: the split {split.name!r} has no object of group {group!r} to find; it has {known}. "
-            "--anchor_group and --reference_group choose."
-            + _likely(group, set(counts) - {self.anchor, self.reference})
-            + (
-                DRAWN
-                if self.layout == DIVIDED
-                and split.name != WHOLE
-                and not any(r.split for r in self.unchecked(WHOLE).records)
-                else ""
-            )
+            f"--anchor_group and --reference_group choose.{nearest(group, slips)}"
         )
+        return "\n".join([reason, *self.read(split.name).notes])
+
+
+def clash(first: tuple[str, Record], second: tuple[str, Record]) -> tuple[str, str]:
+    """Say, as the kind of a problem and in words, how one image is in two places, of a split and a record each."""
+    if first[0] != second[0]:
+        return "two_splits", f"the splits {first[0]} and {second[0]}"
+    if first[1].groups != second[1].groups:
+        return "two_groups", f"the groups {', '.join(first[1].groups)} and {', '.join(second[1].groups)}"
+    return "duplicate_image", f"split {first[0]} twice"
 
 
 def file_identity(path: Path) -> object:
@@ -229,23 +205,9 @@ def file_identity(path: Path) -> object:
     return path
 
 
-def _likely(group: str, known: Iterable[str]) -> str:
-    """Propose a spelling, but never another group: male is no slip of female, nor 1 of 10."""
-    slips = [name for name in known if name[:1].casefold() == group[:1].casefold() and (name + group).isalpha()]
-    return nearest(group, slips)
-
-
-def decode(path: Path) -> Image.Image:
-    """Read an image; a Problem says what is wrong with it."""
-    try:
-        return read_image(path)
-    except FaapError as error:
-        raise Problem("unreadable_image", path, "", str(error).removeprefix(f"{path}: ")) from error
-
-
 def _undecodable(path: Path) -> Problem | None:
     try:
-        decode(path)
+        read_image(path)
     except Problem as problem:
         return problem
     return None
@@ -286,166 +248,142 @@ def load_dataset(
         from faap.promenade import build_promenade
 
         root = build_promenade()
-    place = Path(root)
-    if not place.exists():
-        raise FaapError(f"data set {place}: no such folder or file; give {LAYOUTS}")
-    folder = place if place.is_dir() else place.parent
-    if place.is_file() and annotations:
-        raise FaapError(f"data set {place} is a file, and annotations names another ({annotations}); give the folder")
+    home = Path(root)
+    if not home.exists():
+        raise FaapError(f"data set {home}: no such folder or file; give {LAYOUTS}")
+    folder = home if home.is_dir() else home.parent
+    if home.is_file() and annotations:
+        raise FaapError(f"data set {home} is a file, and annotations names another ({annotations}); give the folder")
     coco = bool(annotations or group_csv)
-    if place.is_dir() and not coco and any((place / f"{word}_split").is_dir() for word in FOLDER_WORDS.values()):
-        layout = _split_folders(place, (anchor, reference))
-    elif not coco and (table := _facet_file(place)):
-        layout = _facet(table, folder, images_dir, group_field or FACET_ATTRIBUTE)
+    groups, note = ("female", "male"), ""
+    sources: Sources
+    if home.is_dir() and not coco and any((home / f"{word}_split").is_dir() for word in FOLDER_WORDS.values()):
+        layout, sources = "split folders", _split_folders(home)
+    elif not coco and (table := _facet_file(home)):
+        attribute = group_field or FACET_ATTRIBUTE
+        images = (folder.parent if folder.name == "annotations" else folder) / images_dir
+        layout, note = "FACET", FACET_LICENCE
+        sources = {"test": partial(_joined, (table, partial(read_facet, table, images, attribute)))}
+        groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
     else:
-        groups = anchor or "female", reference or "male"
-        layout = _coco(place, annotations, images_dir, group_field or "gender", group_csv, groups)
-    return Dataset(place, layout, anchor=anchor, reference=reference, skip_bad=skip_bad)
+        field = group_field or "gender"
+        rows = cache(partial(read_table, folder / group_csv, field)) if group_csv else None
+        files, wanted = _coco_files(home, folder, annotations), (anchor or groups[0], reference or groups[1])
+
+        def read(name: str) -> Reading:
+            folders = _image_folders(folder, files[name], name, images_dir)
+            return read_coco(files[name], folders, group_field=field, table=rows and rows(), groups=wanted)
+
+        layout, sources = "COCO JSON", {name: partial(_joined, (files[name], partial(read, name))) for name in files}
+        if WHOLE in files:
+            layout, sources = "COCO JSON, divided", _divided(files[WHOLE], sources[WHOLE])
+    groups = (anchor or groups[0], reference or groups[1])
+    return Dataset(home, layout, sources, groups=groups, note=note, skip_bad=skip_bad)
 
 
-def _facet_file(place: Path) -> Path | None:
-    candidates = [place] if place.is_file() else [place / "annotations" / "annotations.csv", place / "annotations.csv"]
-    found = [path for path in candidates if path.suffix == ".csv" and path.is_file()]
-    return next((path for path in found if lfs_pointer(path) or is_facet(path)), None)
-
-
-def _facet(table: Path, folder: Path, images_dir: str, attribute: str) -> _Layout:
-    images = (folder.parent if folder.name == "annotations" else folder) / images_dir
-
-    def read() -> Reading:
-        result = Reading()
+def _joined(*parts: tuple[Path, Callable[[], Reading]]) -> Reading:
+    """Read the files of a split, each by what reads it, as one."""
+    result = Reading()
+    for path, read in parts:
         with noting(result.problems):
-            result = read_facet(table, images, attribute)
-        return result
+            found = read()
+            result.left_out += found.left_out
+            result.records += found.records
+            result.problems += found.problems
+            result.notes += found.notes
+            for key, label in found.categories.items():
+                for other, name in result.categories.items():
+                    if (key == other) != (label.casefold() == name.casefold()):
+                        reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
+                        raise place(path)("unknown_category", reason)
+            result.categories |= found.categories
+    if len({record.image_id for record in result.records}) < len(result.records):
+        result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
+    return result
 
-    groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else ("female", "male")
-    return _Layout("FACET", {"test": read}, groups, FACET_LICENCE)
+
+def _facet_file(home: Path) -> Path | None:
+    candidates = [home] if home.is_file() else [home / "annotations" / "annotations.csv", home / "annotations.csv"]
+    return next((path for path in candidates if path.suffix == ".csv" and path.is_file() and is_facet(path)), None)
 
 
-def _split_folders(root: Path, groups: tuple[str | None, str | None]) -> _Layout:
-    for group in groups:
-        if group and group not in FOLDER_WORDS:
-            raise FaapError(
-                f"group {group!r} is not in the data set {root}, whose groups are female and male."
-                + _likely(group, FOLDER_WORDS)
-            )
-    for word in FOLDER_WORDS.values():
-        if not (root / f"{word}_split").is_dir():
-            raise FaapError(f"data set {root}: the folder {word}_split is missing; give {LAYOUTS}")
+def _split_folders(root: Path) -> Sources:
+    homes = {word: root / f"{word}_split" for word in FOLDER_WORDS.values()}
+    files = {word: _files(home, f"gender_{word}_{{split}}.json") for word, home in homes.items()}
 
-    files = {word: _files(root / f"{word}_split", f"gender_{word}_{{split}}.json") for word in FOLDER_WORDS.values()}
+    def part(group: str, split: str) -> tuple[Path, Callable[[], Reading]]:
+        word = FOLDER_WORDS[group]
+        path = files[word].get(split, homes[word] / f"gender_{word}_{split}.json")
+        return path, partial(read_coco, path, [homes[word] / name for name in NAMES[split]], group=group)
 
-    def read(split: str) -> Reading:
-        result = Reading()
-        for group, word in FOLDER_WORDS.items():
-            with noting(result.problems):
-                home = root / f"{word}_split"
-                path = files[word].get(split, home / f"gender_{word}_{split}.json")
-                found = read_coco(path, [home / name for name in NAMES[split]], group=group)
-                result.records += found.records
-                result.problems += found.problems
-                result.notes += found.notes
-                for key, label in found.categories.items():
-                    for other, name in result.categories.items():
-                        if (key == other) != (label.casefold() == name.casefold()):
-                            reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
-                            raise Problem("unknown_category", path, "", reason)
-                result.categories |= found.categories
-        if len({record.image_id for record in result.records}) < len(result.records):
-            result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
-        return result
-
-    present = [name for name in SPLITS if any(name in found for found in files.values())]
+    present = [split for split in NAMES if any(split in found for found in files.values())]
     if not present:
         raise FaapError(f"data set {root}: no annotation file found; give {LAYOUTS}")
-    return _Layout("split folders", {name: partial(read, name) for name in present})
+    return {split: partial(_joined, *(part(group, split) for group in FOLDER_WORDS)) for split in present}
 
 
 def _files(root: Path, pattern: str) -> dict[str, Path]:
     """Return the files of a pattern that are there, by split, each by the first of its names."""
     names = NAMES if "{split}" in pattern else {WHOLE: (WHOLE,)}
-    paths = {split: [root / pattern.replace("{split}", name) for name in each] for split, each in names.items()}
-    found = {split: next((path for path in each if path.is_file()), None) for split, each in paths.items()}
-    return {split: path for split, path in found.items() if path}
+    paths = ((split, root / pattern.replace("{split}", name)) for split in names for name in reversed(names[split]))
+    return {split: path for split, path in paths if path.is_file()}
 
 
-def _coco(
-    place: Path, annotations: str, images_dir: str, group_field: str, group_csv: str, wanted: tuple[str, str]
-) -> _Layout:
-    root = place if place.is_dir() else place.parent
-    pattern = place.name if place.is_file() else annotations
-    pattern = pattern or next((each for each in PATTERNS if _files(root, each)), "") or _only_json(place)
-    present = _files(root, pattern)
-    if not present:
-        raise FaapError(f"data set {place}: {root / pattern} does not exist; --annotations names the COCO JSON")
-    if place.is_file() and place.suffix.lower() == ".csv":
-        raise FaapError(f"data set {place}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
-
-    @cache
-    def table() -> tuple[dict[str, dict[str, str]] | None, list[Problem]]:
-        return read_table(root / group_csv, group_field) if group_csv else (None, [])
-
-    def read(path: Path, name: str) -> Reading:
-        told = [root / images_dir.replace("{split}", each) for each in NAMES.get(name, (name,))]
-        folders = told if images_dir else _image_folders(root, path, name)
-        result = Reading()
-        with noting(result.problems):
-            groups, problems = table()
-            result.problems += problems
-            found = read_coco(path, folders, group_field=group_field, table=groups, groups=wanted)
-            result = replace(found, problems=[*result.problems, *found.problems])
-        return result if name != WHOLE else _with_known_splits(result, path)
-
-    if WHOLE not in present:
-        return _Layout("COCO JSON", {name: partial(read, path, name) for name, path in present.items()})
-    whole = cache(partial(read, present[WHOLE], WHOLE))
-    return _Layout(DIVIDED, {name: partial(_part, whole, name) for name in (*SPLITS, WHOLE)})
-
-
-def _only_json(place: Path) -> str:
-    found = sorted(place.glob("*.json")) or sorted(place.glob("annotations/*.json"))
-    if len(found) != 1:
+def _coco_files(home: Path, root: Path, annotations: str) -> dict[str, Path]:
+    """Return the COCO JSON files, by split; one for all is that of the split all."""
+    pattern = home.name if home.is_file() else annotations
+    pattern = pattern or next((each for each in PATTERNS if _files(root, each)), "")
+    if not pattern:
+        found = sorted(root.glob("*.json")) or sorted(root.glob("annotations/*.json"))
+        if len(found) == 1:
+            return {WHOLE: found[0]}
         names = ", ".join(path.name for path in found[:5])
         known = f"it has {names}; --annotations names the one" if found else f"give {LAYOUTS}"
-        raise FaapError(f"data set {place}: no layout that faap knows; {known}")
-    return str(found[0].relative_to(place))
+        raise FaapError(f"data set {home}: no layout that faap knows; {known}")
+    if home.is_file() and home.suffix.lower() == ".csv":
+        raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
+    if files := _files(root, pattern):
+        return files
+    raise FaapError(f"data set {home}: {root / pattern} does not exist; --annotations names the COCO JSON")
 
 
-def _image_folders(root: Path, annotations: Path, split: str) -> list[Path]:
+def _image_folders(root: Path, annotations: Path, split: str, told: str) -> list[Path]:
     """Return where the images of a COCO JSON may be, the likeliest first."""
+    if told:
+        return [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]
     home = root.parent if root.name == "annotations" else root
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
-    names = [own, *NAMES.get(split, ())]
+    likely = [home / folder / name for folder in (".", "images") for name in (own, *NAMES.get(split, ()))]
     parts = [home / folder / name for folder in (".", "images") for name in SPLIT_NAMES] if split == WHOLE else []
-    return [
-        *(home / folder / name for folder in (".", "images") for name in names if name != WHOLE),
-        *(home / "images", home / "data", home, root, annotations.parent),
-        *(folder for folder in parts if folder.is_dir()),
-    ]
+    other = [home / "images", home / "data", home, root, annotations.parent]
+    return [*likely, *other, *(folder for folder in parts if folder.is_dir())]
 
 
-def _part(whole: Callable[[], Reading], name: str) -> Reading:
-    """Return one split of a data set in one file: as its images say, or else drawn by a hash of their names."""
-    reading = whole()
-    if name == WHOLE:
-        return reading
-    said = any(record.split for record in reading.records)
-    chosen = [record for record in reading.records if (record.split if said else _drawn(record)) == name]
-    return replace(reading, records=chosen, left_out=0)
+def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
+    """Divide a data set in one file: as its images say, or else drawn by a hash of their names."""
 
+    @cache
+    def whole() -> Reading:
+        reading = read()
+        if not any(record.split for record in reading.records):
+            return reading
+        # where some images say their split, all have to
+        kept, problems = [], [*reading.problems]
+        for record in reading.records:
+            with noting(problems):
+                if record.split.casefold() not in SPLIT_NAMES:
+                    reason = f"split should be train, val or test, found {record.split!r:.80}"
+                    raise place(path, f"image {record.image_id}")("bad_field", reason)
+                kept.append(replace(record, split=SPLIT_NAMES[record.split.casefold()]))
+        return replace(reading, records=kept, problems=problems)
 
-def _with_known_splits(reading: Reading, path: Path) -> Reading:
-    """Leave out images without a split where others have one, or with one of another name than train, val and test."""
-    if not any(record.split for record in reading.records):
-        return reading
-    kept, problems = [], list(reading.problems)
-    for record in reading.records:
-        if split := SPLIT_NAMES.get(record.split.casefold()):
-            kept.append(replace(record, split=split))
-        else:
-            reason = f"split should be train, val or test, found {record.split!r:.80}"
-            problems.append(Problem("bad_field", path, f"image {record.image_id}", reason))
-    return replace(reading, records=kept, problems=problems)
+    def part(name: str) -> Reading:
+        reading = whole()
+        chosen = [record for record in reading.records if (record.split or _drawn(record)) == name]
+        drawn = [f"{path}: {DRAWN}"] if any(not record.split for record in reading.records) else []
+        return replace(reading, records=chosen, notes=[*reading.notes, *drawn], left_out=0)
+
+    return {**{name: partial(part, name) for name in NAMES}, WHOLE: whole}
 
 
 def _drawn(record: Record) -> str:

@@ -16,20 +16,21 @@ class Problem(FaapError):
     """One thing that is wrong with a data set; it can be raised, or kept in a list with others.
 
     Attributes:
+        reason: what is wrong, and what would be right.
         kind: what kind of thing, a word of `docs/data.md`, such as "bad_box".
         file: the file that says so.
         record: the record in it, such as "annotation 7"; empty for the file as a whole.
-        reason: what is wrong, and what would be right.
     """
 
-    def __init__(self, kind: str, file: Path, record: str, reason: str) -> None:
+    # a process of a data loader makes what another raised from its message alone
+    def __init__(self, reason: str, kind: str = "", file: Path | str = "", record: str = "") -> None:
         super().__init__(": ".join(part for part in (str(file), record, reason) if part))
-        self.kind, self.file, self.record, self.reason = kind, file, record, reason
+        self.reason, self.kind, self.file, self.record = reason, kind, file, record
 
 
 def place(file: Path, record: str = "") -> MakeProblem:
     """Return what makes problems, of a kind and a reason, of one place in a file."""
-    return lambda kind, reason: Problem(kind, file, record, reason)
+    return lambda kind, reason: Problem(reason, kind, file, record)
 
 
 @contextmanager
@@ -81,10 +82,8 @@ def unreadable(path: Path, error: Exception, what: str = "") -> str:
 def read_bytes(path: Path) -> bytes:
     """Read a file of annotations, which must be an ordinary one: a pipe would be waited for."""
     try:
-        if path.exists() and not path.is_file():
+        if lfs_pointer(path) or (path.exists() and not path.is_file()):
             raise OSError("it is no file")
-        if lfs_pointer(path):
-            raise OSError
         return path.read_bytes()
     except (OSError, MemoryError) as error:
-        raise Problem("unreadable_file", path, "", unreadable(path, error)) from error
+        raise place(path)("unreadable_file", unreadable(path, error)) from error

@@ -72,7 +72,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
         rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Problem("unreadable_file", path, "", f"not valid CSV: {error}") from error
+        raise place(path)("unreadable_file", f"not valid CSV: {error}") from error
     if len(set(columns)) < len(columns):
-        raise Problem("missing_column", path, "", f"its first line should name each column once, found {columns}")
+        raise place(path)("missing_column", f"its first line should name each column once, found {columns}")
     return columns, rows

@@ -1,6 +1,5 @@
 """What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
 
-import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from faap.data.images import MEAN, STD, Preprocessing, denormalise, normalise
 from faap.detectors.set_loss import SIGMOID, SOFTMAX, Activation, Criterion, Match, Target, match_layers, set_loss
 from faap.errors import FaapError
+from faap.weights import tensors_sha256
 
 
 @dataclass
@@ -261,11 +261,7 @@ class FrozenDetector(nn.Module):
         Returns:
             64 hex digits.
         """
-        digest = hashlib.sha256()
-        for name, tensor in sorted(chain(self.model.named_parameters(), self.model.named_buffers())):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return tensors_sha256(dict(chain(self.model.named_parameters(), self.model.named_buffers())))
 
 
 def _folded(name: str) -> str:

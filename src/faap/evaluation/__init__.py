@@ -3,7 +3,7 @@
 from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, gap_with_error, paired_bootstrap
 from faap.evaluation.criteria import verdict_of
-from faap.evaluation.detections import Detections, Found, detect
+from faap.evaluation.detections import Detections, detect
 from faap.evaluation.evaluate import evaluate
 from faap.evaluation.gaps import HEADLINE, headline, validation_row
 from faap.evaluation.metrics import METRICS, coco_metrics, group_metrics
@@ -15,7 +15,6 @@ __all__ = [
     "HEADLINE",
     "METRICS",
     "Detections",
-    "Found",
     "best_epoch",
     "check_resampling",
     "coco_metrics",

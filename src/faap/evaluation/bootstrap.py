@@ -11,9 +11,9 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.gaps import GAPS, gap
-from faap.evaluation.matching import Floats, Ranking, rank
-from faap.evaluation.metrics import check_aligned, comparable, groups_of
-from faap.evaluation.statistics import p_value, percentile_interval
+from faap.evaluation.matching import rank
+from faap.evaluation.metrics import by_group, comparable
+from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
 
 # entries of the (detections × replicates) table worked on at once: large enough to be fast, some tens of megabytes
 _TABLE = 2_000_000
@@ -22,110 +22,63 @@ _TABLE = 2_000_000
 Replicates = dict[str, dict[str, Floats]]
 
 
-class Resampling:
-    """Bootstrap replicates of a split, as copies of each image.
+def check_resampling(split: Split) -> list[list[list[int]]]:
+    """Return what is drawn in place of what: strata of clusters of images, by position.
 
-    What is drawn is a cluster: the images that share `Record.pair` (both twins of a scene come and go together), or a
-    single image without one. Clusters are drawn with replacement among those of the same composition of groups, so
-    every replicate has as many images of each group as the split. Replicate b depends on (seed, b) alone.
-
-    Args:
-        split: the images.
-        seed: 0 or more.
+    A cluster is the images that share `Record.pair` (both twins of a scene come and go together), or a single image
+    without one; a stratum is the clusters of the same composition of groups.
 
     Raises:
-        FaapError: if the anchor or the reference group has fewer than two clusters.
+        FaapError: if the anchor or the reference group has fewer than two clusters, too few for confidence intervals.
     """
-
-    def __init__(self, split: Split, seed: int) -> None:
-        records = split.records
-        clusters: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for i, record in enumerate(records):
-            clusters[("image", str(i)) if record.pair is None else ("pair", record.pair)].append(i)
-        self.seed = seed
-        self.cluster_of = np.empty(len(records), dtype=np.int64)
-        strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for number, members in enumerate(clusters.values()):
-            self.cluster_of[members] = number
-            strata[tuple(sorted({group for i in members for group in records[i].groups}))].append(number)
-        for group in (split.anchor, split.reference):
-            count = sum(len(numbers) for composition, numbers in strata.items() if group in composition)
-            if count < 2:
-                raise FaapError(
-                    f"group '{group}' has a single image or scene; a confidence interval needs at least two of each "
-                    "group, so add images"
-                )
-        self.strata = [np.array(numbers) for numbers in strata.values()]
-
-    def weights(self, replicate: int) -> npt.NDArray[np.int32]:
-        """Copies of each image in one replicate, (images,)."""
-        rng = np.random.default_rng([self.seed, replicate])
-        copies = np.zeros(self.cluster_of.max() + 1, dtype=np.int32)
-        for clusters in self.strata:
-            drawn = rng.integers(len(clusters), size=len(clusters))
-            copies[clusters] = np.bincount(drawn, minlength=len(clusters))
-        return copies[self.cluster_of]
+    clusters: dict[int | str, list[int]] = defaultdict(list)
+    for i, record in enumerate(split.records):
+        clusters[i if record.pair is None else record.pair].append(i)
+    strata: dict[frozenset[str], list[list[int]]] = defaultdict(list)
+    for members in clusters.values():
+        strata[frozenset(group for i in members for group in split.records[i].groups)].append(members)
+    for group in (split.anchor, split.reference):
+        if sum(len(drawn) for groups, drawn in strata.items() if group in groups) < 2:
+            raise FaapError(
+                f"group '{group}' has a single image or scene; a confidence interval needs at least two of each "
+                "group, so add images"
+            )
+    return list(strata.values())
 
 
-def check_resampling(split: Split) -> None:
-    """Raise a FaapError if a split is too small for confidence intervals of its metrics."""
-    Resampling(split, 0)
+def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
+    """Draw bootstrap replicates of a split, as copies of each image: (images, 1 + samples), the split itself first.
 
-
-class _Curves:
-    """Rankings of every group and category of a split, ready to be accumulated under weights."""
-
-    def __init__(self, split: Split, detections: Sequence[Detections]) -> None:
-        check_aligned(split.records, detections)
-        self.groups: dict[str, tuple[list[int], list[Ranking]]] = {}
-        for group in groups_of(split):
-            # COCO goes through images by id, which decides between equal scores
-            mine = sorted(split.positions(group), key=lambda i: split.records[i].image_id)
-            records, found = [split.records[i].ignoring_others(group) for i in mine], [detections[i] for i in mine]
-            self.groups[group] = mine, [rank(records, found, category) for category in split.categories]
-
-    def accumulate(self, weights: npt.NDArray[np.int32]) -> Replicates:
-        """Return AP and AR under (images, R) weights: means over the categories of which all groups have ground truth.
-
-        Which those are is asked anew for each of the R data sets, as `group_metrics` would ask of it.
-        """
-        values = {}
-        for group, (mine, rankings) in self.groups.items():
-            rows = max([len(ranking.image) for ranking in rankings] + [1])
-            width = max(1, _TABLE // rows)
-            parts = [weights[mine, start : start + width] for start in range(0, weights.shape[1], width)]
-            values[group] = np.concatenate(
-                [[ranking.accumulate(part) for ranking in rankings] for part in parts], axis=2
-            )  # (categories, 2, R)
-        counted = comparable([~np.isnan(each) for each in values.values()])
-        counts = counted.sum(axis=0)
-        result = {}
-        for group, each in values.items():
-            total = np.where(counted, each, 0.0).sum(axis=0)
-            means = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
-            result[group] = dict(zip(GAPS.values(), means, strict=True))
-        return result
-
-
-def _draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
-    """(images, 1 + samples) weights: the split itself first, then the replicates."""
+    Clusters are drawn with replacement among those of their stratum (`check_resampling`), so every replicate has as
+    many images of each group as the split. Replicate b depends on (seed, b) alone.
+    """
     if samples < 0:
         raise FaapError(f"{samples} bootstrap samples; there must be 0 (none) or more")
-    columns = [np.ones(len(split.records), dtype=np.int32)]
-    if samples:
-        resampling = Resampling(split, seed)
-        columns += [resampling.weights(replicate) for replicate in range(samples)]
-    return np.stack(columns, axis=1)
+    weights = np.ones((len(split.records), 1 + samples), dtype=np.int32)
+    generators = [np.random.default_rng([seed, replicate]) for replicate in range(samples)]
+    for clusters in check_resampling(split) if samples else []:
+        n = len(clusters)
+        copies = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for rng in generators], axis=1)
+        weights[np.concatenate(clusters), 1:] = np.repeat(copies, [len(each) for each in clusters], axis=0)
+    return weights
 
 
-def _estimate(values: Floats) -> dict[str, Any]:
-    """A value with its error from (1 + samples,) numbers, the value itself first."""
-    finite = values[1:][np.isfinite(values[1:])]
-    return {
-        "value": float(values[0]),
-        "standard_error": float(finite.std(ddof=1)) if len(finite) > 1 else None,
-        "ci95": percentile_interval(finite),
-    }
+def _measure(split: Split, detections: Sequence[Detections], weights: npt.NDArray[np.int32]) -> Replicates:
+    """AP and AR under (images, R) weights: means over the categories of which all groups have ground truth.
+
+    Which those are is asked anew for each of the R data sets, as `group_metrics` would ask of it.
+    """
+    values = {}
+    for group, (positions, records, found) in by_group(split, detections).items():
+        copies, each = weights[positions], []
+        for ranking in (rank(records, found, category) for category in split.categories):
+            parts = np.array_split(copies, 1 + len(ranking.image) * copies.shape[1] // _TABLE, axis=1)
+            each.append(np.concatenate([ranking.accumulate(part) for part in parts], axis=1))
+        values[group] = np.stack(each)  # (categories, 2, R)
+    counted = comparable([~np.isnan(each) for each in values.values()])
+    with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
+        means = {group: np.where(counted, each, 0.0).sum(0) / counted.sum(0) for group, each in values.items()}
+    return {group: dict(zip(GAPS.values(), each, strict=True)) for group, each in means.items()}
 
 
 def replicate(split: Split, *detections: Sequence[Detections], samples: int = 1000, seed: int = 0) -> list[Replicates]:
@@ -147,8 +100,8 @@ def replicate(split: Split, *detections: Sequence[Detections], samples: int = 10
     Raises:
         FaapError: if detections and split do not belong together, or a group has fewer than two images or scenes.
     """
-    weights = _draw(split, samples, seed)
-    return [_Curves(split, each).accumulate(weights) for each in detections]
+    weights = draw(split, samples, seed)
+    return [_measure(split, each, weights) for each in detections]
 
 
 def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: str) -> dict[str, dict[str, Any]]:
@@ -213,11 +166,11 @@ def gap_with_error(
     Raises:
         FaapError: as `replicate`.
     """
-    (by_group,) = replicate(split, detections, samples=samples, seed=seed)
+    (found,) = replicate(split, detections, samples=samples, seed=seed)
     return {
         name: {
-            **_estimate(gap(by_group, metric, split.anchor, split.reference)),
-            "groups": {group: _estimate(values[metric]) for group, values in by_group.items()},
+            **estimate(gap(found, metric, split.anchor, split.reference)),
+            "groups": {group: estimate(values[metric]) for group, values in found.items()},
         }
         for name, metric in GAPS.items()
     }

@@ -1,50 +1,28 @@
 """The success criteria of infonce_4th (spec/recipes.md, "Success criteria"), and what makes them worthless."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from faap.evaluation.bootstrap import Replicates
-from faap.evaluation.gaps import GAPS, HEADLINE, gap, headline
+from faap.evaluation.gaps import GAPS, HEADLINE, Metrics, gap, headline
 from faap.evaluation.statistics import percentile_interval
 
 MET, NOT_MET, UNKNOWN = "met", "not met", "cannot be told"
 # below either a detector finds nobody to speak of
-DEAD_AP, DEAD_AR = 0.01, 0.05
+_DEAD = {"AP": 0.01, "AR100": 0.05}
 # differences below this are rounding
 _ROUNDING = 1e-12
 
-Metrics = Mapping[str, Mapping[str, float]]
-
-
-class Goal(NamedTuple):
-    """One criterion.
-
-    Attributes:
-        share: of the baseline's number, on any data.
-        absolute: the number itself, on the data of the study the recipe comes from.
-        is_met_by_equality: whether the number itself is enough: it is for "no lower than", and for nothing that asks
-            for a change.
-    """
-
-    share: float
-    absolute: float
-    is_met_by_equality: bool = False
-
-
-GOALS = {
-    "ap_gap": Goal(0.94, 0.100),
-    "ar_gap": Goal(0.62, 0.005),
-    "anchor_ap": Goal(1.015, 0.410),
-    "reference_ap": Goal(1.0, 0.511, is_met_by_equality=True),
-}
+# a criterion's name -> its goal as a share of the baseline's number, on any data, and as the number itself, on the data
+# of the study the recipe comes from; a share of 1 asks for no change, so the number itself is enough
+GOALS = {"ap_gap": (0.94, 0.100), "ar_gap": (0.62, 0.005), "anchor_ap": (1.015, 0.410), "reference_ap": (1.0, 0.511)}
 
 
 def success_criteria(
     baseline: Metrics,
     perturbed: Metrics,
-    replicates: Sequence[Replicates],
+    replicates: Sequence[Metrics],
     *,
     anchor: str,
     reference: str,
@@ -79,25 +57,25 @@ def success_criteria(
         For ap_gap, ar_gap, anchor_ap and reference_ap: value (the metric with the generator), target (what it is held
         against, a bound on the size for a gap), difference of the two, its ci95, verdict, and met (whether it is).
     """
-    before, after = (headline(metrics, anchor, reference) for metrics in (baseline, perturbed))
-    drawn_before, drawn_after = (headline(drawn, anchor, reference) for drawn in replicates)
-    blind = {group for group in (anchor, reference) if is_dead(perturbed[group])}
-    useless = len(blind) == 2 or all(is_dead(baseline[group]) for group in (anchor, reference))
+    numbers = [headline(each, anchor, reference) for each in (baseline, perturbed, *replicates)]
+    unseen = all(is_dead(baseline[group]) for group in (anchor, reference))
+    blind = {whose: is_dead(perturbed[group]) for whose, group in (("anchor", anchor), ("reference", reference))}
+    blind["gap"] = any(blind.values())
     result = {}
-    for name, goal in GOALS.items():
+    for name, (share, bound) in GOALS.items():
+        before, after, drawn_before, drawn_after = (each[name] for each in numbers)
         whose, _ = HEADLINE[name]
-        target, targets = (
-            goal.absolute if absolute else goal.share * abs(values) for values in (before[name], drawn_before[name])
-        )
-        interval = percentile_interval((abs(drawn_after[name]) - targets)[1:])
-        difference = float(abs(after[name]) - target)
-        verdict = _verdict(goal, -1 if whose == "gap" else 1, difference, interval)
-        about = {"gap": {anchor, reference}, "anchor": {anchor}, "reference": {reference}}[whose]
-        nothing_to_shrink = whose == "gap" and not absolute and not before[name] > 0
-        if nothing_to_shrink or (verdict == MET and (useless or about & blind)):
-            verdict = UNKNOWN
+        target, targets = (bound if absolute else share * abs(values) for values in (before, drawn_before))
+        difference = float(abs(after) - target)
+        interval = percentile_interval((abs(drawn_after) - targets)[1:])
+        verdict = UNKNOWN
+        if interval is not None and np.isfinite(difference) and (whose != "gap" or absolute or before > 0):
+            low, high = sorted(-end if whose == "gap" else end for end in interval)  # the right side is above zero
+            edge = -_ROUNDING if share == 1 else _ROUNDING
+            met = MET if not (unseen or blind[whose]) else UNKNOWN
+            verdict = met if low > edge else NOT_MET if high <= edge else UNKNOWN
         result[name] = {
-            "value": float(after[name]),
+            "value": float(after),
             "target": float(target),
             "difference": difference,
             "ci95": interval,
@@ -105,14 +83,6 @@ def success_criteria(
             "met": verdict == MET,
         }
     return result
-
-
-def _verdict(goal: Goal, sign: int, difference: float, interval: list[float] | None) -> str:
-    if interval is None or not np.isfinite(difference):
-        return UNKNOWN
-    low, high = sorted(sign * bound for bound in interval)  # the right side is that above zero
-    edge = -_ROUNDING if goal.is_met_by_equality else _ROUNDING
-    return MET if low > edge else NOT_MET if high <= edge else UNKNOWN
 
 
 def verdict_of(criterion: Mapping[str, Any]) -> str:
@@ -123,8 +93,7 @@ def verdict_of(criterion: Mapping[str, Any]) -> str:
 
 def is_dead(metrics: Mapping[str, float | None]) -> bool:
     """Whether AP or AR@100 say that a detector finds nobody to speak of; numbers that are unknown do not."""
-    ap, ar = metrics.get("AP"), metrics.get("AR100")
-    return (ap is not None and ap < DEAD_AP) or (ar is not None and ar < DEAD_AR)
+    return any((value := metrics.get(name)) is not None and value < floor for name, floor in _DEAD.items())
 
 
 def warnings_about(
@@ -134,19 +103,19 @@ def warnings_about(
     said = []
     if unknown := [group for group, metrics in baseline.items() if np.isnan(metrics["AP"])]:
         said.append(f"There is nothing to find of group {', '.join(unknown)} in what is measured: no numbers, no gap.")
-    blind: list[str] = []
-    for which, metrics, cause in (
-        ("Without", baseline, "right checkpoint? right class names?"),
-        ("With", perturbed, "the perturbation blinds it."),
+    blind = [group for group in baseline if is_dead(baseline[group])]
+    blinded = [group for group in perturbed if is_dead(perturbed[group]) and group not in blind]
+    for which, metrics, dead, cause in (
+        ("Without", baseline, blind, "right checkpoint? right class names?"),
+        ("With", perturbed, blinded, "the perturbation blinds it."),
     ):
-        if dead := [group for group in metrics if is_dead(metrics[group]) and group not in blind]:
+        if dead:
             whom = "" if len(dead) == len(metrics) else f" of group {', '.join(dead)}"
             numbers = ", ".join(f"{group} AP {metrics[group]['AP']:.4f}" for group in dead)
             said.append(f"{which} the generator the detector finds nobody{whom} to speak of ({numbers}): {cause}")
-        blind += dead
     for name, metric in GAPS.items():
         size = gap(baseline, metric, anchor, reference)
-        if size <= 0 and not absolute and not all(is_dead(baseline[group]) for group in (anchor, reference)):
+        if size <= 0 and not absolute and not {anchor, reference} <= set(blind):
             said.append(
                 f"Without the generator the {name} gap ({reference} − {anchor}) is {size:.4f}: {anchor} is found no "
                 "worse there, so there is nothing to shrink, and whether it shrank as it should cannot be told."

@@ -8,9 +8,9 @@ from faap.detectors import FrozenDetector
 from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, gap_changes, replicate
 from faap.evaluation.criteria import success_criteria, warnings_about
-from faap.evaluation.detections import Detections, Found, detect
+from faap.evaluation.detections import Detections, detect, mean_distance
 from faap.evaluation.gaps import without_nan
-from faap.evaluation.metrics import check_aligned, comparable_categories, group_metrics
+from faap.evaluation.metrics import comparable_categories, group_metrics
 from faap.evaluation.provenance import provenance
 from faap.perturbation import Generator
 
@@ -40,7 +40,7 @@ def evaluate(
     seed: int = 0,
     absolute: bool = False,
     baseline: Sequence[Detections] | None = None,
-    perturbed: Found | None = None,
+    perturbed: Sequence[Detections] | None = None,
 ) -> dict[str, Any]:
     """Measure both groups with and without the generator, the gaps with their error, and the success criteria.
 
@@ -54,7 +54,7 @@ def evaluate(
         seed: of the bootstrap, 0 or more.
         absolute: hold the result against the original study's numbers instead of shares of the baseline.
         baseline: the detector's detections without the generator, if they are known.
-        perturbed: what it found with the generator, if that is known.
+        perturbed: those with the generator, if they are known, and how far it moved the images, if that is.
 
     Returns:
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
@@ -70,18 +70,17 @@ def evaluate(
     images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
     if baseline is None:
         baseline = detect_baseline(detector, images, batch_size=batch_size)
-    check_aligned(images.records, baseline)
+    before = group_metrics(images, baseline)
     if perturbed is None:
         perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True)
-    before, after = group_metrics(images, baseline), group_metrics(images, perturbed)
+    after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
     groups: dict[str, Any] = {"anchor": images.anchor, "reference": images.reference}
-    counts = images.counts()
     categories, left_out = comparable_categories(images)
     result: dict[str, Any] = without_nan(
         {
             "split": split,
-            "images": {group: counts[group] for group in before},
+            "images": {group: len(images.positions(group)) for group in before},
             "categories": categories,
             "categories_left_out": left_out,
             **({"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}),
@@ -90,7 +89,7 @@ def evaluate(
             "gap": gap_changes(drawn[0], drawn[1], **groups),
             "success": success_criteria(before, after, drawn, **groups, absolute=absolute),
             "warnings": warnings_about(before, after, **groups, absolute=absolute),
-            "perturbation": {"epsilon": generator.epsilon, **perturbed.distance},
+            "perturbation": {"epsilon": generator.epsilon, **mean_distance(perturbed)},
             "provenance": provenance(detector, generator, dataset, split),
             "detector_sha256": detector.tensors_sha256(),
         }

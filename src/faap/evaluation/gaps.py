@@ -4,6 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# group -> metric -> its value (None where unknown), or replicates of it
+Metrics = Mapping[str, Mapping[str, Any]]
+
 # a gap's name -> the metric of both groups whose difference it is
 GAPS = {"AP": "AP", "AR": "AR100"}
 
@@ -16,13 +19,13 @@ HEADLINE = {
 }
 
 
-def gap(metrics: Mapping[str, Mapping[str, Any]], metric: str, anchor: str, reference: str) -> Any:
+def gap(metrics: Metrics, metric: str, anchor: str, reference: str) -> Any:
     """Return reference − anchor in one metric, of numbers or arrays alike; None if either is None."""
     low, high = metrics[anchor][metric], metrics[reference][metric]
     return None if low is None or high is None else high - low
 
 
-def headline(metrics: Mapping[str, Mapping[str, Any]], anchor: str, reference: str) -> dict[str, Any]:
+def headline(metrics: Metrics, anchor: str, reference: str) -> dict[str, Any]:
     """Return the numbers of `HEADLINE` from metrics by group (numbers, None where unknown, or arrays)."""
     groups = {"anchor": anchor, "reference": reference}
     return {
@@ -31,15 +34,10 @@ def headline(metrics: Mapping[str, Mapping[str, Any]], anchor: str, reference: s
     }
 
 
-def validation_row(
-    baseline: Mapping[str, Mapping[str, float]],
-    perturbed: Mapping[str, Mapping[str, float]],
-    anchor: str,
-    reference: str,
-) -> dict[str, Any]:
+def validation_row(baseline: Metrics, perturbed: Metrics, anchor: str, reference: str) -> dict[str, Any]:
     """Return what a line of train_log.jsonl says of the validation split: both groups, and the gap that is left."""
     before, after = (
-        {group: {metric: float(values[metric]) for metric in GAPS.values()} for group, values in metrics.items()}
+        {group: {metric: values[metric] for metric in GAPS.values()} for group, values in metrics.items()}
         for metrics in (baseline, perturbed)
     )
     gaps = {name: gap(after, metric, anchor, reference) for name, metric in GAPS.items()}

@@ -5,52 +5,35 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from faster_coco_eval import mask
 
 from faap.data import Record
 from faap.evaluation.detections import Detections
-from faap.evaluation.metrics import IOU_THRESHOLDS, MAX_DETECTIONS
+from faap.evaluation.metrics import IOU_THRESHOLDS, MAX_DETECTIONS, Bools
+from faap.evaluation.statistics import Floats
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
-def iou_matrix(detected: Floats, truth: Floats, crowd: Bools) -> Floats:
-    """Intersection over union as COCO defines it: for a crowd the union is the detection alone.
-
-    Args:
-        detected: (D, 4) boxes, xywh in pixels.
-        truth: (G, 4) boxes, xywh in pixels.
-        crowd: (G,) whether a ground truth is a crowd.
-
-    Returns:
-        (D, G) in [0, 1].
-    """
-    low = np.maximum(detected[:, None, :2], truth[None, :, :2])
-    high = np.minimum(detected[:, None, :2] + detected[:, None, 2:], truth[None, :, :2] + truth[None, :, 2:])
-    intersection = np.prod(np.clip(high - low, 0.0, None), axis=2)
-    area = np.prod(detected[:, 2:], axis=1)[:, None]
-    union = np.where(crowd, area, area + np.prod(truth[:, 2:], axis=1) - intersection)
-    overlap: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
-    return overlap
-
-
-def match_image(iou: Floats, crowd: Bools) -> tuple[Bools, Bools]:
-    """Match one image's detections of one category greedily, best score first, at every IoU threshold.
+def match_image(record: Record, detected: Detections, category: int) -> tuple[Floats, Bools, Bools]:
+    """Match one image's best 100 detections of a category greedily, best score first, at every IoU threshold.
 
     Each detection takes the free ground truth it overlaps most (the later of two equal ones); one that reaches only
     crowds is ignored, and a crowd can be taken again and again.
 
-    Args:
-        iou: (D, G), detections by falling score.
-        crowd: (G,).
-
     Returns:
-        hits and ignored, each (10, D): true positives, and detections that count neither as right nor as wrong.
+        Scores (D,), falling; hits and ignored, each (10, D): true positives, and detections that count neither as right
+        nor as wrong.
     """
-    hits = np.zeros((len(IOU_THRESHOLDS), iou.shape[0]), dtype=bool)
+    truth = record.labels == category
+    crowd = record.crowd[truth]
+    chosen = np.flatnonzero(detected.labels == category)
+    chosen = chosen[np.argsort(-detected.scores[chosen], kind="stable")][:MAX_DETECTIONS]
+    # to a crowd, COCO's overlap is relative to the detection alone; without either there is none, and no shape
+    iou = np.reshape(mask.iou(detected.boxes[chosen], record.boxes[truth], crowd), (len(chosen), len(crowd)))
+    hits = np.zeros((len(IOU_THRESHOLDS), len(chosen)), dtype=bool)
     real = iou[:, ~crowd]
     free = np.ones((len(IOU_THRESHOLDS), real.shape[1]), dtype=bool)
     for d in np.flatnonzero(real.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
@@ -60,7 +43,7 @@ def match_image(iou: Floats, crowd: Bools) -> tuple[Bools, Bools]:
         hits[taken, d] = True
         free[taken, best[taken]] = False
     ignored = ~hits & (iou[:, crowd].max(axis=1, initial=0.0) >= IOU_THRESHOLDS[:, None])
-    return hits, ignored
+    return detected.scores[chosen], hits, ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +82,6 @@ class Ranking:
         seen = np.cumsum(copies, axis=0, dtype=np.int64)
         total = np.zeros((2, weights.shape[1]))
         for hits, ignored in zip(self.hits, self.ignored, strict=True):
-            if not len(hits):
-                continue
             found = np.cumsum(copies[hits], axis=0, dtype=np.int64)  # (hits, R)
             counted = seen[hits]
             if len(ignored):
@@ -111,7 +92,7 @@ class Ranking:
             # a precision counts once for every recall level that its true positive is the first to reach
             levels = np.diff(np.searchsorted(_RECALLS, recall, side="right"), axis=0, prepend=0)
             total[0] += (precision * levels).sum(axis=0) / len(_RECALLS)
-            total[1] += recall[-1]
+            total[1] += recall.max(axis=0, initial=0.0)
         return np.where(positives == 0, np.nan, total / len(self.hits))
 
 
@@ -119,33 +100,21 @@ def rank(records: Sequence[Record], detections: Sequence[Detections], category: 
     """Match every image's detections of one category and sort them all by score.
 
     Args:
-        records: the images.
+        records: one image or more.
         detections: one entry a record, in the same order.
         category: data set category id.
 
     Returns:
         The ranking; COCO's area range "all" and its best 100 detections an image.
     """
-    images, scores, hits, ignored = [], [], [], []
-    positives = np.zeros(len(records), dtype=np.int64)
-    for i, (record, detected) in enumerate(zip(records, detections, strict=True)):
-        truth = record.labels == category
-        positives[i] = np.count_nonzero(truth & ~record.crowd)
-        chosen = np.flatnonzero(detected.labels == category)
-        chosen = chosen[np.argsort(-detected.scores[chosen], kind="stable")][:MAX_DETECTIONS]
-        crowd = record.crowd[truth]
-        matched = match_image(iou_matrix(detected.boxes[chosen], record.boxes[truth], crowd), crowd)
-        images.append(np.full(len(chosen), i))
-        scores.append(detected.scores[chosen])
-        hits.append(matched[0])
-        ignored.append(matched[1])
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    ranked_hits = np.concatenate(hits, axis=1)[:, order]
-    ranked_ignored = np.concatenate(ignored, axis=1)[:, order]
-    end = int(np.flatnonzero(ranked_hits.any(axis=0)).max(initial=-1)) + 1
+    matched = [match_image(*each, category) for each in zip(records, detections, strict=True)]
+    image = np.repeat(np.arange(len(matched)), [len(scores) for scores, _, _ in matched])
+    scores, hits, ignored = (np.concatenate(parts, axis=-1) for parts in zip(*matched, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    order = order[: int(np.flatnonzero(hits[:, order].any(axis=0)).max(initial=-1)) + 1]
     return Ranking(
-        image=np.concatenate(images)[order[:end]],
-        hits=tuple(np.flatnonzero(row[:end]) for row in ranked_hits),
-        ignored=tuple(np.flatnonzero(row[:end]) for row in ranked_ignored),
-        positives=positives,
+        image=image[order],
+        hits=tuple(np.flatnonzero(row) for row in hits[:, order]),
+        ignored=tuple(np.flatnonzero(row) for row in ignored[:, order]),
+        positives=np.array([np.count_nonzero(record.labels[~record.crowd] == category) for record in records]),
     )

@@ -15,8 +15,9 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
 
-GroupMetrics = dict[str, dict[str, float]]
 Bools = npt.NDArray[np.bool_]
+# where images lie in their split, their records and what was found in them
+Images = tuple[list[int], list[Record], list[Detections]]
 
 
 def check_aligned(records: Sequence[Record], detections: Sequence[Detections]) -> None:
@@ -54,49 +55,48 @@ def coco_metrics(
 
     Source: https://cocodataset.org/#detection-eval
     """
-    return _summarise(_accumulated(records, detections, categories))
-
-
-def _accumulated(
-    records: Sequence[Record], detections: Sequence[Detections], categories: Mapping[int, str]
-) -> COCOeval_faster:
     check_aligned(records, detections)
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for record, detected in zip(records, detections, strict=True):
-        for box, label, area, crowd in zip(record.boxes, record.labels, record.areas, record.crowd, strict=True):
-            truth.append(
-                {
-                    "id": len(truth) + 1,
-                    "image_id": record.image_id,
-                    "category_id": int(label),
-                    "bbox": box.tolist(),
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-        for box, label, score in zip(
-            detected.boxes.tolist(), detected.labels.tolist(), detected.scores.tolist(), strict=True
-        ):
-            found.append({"image_id": record.image_id, "category_id": label, "bbox": box, "score": score})
+    return _metrics([_accumulated(records, detections, categories)])[0]
+
+
+def _accumulated(records: Sequence[Record], found: Sequence[Detections], categories: Mapping[int, str]) -> Any:
     coco = COCO(
         {
-            "images": [{"id": r.image_id, "width": r.width, "height": r.height} for r in records],
-            "annotations": truth,
+            "images": [{"id": record.image_id} for record in records],
+            "annotations": _entries(records, bbox="boxes", category_id="labels", area="areas", iscrowd="crowd"),
             "categories": [{"id": number, "name": name} for number, name in categories.items()],
         }
     )
-    evaluator = COCOeval_faster(coco, coco.loadRes(found), "bbox")
+    result = coco.loadRes(_entries(found, bbox="boxes", category_id="labels", score="scores"))
+    evaluator = COCOeval_faster(coco, result, "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator
 
 
-def _summarise(evaluator: COCOeval_faster) -> dict[str, float]:
-    evaluator.summarize()
-    return {
-        name: float("nan") if value < 0 else float(value) for name, value in zip(METRICS, evaluator.stats, strict=False)
-    }
+def _entries(images: Sequence[Record] | Sequence[Detections], **columns: str) -> list[dict[str, Any]]:
+    """Return every box as COCO's files hold it: its number, its image, and what columns of the image say of it."""
+    rows = (
+        (image.image_id, *row)
+        for image in images
+        for row in zip(*(getattr(image, column).tolist() for column in columns.values()), strict=True)
+    )
+    return [dict(zip(("id", "image_id", *columns), (number, *row), strict=True)) for number, row in enumerate(rows, 1)]
+
+
+def _metrics(evaluators: Sequence[Any]) -> list[dict[str, float]]:
+    """Read `METRICS` from accumulated evaluations, each a mean over the categories that are `comparable`."""
+    # recall is (IoU thresholds, categories, sizes, detections an image), −1 without ground truth; so is precision,
+    # with recall levels after the thresholds
+    left_out = ~comparable([evaluator.eval["recall"].max(axis=(0, 3)) > -1 for evaluator in evaluators])
+    result = []
+    for evaluator in evaluators:
+        evaluator.eval["recall"][:, left_out] = -1
+        evaluator.eval["precision"][:, :, left_out] = -1
+        evaluator.summarize()
+        known = np.where(evaluator.stats < 0, np.nan, evaluator.stats)
+        result.append(dict(zip(METRICS, known.tolist(), strict=False)))
+    return result
 
 
 def groups_of(split: Split) -> tuple[str, ...]:
@@ -134,22 +134,30 @@ def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]
     Returns:
         The names of the first; for each of the others, of which some groups have ground truth, the groups that lack it.
     """
-    known = {
-        group: {int(label) for record in split.group(group) for label in record.labels[~record.crowd]}
-        for group in groups_of(split)
-    }
-    known = {group: labels for group, labels in known.items() if labels}
-    shared, lacking = [], {}
-    for category, name in split.categories.items():
-        without = [group for group, labels in known.items() if category not in labels]
-        if not without:
-            shared.append(name)
-        elif len(without) < len(known):
-            lacking[name] = without
-    return shared, lacking
+    known = {group: split.objects(group) for group in groups_of(split)}
+    compared = [group for group, objects in known.items() if objects]
+    lacking = {name: [each for each in compared if name not in known[each]] for name in split.categories.values()}
+    shared = [name for name, groups in lacking.items() if not groups]
+    return shared, {name: groups for name, groups in lacking.items() if 0 < len(groups) < len(compared)}
 
 
-def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetrics:
+def by_group(split: Split, detections: Sequence[Detections]) -> dict[str, Images]:
+    """Return for each group of `groups_of` where its images lie, its records, ignoring others, and its detections.
+
+    COCO goes through images by id, which decides between equal scores: so they are here.
+
+    Raises:
+        FaapError: as `check_aligned` and `groups_of`.
+    """
+    check_aligned(split.records, detections)
+    result = {}
+    for group in groups_of(split):
+        mine = sorted(split.positions(group), key=lambda i: split.records[i].image_id)
+        result[group] = mine, [split.records[i].ignoring_others(group) for i in mine], [detections[i] for i in mine]
+    return result
+
+
+def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, dict[str, float]]:
     """`coco_metrics` of each group on its own; where people of others are in the image, their boxes are ignored.
 
     Each metric is a mean over those categories of which every group has ground truth (of that size); see `comparable`.
@@ -164,15 +172,6 @@ def group_metrics(split: Split, detections: Sequence[Detections]) -> GroupMetric
     Raises:
         FaapError: if the detections do not belong to the split, or the anchor or reference group has no image.
     """
-    check_aligned(split.records, detections)
-    evaluators = {
-        group: _accumulated(split.group(group), [detections[i] for i in split.positions(group)], split.categories)
-        for group in groups_of(split)
-    }
-    # recall is (IoU thresholds, categories, sizes, detections an image), −1 without ground truth; so is precision,
-    # with recall levels after the thresholds
-    left_out = ~comparable([evaluator.eval["recall"].max(axis=(0, 3)) > -1 for evaluator in evaluators.values()])
-    for evaluator in evaluators.values():
-        evaluator.eval["recall"][:, left_out] = -1
-        evaluator.eval["precision"][:, :, left_out] = -1
-    return {group: _summarise(evaluator) for group, evaluator in evaluators.items()}
+    groups = by_group(split, detections)
+    evaluators = [_accumulated(records, found, split.categories) for _, records, found in groups.values()]
+    return dict(zip(groups, _metrics(evaluators), strict=True))

@@ -16,9 +16,9 @@ def image_quality(original: Tensor, perturbed: Tensor) -> dict[str, float]:
         perturbed: the same with the perturbation.
 
     Returns:
-        linf: the largest change of any value, in levels of 255; psnr: peak signal-to-noise ratio in dB (infinite for
-        equal images); ssim: structural similarity in [-1, 1] over 11×11 Gaussian windows (σ 1.5) that lie inside the
-        image, mean over pixels and channels (nan if a side is below 11 pixels).
+        linf_pixels: the largest change of any value, in levels of 255; psnr_db: peak signal-to-noise ratio (infinite
+        for equal images); ssim: structural similarity in [-1, 1] over 11×11 Gaussian windows (σ 1.5) that lie inside
+        the image, mean over pixels and channels (nan if a side is below 11 pixels).
 
     Source: Wang et al., Image quality assessment: from error visibility to structural similarity, TIP 2004.
     """
@@ -29,7 +29,7 @@ def image_quality(original: Tensor, perturbed: Tensor) -> dict[str, float]:
     if min(original.shape[-2:]) >= _WINDOW:
         similarity = float(ssim(original[None], perturbed[None], _WINDOW, padding="valid").mean())
     return {
-        "linf": 255.0 * float(difference.abs().max()),
-        "psnr": -10.0 * math.log10(error) if error else math.inf,
+        "linf_pixels": 255.0 * float(difference.abs().max()),
+        "psnr_db": -10.0 * math.log10(error) if error else math.inf,
         "ssim": similarity,
     }

@@ -1,25 +1,36 @@
-"""Intervals and p-values."""
+"""Intervals and p-values of replicates, those that are finite."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import t
 
+Floats = npt.NDArray[np.float64]
 
-def percentile_interval(replicates: npt.NDArray[np.float64]) -> list[float] | None:
-    """95 % percentile interval of the finite replicates; None if fewer than two are."""
+
+def percentile_interval(replicates: Floats) -> list[float] | None:
+    """95 % percentile interval; None if fewer than two are finite."""
     finite = replicates[np.isfinite(replicates)]
-    return [float(bound) for bound in np.percentile(finite, [2.5, 97.5])] if len(finite) > 1 else None
+    return np.percentile(finite, [2.5, 97.5]).tolist() if len(finite) > 1 else None
 
 
-def p_value(replicates: npt.NDArray[np.float64]) -> float | None:
+def p_value(replicates: Floats) -> float | None:
     """Two-sided: twice the smaller share of replicates on either side of zero, each count raised by one."""
     finite = replicates[np.isfinite(replicates)]
-    if len(finite) < 2:
-        return None
     tail = 1 + min(int((finite <= 0).sum()), int((finite >= 0).sum()))
-    return min(1.0, 2.0 * tail / (1 + len(finite)))
+    return min(1.0, 2.0 * tail / (1 + len(finite))) if len(finite) > 1 else None
+
+
+def estimate(values: Floats) -> dict[str, Any]:
+    """Return a value with its error from the value itself and, after it, its replicates."""
+    finite = values[1:][np.isfinite(values[1:])]
+    return {
+        "value": float(values[0]),
+        "standard_error": float(finite.std(ddof=1)) if len(finite) > 1 else None,
+        "ci95": percentile_interval(finite),
+    }
 
 
 def t_interval(mean: float, std: float, count: int) -> list[float]:

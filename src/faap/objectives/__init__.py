@@ -7,7 +7,7 @@ of the epoch for each schedule that its terms name. A user's own file is one as 
 
 from types import ModuleType
 
-from faap.objectives import adversarial, alignment, contrastive, momentum, transport
+from faap.objectives import adversarial, alignment, contrastive, transport
 from faap.objectives.adversarial import Adversary as Adversary
 from faap.objectives.adversarial import adversarial_confusion as adversarial_confusion
 from faap.objectives.alignment import mean_alignment as mean_alignment
@@ -30,4 +30,4 @@ from faap.objectives.weighting import reference_log_weights as reference_log_wei
 from faap.settings import setting as setting
 
 # in the order in which their terms are summed
-ROOMS: tuple[ModuleType, ...] = (momentum, contrastive, adversarial, alignment, transport)
+ROOMS: tuple[ModuleType, ...] = (contrastive, adversarial, alignment, transport)

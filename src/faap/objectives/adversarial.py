@@ -71,14 +71,8 @@ class Adversary(nn.Module):
     ) -> None:
         super().__init__()
         self.steps, self.entropy_weight, self.reference_weight = steps, entropy_weight, reference_weight
-        self.discriminator = nn.Sequential(
-            nn.LayerNorm(feature_dim),
-            nn.Linear(feature_dim, HIDDEN),
-            nn.ReLU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.ReLU(),
-            nn.Linear(HIDDEN, 2),
-        )
+        layers = nn.Linear(feature_dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)
+        self.discriminator = nn.Sequential(nn.LayerNorm(feature_dim), *layers)
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate)
         self.loss = torch.tensor(torch.nan)
 
@@ -88,10 +82,7 @@ class Adversary(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Load the optimizer's state; its learning rate stays the one given."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        self.optimizer.load_state_dict({**state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def monitored(self) -> dict[str, Tensor]:
         """Return the discriminator's cross-entropy before its last step; log 2 is what guessing costs."""
@@ -128,15 +119,12 @@ class Adversary(nn.Module):
         if self.training and len(anchor) + len(reference):
             self.update(anchor, reference)
         fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        terms = [
-            adversarial_confusion(
-                functional_call(self.discriminator, fixed, (widen(features),)),
-                label,
-                entropy_weight=self.entropy_weight,
-            )
-            for features, label in ((anchor, 1), (reference, 0))
-        ]
-        return terms[0] + self.reference_weight * terms[1]
+
+        def confusion(features: Tensor, label: int) -> Tensor:
+            logits = functional_call(self.discriminator, fixed, (widen(features),))
+            return adversarial_confusion(logits, label, entropy_weight=self.entropy_weight)
+
+        return confusion(anchor, 1) + self.reference_weight * confusion(reference, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,14 +135,11 @@ class Settings:
     adv_steps: int = setting(4, "steps of the discriminator a step of the generator", low=1)
     lr_d: float = setting(1e-4, "learning rate of the discriminator", above=0)
     adv_entropy_weight: float = setting(0.2, "weight of the entropy in the adversarial term", low=0)
-    adv_reference_weight: float = setting(
-        0.5, "weight of the reference group in the adversarial term (anchor: 1)", low=0
-    )
+    adv_reference_weight: float = setting(0.5, "weight of the reference group in that term; anchor: 1", low=0)
 
 
 def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
     """The term of a recipe."""
-    adversary = Adversary(
-        feature_dim, recipe.adv_steps, recipe.lr_d, recipe.adv_entropy_weight, recipe.adv_reference_weight
-    )
+    weights = recipe.adv_entropy_weight, recipe.adv_reference_weight
+    adversary = Adversary(feature_dim, recipe.adv_steps, recipe.lr_d, *weights)
     yield Term("adversarial", recipe.lambda_adv, lambda view: adversary(*view.pooled), state=adversary)

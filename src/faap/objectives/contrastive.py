@@ -4,17 +4,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from faap.errors import FaapError
+from faap.objectives.momentum import MomentumContrast
 from faap.objectives.numerics import connected_zero, similarities
 from faap.objectives.term import Term, View
-from faap.objectives.weighting import pair_log_weights, reference_log_weights
-from faap.schedules import warmed_up
+from faap.objectives.weighting import pair_log_weights, query_weights, reference_log_weights
 from faap.settings import setting
 
 
@@ -101,59 +101,53 @@ def similarity_statistics(anchor: Tensor, reference: Tensor) -> tuple[Tensor, Te
     return similarities(anchor, reference).mean(), (within.sum() - within.trace()) / pairs
 
 
+# the contrastive terms, and how scores can weigh each
+WEIGHTINGS = {"infonce": ("none", "sigmoid", "softmax"), "similarity": ("none",), "momentum": ("none", "sigmoid")}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of every contrastive term."""
+    """Of every contrastive term, and of the memory that momentum contrast has."""
 
     contrastive: str = setting(
-        "infonce",
-        "contrastive term: infonce, in the batch; similarity, without negatives; momentum, with a queue",
-        choices=("infonce", "similarity", "momentum"),
+        "infonce", "contrastive term: in the batch, without negatives, or with a queue", choices=tuple(WEIGHTINGS)
     )
     temperature: float = setting(0.1, "temperature of the contrastive term", above=0)
     lambda_contrastive: float = setting(1.0, "weight of the contrastive terms after their warm-up", low=0)
     contrastive_warmup_epochs: int = setting(4, "epochs over which that weight rises", low=0)
     f2m_weight: float = setting(1.0, "weight of anchor → reference within the contrastive term", low=0)
-    m2f_weight: float = setting(
-        0.0, "weight of reference → anchor InfoNCE, unweighted by scores, within the contrastive term", low=0
-    )
+    m2f_weight: float = setting(0.0, "weight of reference → anchor InfoNCE, which no scores weigh, in it", low=0)
     detach_reference: bool = setting(True, "contrast and mean alignment send the reference group no gradient")
     score_weighting: str = setting(
-        "none",
-        "contrastive weights from image scores: sigmoid of differences, or softmax over the reference group",
-        choices=("none", "sigmoid", "softmax"),
+        "none", "contrast's weights: from differences of scores, or reference scores", choices=WEIGHTINGS["infonce"]
     )
     score_alpha: float = setting(1.0, "strength of the sigmoid weighting", low=0)
+    queue_size: int = setting(2048, "anchor features that momentum contrast remembers", low=1)
+    centroid_momentum: float = setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
 
     def check(self) -> None:
         """Refuse a weighting that the contrastive term does not have."""
-        allowed = {"infonce": ("none", "sigmoid", "softmax"), "momentum": ("none", "sigmoid"), "similarity": ("none",)}
-        if self.score_weighting not in allowed[self.contrastive]:
-            raise FaapError(
-                f"score_weighting is {self.score_weighting!r}; with contrastive {self.contrastive!r} it must be "
-                f"{' or '.join(allowed[self.contrastive])}."
-            )
+        allowed, given = WEIGHTINGS[self.contrastive], f"score_weighting is {self.score_weighting!r}"
+        if self.score_weighting not in allowed:
+            raise FaapError(f"{given}; with contrastive {self.contrastive!r} it must be {' or '.join(allowed)}.")
 
 
 def schedules(recipe: Settings) -> Iterator[tuple[str, Callable[[int], float]]]:
-    """The warm-up of all contrastive terms."""
-    yield (
-        "contrastive_weight",
-        lambda epoch: warmed_up(epoch, recipe.lambda_contrastive, recipe.contrastive_warmup_epochs),
-    )
+    """The warm-up of all contrastive terms, of which the last epoch has the weight in full."""
+    warmup = max(recipe.contrastive_warmup_epochs, 1)
+    yield "contrastive_weight", lambda epoch: recipe.lambda_contrastive * min(1.0, (epoch + 1) / warmup)
 
 
 def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
-    """The terms of a recipe that look at one batch: from anchor to reference, and back."""
+    """The terms of a recipe: from anchor to reference, and back."""
     detach, on = recipe.detach_reference, recipe.lambda_contrastive > 0
+    alpha = recipe.score_alpha if recipe.score_weighting == "sigmoid" else 0.0  # with 0 nothing is weighed
 
     def contrast(view: View) -> Tensor:
         toward = partial(infonce, *view.projected, recipe.temperature, detach_reference=detach)
-        if recipe.score_weighting == "sigmoid":
-            return toward(log_weights=pair_log_weights(*view.scores, recipe.score_alpha))
         if recipe.score_weighting == "softmax":
             return toward(log_weights=reference_log_weights(view.scores[1]), weights_in="numerator")
-        return toward()
+        return toward(log_weights=pair_log_weights(*view.scores, alpha) if alpha else None)
 
     def similarity(view: View) -> Tensor:
         anchor, reference = view.projected
@@ -162,7 +156,12 @@ def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Te
     def back(view: View) -> Tensor:
         return infonce(*view.projected[::-1], recipe.temperature, detach_reference=False)
 
-    if recipe.contrastive != "momentum":
-        value = {"infonce": contrast, "similarity": similarity}[recipe.contrastive]
-        yield Term(recipe.contrastive, on * recipe.f2m_weight, value, "contrastive_weight")
+    def momentum(view: View) -> Any:
+        return memory(*view.projected, query_weights(*view.scores, alpha))
+
+    memory: Any = None
+    if recipe.contrastive == "momentum":
+        memory = MomentumContrast(projected_dim, recipe.temperature, recipe.queue_size, recipe.centroid_momentum)
+    value = {"infonce": contrast, "similarity": similarity, "momentum": momentum}[recipe.contrastive]
+    yield Term(recipe.contrastive, on * recipe.f2m_weight, value, "contrastive_weight", memory)
     yield Term("infonce_m2f", on * recipe.m2f_weight, back, "contrastive_weight")

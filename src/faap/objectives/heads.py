@@ -10,7 +10,8 @@ from faap.errors import FaapError, nearest
 from faap.objectives.numerics import widen
 from faap.settings import setting
 
-VARIANTS = ("plain", "layernorm", "stabilized")
+# and which layers each does without
+VARIANTS = {"plain": ("norm", "dropout"), "layernorm": ("dropout",), "stabilized": ()}
 
 
 class ProjectionHead(nn.Module):
@@ -34,17 +35,11 @@ class ProjectionHead(nn.Module):
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
-            raise FaapError(
-                f"head is {variant!r}; it must be one of {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}"
-            )
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        if variant != "plain":
-            layers["norm"] = nn.LayerNorm(feature_dim)
-        layers["hidden"] = nn.Linear(feature_dim, feature_dim)
-        layers["relu"] = nn.ReLU()
-        if variant == "stabilized":
-            layers["dropout"] = nn.Dropout(dropout)
-        layers["out"] = nn.Linear(feature_dim, projection_dim)
+            raise FaapError(f"head is {variant!r}; it must be {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}")
+        layers = OrderedDict[str, nn.Module](norm=nn.LayerNorm(feature_dim), hidden=nn.Linear(feature_dim, feature_dim))
+        layers.update(relu=nn.ReLU(), dropout=nn.Dropout(dropout), out=nn.Linear(feature_dim, projection_dim))
+        for lacking in VARIANTS[variant]:
+            del layers[lacking]
         self.layers = nn.Sequential(layers)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -63,8 +58,6 @@ class ProjectionHead(nn.Module):
 class Settings:
     """Of the projection head."""
 
-    head: str = setting(
-        "stabilized", "projection head; none: features are only normalised", choices=("none", *VARIANTS)
-    )
+    head: str = setting("stabilized", "projection head; none: only normalised", choices=("none", *VARIANTS))
     proj_dim: int = setting(128, "width of the projection", low=1, high=65_536)
     proj_dropout: float = setting(0.1, "dropout probability in the stabilized head", low=0, below=1)

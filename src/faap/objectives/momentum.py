@@ -1,17 +1,10 @@
 """Momentum contrast: one positive centroid against a queue of past features, and the memory of both."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faap.objectives import contrastive
 from faap.objectives.numerics import connected_zero, similarities
-from faap.objectives.term import Term, View
-from faap.objectives.weighting import query_weights
-from faap.settings import setting
 
 
 def momentum_infonce(
@@ -55,16 +48,12 @@ class MomentumContrast(nn.Module):
     Source: docs/recipes.md, "Terms", Momentum contrast.
     """
 
-    queue: Tensor
-    pushed: Tensor
-    centroid: Tensor
-
     def __init__(self, dim: int, temperature: float, queue_size: int = 2048, centroid_momentum: float = 0.99) -> None:
         super().__init__()
         self.temperature, self.centroid_momentum = temperature, centroid_momentum
-        self.register_buffer("queue", torch.zeros(queue_size, dim))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
-        self.register_buffer("centroid", torch.zeros(dim))
+        self.queue = nn.Buffer(torch.zeros(queue_size, dim))
+        self.pushed = nn.Buffer(torch.zeros((), dtype=torch.long))
+        self.centroid = nn.Buffer(torch.zeros(dim))
 
     def monitored(self) -> dict[str, Tensor]:
         """Return how many features the queue holds."""
@@ -77,7 +66,7 @@ class MomentumContrast(nn.Module):
         size, first = len(self.queue), int(self.pushed)
         places = torch.arange(first, first + len(anchor), device=self.queue.device)[-size:] % size
         self.queue[places] = anchor[-size:].to(self.queue.dtype)
-        self.pushed += len(anchor)
+        self.pushed.add_(len(anchor))
         if len(reference):
             mean = reference.mean(0).to(self.centroid.dtype)
             kept = self.centroid_momentum
@@ -100,26 +89,3 @@ class MomentumContrast(nn.Module):
             return connected_zero(anchor)
         queue = self.queue[: int(self.pushed)]
         return momentum_infonce(anchor, self.centroid, queue, self.temperature, sample_weights=sample_weights)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(contrastive.Settings):
-    """Of the memory, beside those of every contrastive term."""
-
-    queue_size: int = setting(2048, "anchor features that momentum contrast remembers", low=1)
-    centroid_momentum: float = setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)
-
-
-def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
-    """The term of a recipe whose contrast is this one."""
-    if recipe.contrastive != "momentum":
-        return
-    memory = MomentumContrast(projected_dim, recipe.temperature, recipe.queue_size, recipe.centroid_momentum)
-
-    def value(view: View) -> Tensor:
-        weights = query_weights(*view.scores, recipe.score_alpha) if recipe.score_weighting == "sigmoid" else None
-        loss: Tensor = memory(*view.projected, weights)
-        return loss
-
-    weight = recipe.f2m_weight if recipe.lambda_contrastive else 0.0
-    yield Term("momentum", weight, value, "contrastive_weight", memory)

@@ -1,12 +1,12 @@
 """One summand of the loss, and what every term sees of a batch."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
 
+from faap.conform import conform
 from faap.errors import FaapError
 from faap.settings import shown
 
@@ -62,14 +62,6 @@ class Term:
     state: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier() or hasattr(nn.ModuleDict(), self.name):
+        conform(vars(self), {"name": str, "weight": float, "state": (None, nn.Module)}, f"the term {shown(self.name)}")
+        if not self.name.isidentifier() or hasattr(nn.ModuleDict(), self.name):
             raise FaapError(f"a term's name is {shown(self.name)}; it must be a Python name, and none of a module's.")
-        if not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
-            raise FaapError(f"the weight of the term {self.name} is {shown(self.weight)}; it must be a finite number.")
-        if not isinstance(self.state, nn.Module | None):
-            raise FaapError(f"the state of the term {self.name} is {shown(self.state)}; it must be a torch module.")
-
-    def monitored(self) -> Mapping[str, Tensor]:
-        """Return what is logged beside the terms."""
-        found: Mapping[str, Tensor] = getattr(self.state, "monitored", dict)()
-        return found

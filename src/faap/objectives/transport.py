@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -31,7 +32,10 @@ def one_sided_wasserstein(anchor: Tensor, reference: Tensor) -> Tensor:
     if len(anchor) < 1 or len(reference) < 1:
         return connected_zero(anchor)
     length = max(len(anchor), len(reference))
-    low, high = _stretch(widen(anchor).sort().values, length), _stretch(widen(reference).sort().values, length)
+    low, high = (
+        F.interpolate(widen(scores).sort().values[None, None], size=length, mode="linear", align_corners=True)[0, 0]
+        for scores in (anchor, reference)
+    )
     return (high - low).relu().mean()
 
 
@@ -75,34 +79,20 @@ def score_gap_penalty(anchor: Tensor, reference: Tensor) -> Tensor:
     return (widen(reference).mean() - widen(anchor).mean()).relu()
 
 
-def _stretch(ordered: Tensor, length: int) -> Tensor:
-    if len(ordered) == length:
-        return ordered
-    return F.interpolate(ordered[None, None], size=length, mode="linear", align_corners=True)[0, 0]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Of the terms on scores."""
 
     lambda_score: float = setting(0.0, "weight of the distance of mean and quartiles of matched scores", low=0)
     lambda_wass: float = setting(0.2, "weight of the one-sided Wasserstein distance of scores", low=0)
-    wass_scores: str = setting(
-        "image", "whose scores: image scores, or those of matched queries", choices=("image", "matched")
-    )
-    lambda_score_gap: float = setting(
-        0.0, "weight with which the (gradient-free) score gap is logged in the total", low=0
-    )
+    wass_scores: str = setting("image", "whose scores: images', or matched queries'", choices=("image", "matched"))
+    lambda_score_gap: float = setting(0.0, "weight of the (gradient-free) score gap in the logged total", low=0)
     score_top_k: int = setting(10, "queries whose confidence makes an image's score", low=1)
 
 
 def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
     """The terms of a recipe."""
-    image = recipe.wass_scores == "image"
+    scores = attrgetter("scores" if recipe.wass_scores == "image" else "matched_scores")
     yield Term("score_distribution", recipe.lambda_score, lambda view: score_distribution(*view.matched_scores))
-    yield Term(
-        "wasserstein",
-        recipe.lambda_wass,
-        lambda view: one_sided_wasserstein(*(view.scores if image else view.matched_scores)),
-    )
+    yield Term("wasserstein", recipe.lambda_wass, lambda view: one_sided_wasserstein(*scores(view)))
     yield Term("score_gap_penalty", recipe.lambda_score_gap, lambda view: score_gap_penalty(*view.scores))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,17 @@ def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | N
         return target
     try:
         home.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".promenade-", dir=home))
     except OSError as error:
-        raise FaapError(
-            f"{home}: cannot be made ({error.strerror}); set FAAP_CACHE_DIR to a folder of yours."
-        ) from error
-    temporary = Path(tempfile.mkdtemp(prefix=".promenade-", dir=home))
+        advice = "set FAAP_CACHE_DIR to a folder of yours"
+        raise FaapError(f"{home}: cannot be made or written to ({error.strerror}); {advice}.") from error
     try:
-        jobs = [(split, group, index) for split in SPLITS for group in FOLDERS for index in range(scenes[split])]
-        _write(temporary, track(jobs, "Building Promenade", transient=True))
+        _write(temporary, scenes)
         temporary.chmod(0o755)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, with the same content
-                raise
+        temporary.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster, with the same content
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -83,40 +80,26 @@ def _fingerprint(scenes: Mapping[str, int]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(root: Path, jobs: Iterable[tuple[str, str, int]]) -> None:
+def _write(root: Path, scenes: Mapping[str, int]) -> None:
+    jobs = [(split, group, index) for split in SPLITS for group in FOLDERS for index in range(scenes[split])]
     files: dict[Path, dict[str, Any]] = {}
-    for split, group, index in jobs:
+    for split, group, index in track(jobs, "Building Promenade", transient=True):
         folder = root / f"{FOLDERS[group]}_split"
+        info = {"description": f"Promenade, {split}, {group}: rendered scenes, CC0-derived people"}
         annotations = files.setdefault(
             folder / f"gender_{FOLDERS[group]}_{split}.json",
-            {
-                "info": {"description": f"Promenade, {split}, {group}: rendered scenes, CC0-derived people"},
-                "images": [],
-                "annotations": [],
-                "categories": [{"id": 1, "name": "person"}],
-            },
+            {"info": info, "images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]},
         )
         scene = compose(SEED, split, index, group)
-        image_id = 2 * index + 1 + (group == "male")
-        name = f"{index:05d}.jpg"
+        image_id, name = 2 * index + 1 + (group == "male"), f"{index:05d}.jpg"
         (folder / split).mkdir(parents=True, exist_ok=True)
         Image.fromarray(scene.image).save(folder / split / name, quality=92, subsampling=0)
-        annotations["images"].append(
-            {"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT, "scene": f"{split}-{index}"}
-        )
-        if split == "train":  # training scenes have no twin
-            del annotations["images"][-1]["scene"]
+        image = {"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT}
+        # training scenes have no twin
+        annotations["images"].append(image if split == "train" else image | {"scene": f"{split}-{index}"})
         for person, (box, identity) in enumerate(zip(scene.boxes, scene.identities, strict=True)):
-            annotations["annotations"].append(
-                {
-                    "id": 10 * image_id + person,
-                    "image_id": image_id,
-                    "category_id": 1,
-                    "bbox": box.tolist(),
-                    "area": float(box[2] * box[3]),
-                    "iscrowd": 0,
-                    "identity": identity,
-                }
-            )
+            place = {"bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": 0, "identity": identity}
+            number = {"id": 10 * image_id + person, "image_id": image_id, "category_id": 1}
+            annotations["annotations"].append(number | place)
     for path, content in files.items():
         path.write_text(json.dumps(content))

@@ -6,7 +6,6 @@ scene are counterfactual twins.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -25,7 +24,8 @@ _SKIN = np.array(
 )
 _HAIR = np.array([(36, 26, 22), (70, 46, 30), (112, 76, 44), (170, 126, 70), (150, 72, 40), (150, 148, 146)], float)
 
-Group = Literal["female", "male"]
+# what is upright and no person: half its width, as a share of its height
+_DECOYS = {"sign": 0.12, "bollard": 0.10, "parasol": 0.3, "stand": 0.13}
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,7 @@ def compose(
     _decoys(rng, canvas, horizon)
     if statues:
         _statues(np.random.default_rng([seed, SPLITS.index(split), index, twin, 1]), canvas, people, split)
-    layers = []
-    for person in cast:
-        _contact_shadow(canvas, person)
-        layer = _layer(people, person, group)
-        canvas.paste(layer, (0, 0), layer)
-        layers.append(np.asarray(layer)[..., 3] > 127)
+    layers = [_draw(canvas, people, person, group) for person in cast]
     cover = _occluders(rng, canvas, cast)
     boxes = []
     for i, mask in enumerate(layers):
@@ -134,6 +129,17 @@ def _cloth(rng: np.random.Generator, hue: float) -> np.ndarray:
     return np.asarray(255 * value * (1 - saturation + saturation * np.clip(channels, 0, 1)))
 
 
+def _draw(canvas: Image.Image, people: People, person: _Person, group: str) -> np.ndarray:
+    """Draw a person, and the shadow at their feet; return the (H, W) mask of what they cover."""
+    w, h = person.height * 0.16, person.height * 0.03
+    shade = Image.new("L", (WIDTH, HEIGHT))
+    ImageDraw.Draw(shade).ellipse((person.centre - w, person.feet - h, person.centre + w, person.feet + h), fill=90)
+    canvas.paste((20, 20, 20), (0, 0), shade)
+    layer = _layer(people, person, group)
+    canvas.paste(layer, (0, 0), layer)
+    return np.asarray(np.asarray(layer)[..., 3] > 127)
+
+
 def _layer(people: People, person: _Person, group: str) -> Image.Image:
     """Return the person alone on a transparent canvas."""
     sprite = people.sprite(person.identity, person.view, group)
@@ -148,8 +154,6 @@ def _layer(people: People, person: _Person, group: str) -> Image.Image:
 
 def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns):
-        raise AssertionError("a person is wholly hidden: placement must prevent it")
     x, y = float(columns[0]), float(rows[0])
     return x, y, max(MINIMUM_SIDE, columns[-1] + 1 - x), max(MINIMUM_SIDE, rows[-1] + 1 - y)
 
@@ -212,27 +216,19 @@ def _decoys(rng: np.random.Generator, canvas: Image.Image, horizon: float) -> No
         height, x = rng.uniform(25, 85), rng.uniform(4, WIDTH - 4)
         feet = min(HEIGHT - 1.0, max(height + 2, horizon + rng.uniform(5, 60)))
         body, head = _tone(rng, 30, 220, 40), _tone(rng, 30, 220, 40)
-        kind = rng.choice(["sign", "bollard", "parasol", "stand"])
-        y = feet - height
-        if kind == "sign":
-            draw.line((x, y, x, feet), fill=body, width=2)
-            r = height * 0.12
-            draw.ellipse((x - r, y, x + r, y + 2 * r), fill=head)
-        elif kind == "bollard":
-            w = height * 0.10
+        kind = rng.choice(list(_DECOYS))
+        y, w = feet - height, height * _DECOYS[kind]
+        if kind == "bollard":
             draw.rectangle((x - w, y + w, x + w, feet), fill=body)
-            draw.ellipse((x - w, y, x + w, y + 2 * w), fill=head)
-        elif kind == "parasol":
-            draw.line((x, y, x, feet), fill=body, width=2)
-            w = height * 0.3
-            draw.polygon(((x, y), (x - w, y + height * 0.3), (x + w, y + height * 0.3)), fill=head)
         else:
             draw.line((x, y, x, feet), fill=body, width=2)
-            w = height * 0.13
-            draw.polygon(
-                ((x - w * 0.6, y + 4), (x + w * 0.6, y + 4), (x + w, y + height * 0.6), (x - w, y + height * 0.6)),
-                fill=head,
-            )
+        if kind in ("sign", "bollard"):
+            draw.ellipse((x - w, y, x + w, y + 2 * w), fill=head)
+        elif kind == "parasol":
+            draw.polygon(((x, y), (x - w, y + w), (x + w, y + w)), fill=head)
+        else:
+            top, bottom = y + 4, y + height * 0.6
+            draw.polygon(((x - w * 0.6, top), (x + w * 0.6, top), (x + w, bottom), (x - w, bottom)), fill=head)
 
 
 def _statues(rng: np.random.Generator, canvas: Image.Image, people: People, split: str) -> None:
@@ -249,16 +245,7 @@ def _statues(rng: np.random.Generator, canvas: Image.Image, people: People, spli
         identity = int(rng.choice(np.asarray(people.splits[split])))
         view, mirrored = int(rng.integers(people.views)), bool(rng.random() < 0.5)
         statue = _Person(identity, view, mirrored, height, centre, feet, colours)
-        _contact_shadow(canvas, statue)
-        layer = _layer(people, statue, GROUPS[int(rng.integers(2))])
-        canvas.paste(layer, (0, 0), layer)
-
-
-def _contact_shadow(canvas: Image.Image, person: _Person) -> None:
-    w, h = person.height * 0.16, person.height * 0.03
-    shade = Image.new("L", (WIDTH, HEIGHT))
-    ImageDraw.Draw(shade).ellipse((person.centre - w, person.feet - h, person.centre + w, person.feet + h), fill=90)
-    canvas.paste((20, 20, 20), (0, 0), shade)
+        _draw(canvas, people, statue, GROUPS[int(rng.integers(2))])
 
 
 def _occluders(rng: np.random.Generator, canvas: Image.Image, cast: list[_Person]) -> np.ndarray:

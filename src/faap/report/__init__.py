@@ -1,12 +1,11 @@
 """What came out of a run, or of many: measuring it, HTML pages, terminal tables."""
 
-from faap.report.comparison import comparison_figures, comparison_table, write_comparison
+from faap.report.comparison import comparison_figures, write_comparison
 from faap.report.measure import measure
-from faap.report.page import MAX_EXAMPLES, Example, write_report
-from faap.report.terminal import summary
+from faap.report.page import Example, write_report
+from faap.report.terminal import comparison_table, summary
 
 __all__ = [
-    "MAX_EXAMPLES",
     "Example",
     "comparison_figures",
     "comparison_table",

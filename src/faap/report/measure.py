@@ -64,20 +64,18 @@ def examples_of(
     after: Sequence[Detections],
 ) -> list[Example]:
     """Pick a few images of both groups, evenly spread over the split, with what was found in them before and after."""
-    device = next(generator.parameters()).device
-    half = MAX_EXAMPLES // 2
     chosen: list[int] = []
     for group in (split.anchor, split.reference):
         positions = split.positions(group)
-        chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, min(half, len(positions))).astype(int)]
+        count = min(MAX_EXAMPLES // 2, len(positions))
+        chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, count).astype(int)]
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
     examples = []
     for i in dict.fromkeys(chosen):
-        pixels = collate([images[i]]).pixel_values.to(device)
+        pixels = collate([images[i]]).pixel_values.to(next(generator.parameters()).device)
         with torch.no_grad():
             perturbed = quantise(generator.perturb(pixels))
-        original, changed = (_to_uint8(values) for values in (pixels, perturbed))
-        examples.append(Example(split.records[i], original, changed, before[i], after[i]))
+        examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))
     return examples
 
 

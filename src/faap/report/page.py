@@ -1,26 +1,24 @@
 """One self-contained HTML page about a run."""
 
-import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from faap import recipes
 from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
 from faap.evaluation import HEADLINE, METRICS, Detections, best_epoch
 from faap.evaluation.gaps import GAPS
 from faap.files import atomic_write
-from faap.report import words
-from faap.report.charts import ANCHOR_COLOUR, OTHER_COLOURS, REFERENCE_COLOUR, Drawn, Training, embed, training_of
+from faap.report import charts, words
 from faap.runs import Run
 
 SCORE_THRESHOLD = 0.5
@@ -32,21 +30,16 @@ _EXACT_PIXELS = 256 * 256
 
 Pixels = npt.NDArray[np.uint8]
 
-# what the page needs of metrics.json and of a line of train_log.jsonl
+# what the page needs of metrics.json, beyond what `Run` does
 _NUMBER = (float, None)
-_CHANGE = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER)
-_DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
-_CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": bool}
+_CHANGE = {"relative_change": _NUMBER, "p_value": _NUMBER, "ci95": (list, None)}
+_CRITERION = {"ci95?": (list, None)}
 _METRICS = {
-    "split": str,
-    "images": {str: int},
     "categories_left_out?": {str: [str]},
-    "baseline": {str: dict},
-    "perturbed": {str: dict},
-    "gap": {name: {**_CHANGE, "ci95": (list, None)} for name in GAPS},
-    "success": {name: {**_CRITERION, "ci95?": (list, None)} for name in HEADLINE},
+    "gap": dict.fromkeys(GAPS, _CHANGE),
+    "success": dict.fromkeys(HEADLINE, _CRITERION),
     "warnings?": [str],
-    "perturbation": _DISTANCE,
+    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
     "provenance?": {
         "dataset": str,
         "split_sha256": str,
@@ -55,13 +48,6 @@ _METRICS = {
         "versions": {str: str},
         "date": str,
     },
-    "detector_sha256": str,
-}
-_ROW = {
-    "epoch": int,
-    "train": {str: _NUMBER},
-    "schedule": {str: _NUMBER},
-    "validation": {"baseline": {str: dict}, "perturbed": {str: dict}, "gap": dict.fromkeys(GAPS, _NUMBER)},
 }
 
 
@@ -83,6 +69,11 @@ class Example:
     before: Detections
     after: Detections
 
+    @property
+    def change(self) -> npt.NDArray[np.int16]:
+        """What the generator adds, (H, W, 3) in levels of 255."""
+        return self.perturbed.astype(np.int16) - self.pixels
+
 
 def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Path:
     """Write `report.html` into a run directory.
@@ -99,80 +90,35 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         FaapError: if metrics.json is missing, or one of these files is broken.
     """
     run = run if isinstance(run, Run) else Run(run)
-    metrics, log = _read_metrics(run), run.read_log()
-    config = _read_config(run.config)
+    metrics, log = run.read_metrics(), run.read_log()
+    _check_metrics(metrics, str(run.metrics))
     groups = list(metrics["baseline"])
-    anchor, reference = groups[:2]
-    conform(log, [_ROW], str(run.log))
-    for row in log:
-        _conform_groups(row["validation"], groups[:2], list(GAPS.values()), f"{run.log}: validation")
-    chosen = best_epoch(log, reference) if log else None
-    colours = dict(zip(groups, (ANCHOR_COLOUR, REFERENCE_COLOUR, *OTHER_COLOURS), strict=False))
-    shown = list(examples[:MAX_EXAMPLES])
-    factor = _magnification(shown)
-    page = render(
-        "report.html",
-        metrics=metrics,
-        names=METRICS,
-        config=config,
-        title=config.get("name") or "Evaluation",
-        groups=groups,
-        colours=colours,
-        anchor=anchor,
-        reference=reference,
-        sentences=[words.gap_sentence(metrics, anchor, reference), words.group_sentence(metrics, anchor, reference)],
-        notes=words.notes(metrics),
-        criteria=words.criteria_rows(metrics, anchor, reference),
-        provenance=words.provenance_rows(metrics),
-        charts={} if chosen is None else _charts(training_of(log, chosen, anchor, reference)),
-        chosen=chosen,
-        epochs=len(log),
-        examples=[_example(example, factor) for example in shown],
-        factor=factor,
-        threshold=SCORE_THRESHOLD,
-    )
-    return save(page, run.report)
+    both = dict.fromkeys(groups[:2], dict)
+    conform([row["validation"] for row in log], [{"baseline": both, "perturbed": both}], f"{run.log}: validation")
+    chosen = best_epoch(log, groups[1]) if log else None
+    drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
+    config = recipes.read(run.config) if run.config.exists() else {}
+    shown = examples[:MAX_EXAMPLES]
+    # the largest that keeps every perturbation between black and white
+    factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
+    known: dict[str, Any] = {"metrics": metrics, "log": log, "chosen": chosen, "config": config, "drawn": drawn}
+    known |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
+    return save(render("report.html", **known), run.report)
 
 
-def _read_metrics(run: Run) -> dict[str, Any]:
-    """Read metrics.json, of at least two groups."""
-    metrics, place = run.read_metrics(), str(run.metrics)
+def _check_metrics(metrics: dict[str, Any], place: str) -> None:
+    """Raise unless metrics.json has all that the page shows, of at least two groups."""
     conform(metrics, _METRICS, place)
-    if len(metrics["baseline"]) < 2:
-        raise FaapError(f"{place}: baseline: names {len(metrics['baseline'])} groups; it should be two or more.")
-    _conform_groups(metrics, list(metrics["baseline"]), METRICS, place)
-    for part in ("gap", "success"):
-        for name, entry in metrics[part].items():
-            conform(entry.get("ci95") or [], [float], f"{place}: {part}: {name}: ci95")
-            if entry.get("ci95") is not None and len(entry["ci95"]) != 2:
-                raise FaapError(f"{place}: {part}: {name}: ci95: holds {len(entry['ci95'])} bounds; it should be two.")
-    return metrics
-
-
-def _conform_groups(metrics: Mapping[str, Any], groups: Sequence[str], names: Sequence[str], place: str) -> None:
-    for which in ("baseline", "perturbed"):
-        for group in groups:
-            conform(metrics[which].get(group), dict.fromkeys(names, _NUMBER), f"{place}: {which}: {group}")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read what a run was trained with, to be shown as it stands; nothing without a training."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise FaapError(f"{path}: not YAML: {error}") from None
-    conform(config, {str: (object, bool)}, str(path))
-    return dict(config)
-
-
-def _charts(training: Training) -> dict[str, list[Drawn]]:
-    """All curves of a run, by subject."""
-    return {
-        "Validation": [*training.gap("ap_gap"), *training.gap("ar_gap"), *training.groups()],
-        "Representation and scores": training.representation(),
-        "Loss terms, mean over the steps": training.losses(),
-        "Schedules": training.schedules(),
-    }
+    groups = dict.fromkeys(metrics["baseline"], dict.fromkeys(METRICS, _NUMBER))
+    if len(groups) < 2:
+        raise FaapError(f"{place}: baseline: names {len(groups)} groups; it should be two or more.")
+    conform(metrics, {"baseline": groups, "perturbed": groups}, place)
+    for part, names in (("gap", GAPS), ("success", HEADLINE)):
+        for name in names:
+            if (bounds := metrics[part][name].get("ci95")) is not None:
+                conform(bounds, [float], f"{place}: {part}: {name}: ci95")
+                if len(bounds) != 2:
+                    raise FaapError(f"{place}: {part}: {name}: ci95: holds {len(bounds)} bounds; it should be two.")
 
 
 def render(template: str, **values: Any) -> str:
@@ -180,7 +126,7 @@ def render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
-    environment.globals.update(difference=words.difference, embed=embed, marks=words.MARKS)
+    environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, found_in=_found_in)
     return environment.get_template(template).render(values)
 
 
@@ -191,58 +137,27 @@ def save(page: str, path: Path) -> Path:
     return path
 
 
-def _magnification(examples: Sequence[Example]) -> int:
-    """The largest factor that keeps every perturbation between black and white, the same for all examples."""
-    changes = [int(np.abs(_difference(example)).max()) for example in examples]
-    return 127 // max([1, *changes])
-
-
-def _difference(example: Example) -> npt.NDArray[np.int16]:
-    return example.perturbed.astype(np.int16) - example.pixels
-
-
-def _example(example: Example, factor: int) -> dict[str, Any]:
-    record = example.record
-    magnified = (128 + factor * _difference(example)).clip(0, 255).astype(np.uint8)
-    panels = [
-        {"title": "before", "image": _embed(example.pixels), "detections": _labelled(example.before, record)},
-        {"title": "after", "image": _embed(example.perturbed), "detections": _labelled(example.after, record)},
-        {"title": f"perturbation ×{factor}", "image": _embed(magnified), "detections": None},
-    ]
-    return {"record": record, "name": record.path.name, "text": record.width / 20, "panels": panels}
-
-
-def _labelled(detections: Detections, record: Record) -> list[dict[str, Any]]:
-    """Detections above the threshold, each with a place for its score that no other score has taken."""
+def _found_in(record: Record, detections: Detections) -> list[dict[str, Any]]:
+    """Detections above the threshold, each with a place for its score: above its box, or below what stands there."""
     width, height = record.width / 9, record.width / 18
-    taken: list[tuple[float, float]] = []
-    result = []
-    order = np.argsort(-detections.scores, kind="stable")
-    for i in order[detections.scores[order] >= SCORE_THRESHOLD]:
-        x, y, w, h = (float(v) for v in detections.boxes[i])
-        right = min(x + w, record.width) - width
-        corners = [(x, y - height), (x, y + h), (right, y - height), (right, y + h), (x, y), (right, y + h - height)]
-        places = [
-            (min(max(left, 0.0), record.width - width), min(max(top, 0.0), record.height - height))
-            for left, top in corners
-        ]
-        free = [p for p in places if all(abs(p[0] - q[0]) >= width or abs(p[1] - q[1]) >= height for q in taken)]
-        place = (free or places)[0]
-        taken.append(place)
-        label = {"x": place[0] + 0.1 * height, "y": place[1] + 0.8 * height, "score": f"{detections.scores[i]:.2f}"}
-        result.append({"box": (x, y, w, h), **label})
-    return result
+    shown: list[dict[str, Any]] = []
+    for i in np.argsort(-detections.scores, kind="stable"):
+        if detections.scores[i] >= SCORE_THRESHOLD:
+            box = detections.boxes[i].tolist()
+            x, y = min(box[0], record.width - width), max(box[1] - height, 0.0)
+            while y < record.height - 2 * height and any(
+                abs(x - other["x"]) < width and abs(y - other["y"]) < height for other in shown
+            ):
+                y += height
+            shown.append({"box": box, "score": f"{detections.scores[i]:.2f}", "x": x, "y": y})
+    return shown
 
 
-def _embed(pixels: Pixels) -> str:
-    """A picture as a data URI."""
-    image = Image.fromarray(pixels)
+def picture(pixels: npt.NDArray[np.integer[Any]]) -> str:
+    """A picture as a data URI, of values that are cut to [0, 255]."""
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     image.thumbnail((_LONGEST_EDGE, _LONGEST_EDGE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    if image.width * image.height <= _EXACT_PIXELS:
-        image.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        image.save(buffer, "JPEG", quality=92, subsampling=0)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    buffer, small = io.BytesIO(), image.width * image.height <= _EXACT_PIXELS
+    kind, options = ("png", {"optimize": True}) if small else ("jpeg", {"quality": 92, "subsampling": 0})
+    image.save(buffer, kind, **options)
+    return charts.data_uri(kind, buffer)

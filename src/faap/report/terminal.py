@@ -1,4 +1,4 @@
-"""The result of an evaluation as a table for the terminal."""
+"""The result of an evaluation, and of a comparison, as a table for the terminal."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from faap.evaluation import HEADLINE
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
-from faap.report.words import criteria_rows, difference, interval, notes, number, provenance_rows
+from faap.report import words
+from faap.report.words import interval, number
 
 _STYLES = {MET: "green", NOT_MET: "bold red", UNKNOWN: "yellow"}
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -27,36 +29,61 @@ def summary(metrics: Mapping[str, Any]) -> Group:
         Something `rich.print` shows.
     """
     anchor, reference = list(metrics["baseline"])[:2]
-    counts = ", ".join(f"{count} {group}" for group, count in metrics["images"].items())
-    table = _table(f"{metrics['split']} split ({counts} images)", "before", "after", "change", "95 % interval", "p")
+    table = _table(words.measured_on(metrics), "", "before", "after", "change", "95 % interval", "p")
     for group, before in metrics["baseline"].items():
-        after = metrics["perturbed"][group]
         for name in ("AP", "AP50", "AR100"):
-            change = difference(before[name], after[name])
-            cells = (number(before[name]), number(after[name]), number(change, sign=True))
-            table.add_row(Text(f"{group} {name}"), *cells, end_section=name == "AR100")
+            moved = words.change(before[name], metrics["perturbed"][group][name])
+            table.add_row(Text(f"{group} {name}"), *moved, end_section=name == "AR100")
     for name, gap in metrics["gap"].items():
-        table.add_row(
-            Text(f"{name} gap ({reference} − {anchor})"),
-            number(gap["baseline"]),
-            number(gap["perturbed"]),
-            number(gap["change"], sign=True),
-            interval(gap["ci95"]),
-            number(gap["p_value"], 3),
-        )
-    criteria = _table("success criteria", "before", "after", "target", "")
-    for row in criteria_rows(metrics, anchor, reference):
-        verdict = Text(f"{row['mark']} {row['verdict']}", style=_STYLES[row["verdict"]])
-        criteria.add_row(Text(row["label"]), row["baseline"], row["value"], row["target"], verdict)
-    warnings = [Text(f"{note}\n", style="bold red") for note in notes(metrics)]
-    source = "\n".join(f"{name}: {text}" for name, text in provenance_rows(metrics))
-    source = _HASH.sub(lambda found: f"{found[0][:12]}…", source)
-    return Group(table, criteria, *warnings, Text(source, style="dim"))
+        cells = *words.change(gap["baseline"], gap["perturbed"]), interval(gap["ci95"]), number(gap["p_value"], 3)
+        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *cells)
+    criteria = _table("success criteria", "", "before", "after", "target", "")
+    for name, *numbers, _, verdict in words.criteria_rows(metrics, anchor, reference):
+        criteria.add_row(Text(name), *numbers, Text(f"{words.MARKS[verdict]} {verdict}", _STYLES[verdict]))
+    warnings = [Text(f"{note}\n", style="bold red") for note in words.notes(metrics)]
+    source = "\n".join(f"{name}: {text}" for name, text in words.provenance_rows(metrics))
+    return Group(table, criteria, *warnings, Text(_HASH.sub(lambda found: f"{found[0][:12]}…", source), style="dim"))
+
+
+def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
+    """Lay out a comparison for the terminal: the baseline, and a row a recipe.
+
+    Args:
+        comparison: content of compare.json.
+        width: of the terminal in characters, 80 or more; below 100 the seconds are left out.
+
+    Returns:
+        Something `rich.print` shows.
+    """
+
+    gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
+    headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
+    table = _table(words.measured_on(comparison), *headings)
+    table.collapse_padding = True
+    for column in (table.columns[1], *table.columns[3:6]):
+        column.min_width = 11  # a mean with its error; what gives way is the heading
+    first, *rest = (_short(number(comparison["baseline"][key])) for key in HEADLINE)
+    table.add_row(*["baseline", first, "", *rest, "", ""][: len(headings)], end_section=True)
+    for recipe in comparison["recipes"]:
+        first, *rest = (_short(words.spread(recipe["summary"][key], "±")) for key in HEADLINE)
+        moved = _short(number(recipe["summary"]["ap_gap"]["change"], sign=True))
+        met = "-".join(number(recipe["success"][key], 0) for key in HEADLINE) + f"/{len(recipe['runs'])}"
+        cells = [first, moved, *rest, met, number(recipe["seconds"]["mean"], 0)]
+        table.add_row(Text(recipe["name"]), *cells[: len(headings) - 1])
+    failed = [f"{each['recipe']}, seed {each['seed']}, failed: {each['error']}" for each in comparison["failed"]]
+    wrong = [Text(text, "bold red") for text in (*comparison.get("warnings", ()), *failed)]
+    return Group(table, Text(), *map(Text, words.comparison_sentences(comparison)), *wrong)
 
 
 def _table(title: str, *headings: str) -> Table:
+    """Numbers in columns; where there is no room for all, the names in the first column give way."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(title), title_justify="left")
-    table.add_column("", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left")
+    name, *rest = headings
+    table.add_column(Text(name), overflow="fold", min_width=9)
+    for heading in rest:
+        table.add_column(Text(heading), justify="right" if heading else "left", no_wrap=True)
     return table
+
+
+def _short(text: str) -> str:
+    return text.replace("0.", ".")

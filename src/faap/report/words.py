@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from faap.evaluation import HEADLINE, headline, verdict_of
-from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
+from faap.evaluation import HEADLINE, headline, t_interval, verdict_of
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead
 
 # changes below this are shown as none, because four decimals are printed
 _VISIBLE = 5e-5
@@ -44,56 +44,63 @@ def difference(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
 
 
+def change(before: float | None, after: float | None) -> tuple[str, str, str]:
+    """Two numbers, and by how much the second is more."""
+    return number(before), number(after), number(difference(before, after), sign=True)
+
+
+def measured_on(result: Mapping[str, Any]) -> str:
+    """The split of an evaluation or a comparison, with how many images of which group."""
+    return f"{result['split']} split ({', '.join(f'{n} {group}' for group, n in result['images'].items())} images)"
+
+
 def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
     """What happened to the AP gap, and whether noise could have done it."""
     gap = metrics["gap"]["AP"]
-    name = f"the AP gap ({reference} − {anchor})"
-    before, after, change = gap["baseline"], gap["perturbed"], gap["change"]
+    before, after, relative, bounds = (gap[key] for key in ("baseline", "perturbed", "relative_change", "ci95"))
+    said = f"On the {metrics['split']} split the AP gap ({reference} − {anchor})"
+    change = difference(before, after)
     if change is None:
-        return f"On the {metrics['split']} split {name} could not be computed."
-    if abs(change) < _VISIBLE:
-        what = f"stayed at {number(before)}"
-    else:
-        size = "" if before >= 0 else " in size"
-        verb = "decreased" if abs(after) < abs(before) else "increased"
-        turned = " and now points the other way" if before * after < 0 else ""
-        relative = "" if gap["relative_change"] is None else f", {percent(gap['relative_change'])}"
-        what = f"{verb}{size} from {number(before)} to {number(after)} ({number(change, sign=True)}{relative}){turned}"
-    if gap["ci95"] is None:
-        verdict = "no interval was computed, so nothing can be said about noise"
-    else:
-        low, high = gap["ci95"]
-        certainty = "is distinguishable from noise" if low > 0 or high < 0 else "is not distinguishable from noise"
-        p = "" if gap["p_value"] is None else f", p = {number(gap['p_value'], 3)}"
-        verdict = f"the change {certainty} (95 % interval {interval(gap['ci95'])}{p})"
-    return f"On the {metrics['split']} split {name} {what}; {verdict}."
+        return f"{said} could not be computed."
+    verb = ("decreased" if abs(after) < abs(before) else "increased") + ("" if before >= 0 else " in size")
+    said += f" {_moved(before, after, verb, '' if relative is None else f', {percent(relative)}')}"
+    if before * after < 0 and abs(change) >= _VISIBLE:
+        said += " and now points the other way"
+    if bounds is None:
+        return f"{said}; no interval was computed, so nothing can be said about noise."
+    certainty = (
+        "is distinguishable from noise" if bounds[0] > 0 or bounds[1] < 0 else "is not distinguishable from noise"
+    )
+    p = "" if gap["p_value"] is None else f", p = {number(gap['p_value'], 3)}"
+    return f"{said}; the change {certainty} (95 % interval {interval(bounds)}{p})."
 
 
 def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
     """What happened to the AP of both groups, and which of them moved the gap."""
-
-    def what_happened(group: str) -> tuple[str, float | None]:
-        before, after = (metrics[name][group]["AP"] for name in ("baseline", "perturbed"))
-        change = difference(before, after)
-        if change is None:
-            return "could not be computed", None
-        if abs(change) < _VISIBLE:
-            return f"stayed at {number(before)}", change
-        verb = "rose" if change > 0 else "fell"
-        return f"{verb} from {number(before)} to {number(after)} ({number(change, sign=True)})", change
-
-    (anchor_text, lifted), (reference_text, raised) = what_happened(anchor), what_happened(reference)
-    text = f"The AP of {anchor} images {anchor_text}, that of {reference} images {reference_text}"
-    gap = metrics["gap"]["AP"]
-    if lifted is not None and raised is not None and abs(gap["change"]) >= _VISIBLE:
+    (a, a_after), (r, r_after) = (
+        [metrics[which][group]["AP"] for which in ("baseline", "perturbed")] for group in (anchor, reference)
+    )
+    text = f"The AP of {anchor} images {_moved(a, a_after)}, that of {reference} images {_moved(r, r_after)}"
+    lifted, raised = difference(a, a_after), difference(r, r_after)
+    if lifted is not None and raised is not None and abs(raised - lifted) >= _VISIBLE:
         if lifted < 0 and raised < 0:
             text += "; both groups are found less well than before"
-        elif abs(gap["perturbed"]) < abs(gap["baseline"]):
+        elif abs(r_after - a_after) < abs(r - a):
             cause = (
                 f"{anchor} images are found better" if lifted > -raised else f"{reference} images are found less well"
             )
             text += f"; the gap is smaller mostly because {cause}"
     return f"{text}."
+
+
+def _moved(before: float | None, after: float | None, verb: str = "", note: str = "") -> str:
+    by = difference(before, after)
+    if by is None:
+        return "could not be computed"
+    if abs(by) < _VISIBLE:
+        return f"stayed at {number(before)}"
+    verb = verb or ("rose" if by > 0 else "fell")
+    return f"{verb} from {number(before)} to {number(after)} ({number(by, sign=True)}{note})"
 
 
 def notes(metrics: Mapping[str, Any]) -> list[str]:
@@ -106,31 +113,24 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     return [*metrics.get("warnings", []), *said]
 
 
-def headline_name(name: str, anchor: str, reference: str, *, formula: str = "") -> str:
-    """How one of the numbers of `HEADLINE` is called; the formula is added to a gap."""
-    whose, metric = HEADLINE[name]
-    groups = {"anchor": anchor, "reference": reference}
-    return f"{metric} gap{formula}" if whose == "gap" else f"{groups[whose]} {metric}"
+def columns(anchor: str, reference: str, formula: str = "") -> dict[str, str]:
+    """How the numbers of `HEADLINE` are called; the formula is added to a gap."""
+    whom = {"anchor": anchor, "reference": reference}
+    return {
+        key: f"{metric} gap{formula}" if whose == "gap" else f"{whom[whose]} {metric}"
+        for key, (whose, metric) in HEADLINE.items()
+    }
 
 
-def criteria_rows(metrics: Mapping[str, Any], anchor: str, reference: str) -> list[dict[str, str]]:
-    """The success criteria as rows of text: label, baseline, value, target, interval of the difference, verdict."""
+def criteria_rows(metrics: Mapping[str, Any], anchor: str, reference: str) -> list[tuple[str, ...]]:
+    """The success criteria as text: name, before, after, target, interval of the difference to it, verdict."""
     before = headline(metrics["baseline"], anchor, reference)
-    rows = []
-    for name, criterion in metrics["success"].items():
-        bound = "size ≤" if HEADLINE[name][0] == "gap" else "≥"
-        verdict = verdict_of(criterion)
-        rows.append(
-            {
-                "label": headline_name(name, anchor, reference, formula=f" ({reference} − {anchor})"),
-                "baseline": number(before[name]),
-                "value": number(criterion["value"]),
-                "target": f"{bound} {number(criterion['target'])}",
-                "interval": interval(criterion.get("ci95")),
-                "verdict": verdict,
-                "mark": MARKS[verdict],
-            }
-        )
+    rows: list[tuple[str, ...]] = []
+    for key, name in columns(anchor, reference, f" ({reference} − {anchor})").items():
+        criterion = metrics["success"][key]
+        target = f"{'size ≤' if HEADLINE[key][0] == 'gap' else '≥'} {number(criterion['target'])}"
+        bounds, verdict = interval(criterion.get("ci95")), verdict_of(criterion)
+        rows.append((name, number(before[key]), number(criterion["value"]), target, bounds, verdict))
     return rows
 
 
@@ -144,5 +144,54 @@ def provenance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("data", f"{source['dataset']}, {metrics['split']} split {source['split_sha256']}"),
         ("detector", f"{detector['name']}, file {detector['file_sha256']}, tensors {detector['tensors_sha256']}"),
         ("generator", f"{generator['arch']}, ε {generator['epsilon']:g}, {generator['sha256']}"),
-        ("measured", f"{source['date']}, " + ", ".join(f"{name} {what}" for name, what in source["versions"].items())),
+        ("measured", ", ".join([source["date"], *(f"{name} {what}" for name, what in source["versions"].items())])),
     ]
+
+
+def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """Which recipe is best, whether that is more than its seeds' noise, and how many meet all criteria."""
+    before = comparison["baseline"]
+    known = [recipe for recipe in comparison["recipes"] if recipe["summary"]["ap_gap"]["mean"] is not None]
+    if not known:
+        return ["No run has measured an AP gap."]
+    if _finds_nobody(before):
+        return [
+            "The detector finds nobody, without any generator: right checkpoint? right class names? No recipe counts."
+        ]
+    best = min(known, key=lambda recipe: abs(recipe["summary"]["ap_gap"]["mean"]))
+    gap, start = best["summary"]["ap_gap"], before["ap_gap"]
+    seeds = sum(run["ap_gap"] is not None for run in best["runs"])
+    name = f"AP gap ({comparison['reference']} − {comparison['anchor']})"
+    said = f"{best['name']} has the smallest mean {name}: {spread(gap)} over {seeds} seed{'s' * (seeds > 1)}"
+    if start is not None:
+        relative = f", {percent(gap['change'] / start)}" if start else ""
+        said += f", against {number(start)} at the baseline ({number(gap['change'], sign=True)}{relative})"
+        if abs(gap["mean"]) >= abs(start):
+            said += "; no recipe makes the gap smaller than it was"
+        if gap["change_std"] is not None:
+            low, high = t_interval(gap["change"], gap["change_std"], seeds)
+            certainty = "could be" if low <= 0 <= high else "is more than"
+            said += f". This change {certainty} the chance of the seeds"
+            said += f" (95 % interval of its mean {interval([low, high])})"
+    return [f"{said}.", _criteria_sentence(comparison)]
+
+
+def _criteria_sentence(comparison: Mapping[str, Any]) -> str:
+    """How many recipes meet all criteria, and of how many it cannot be told."""
+    full = unknown = 0
+    for recipe in comparison["recipes"]:
+        runs, verdicts = len(recipe["runs"]), recipe.get("verdicts", {})
+        met = [recipe["success"][key] or 0 for key in HEADLINE]
+        not_missed = [count + verdicts.get(key, {}).get(UNKNOWN, 0) for key, count in zip(HEADLINE, met, strict=True)]
+        if min(met) == runs:
+            full += not _finds_nobody({key: recipe["summary"][key]["mean"] for key in HEADLINE})
+        else:
+            unknown += min(not_missed) == runs
+    where = "every run that finished" if comparison["failed"] else "all seeds"
+    rest = f"; of {unknown} it cannot be told" if unknown else ""
+    verb = "meets" if full == 1 else "meet"
+    return f"{full} of {len(comparison['recipes'])} recipes {verb} all four success criteria in {where}{rest}."
+
+
+def _finds_nobody(numbers: Mapping[str, float | None]) -> bool:
+    return all(is_dead({"AP": numbers[key]}) for key in ("anchor_ap", "reference_ap"))

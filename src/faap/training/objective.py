@@ -125,7 +125,7 @@ class Objective(nn.Module):
                 "n_m": total.new_tensor(len(view.scores[1])),
             }
             for term in self.terms:
-                for name, value in term.monitored().items():
+                for name, value in getattr(term.state, "monitored", dict)().items():
                     if name in seen:
                         raise FaapError(f"the term {term.name} monitors {name!r}, which is the name of another number.")
                     seen[name] = _scalar(name, value).detach().to(total.device)

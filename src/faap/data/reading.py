@@ -1,0 +1,290 @@
+"""From the entries of annotations to records: whatever is wrong is named with its place, and the rest is read on."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faap.data.boxes import against_area, check_box
+from faap.data.fields import WORD, mentions, take, whole
+from faap.data.finding import Finder
+from faap.data.orientation import read_header, turn_box, upright
+from faap.data.problems import MakeProblem, Problem, noting, place, unreadable
+from faap.data.records import Record
+
+# Categories that say a group, which the split folders call otherwise.
+SYNONYMS = {"woman": "female", "women": "female", "man": "male", "men": "male"}
+PERSON = "person"
+
+TURNED = "turned by their EXIF orientation, and their boxes with them: width and height are those of the stored file"
+UNSURE = "turned by EXIF, which their size does not show; their boxes are taken to be of the upright image"
+RESPELT = "found in another spelling than their file_name's"
+
+Table = tuple[Mapping[str, Mapping[str, str]], list[Problem]]
+
+
+@dataclass
+class Reading:
+    """What a file of annotations holds.
+
+    Attributes:
+        records: its images; those of which nothing is known about any group are left out.
+        categories: category id -> name.
+        problems: what is wrong; broken images and annotations are left out, an annotation without its group is kept as
+            nobody's.
+        notes: what is not wrong, but should be known.
+        left_out: images in which nobody has a group.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    categories: dict[int, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    left_out: int = 0
+
+
+Entry = tuple[str, Any]  # the words for its place in the file, and what is there: an object, if nothing is wrong
+
+
+@dataclass
+class _Image:
+    """An image's entry, checked, with what is found in it."""
+
+    fields: dict[str, Any]  # of its record
+    group: str
+    frame: tuple[int, int]  # the size that its boxes are drawn in
+    turn: int  # EXIF orientation that its boxes have still to follow
+    rows: list[tuple[list[float], int, float, bool, str]] = field(default_factory=list)
+
+
+class Reader:
+    """Reads the entries of one file.
+
+    Args:
+        path: the file.
+        lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
+        folders: what its file names are relative to, the first in which a file is.
+        group: the group of all its images; empty: `group_field` says it.
+        group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
+            `attributes`.
+        table: further fields of images, by image id or file name, and what is wrong with it; see `read_table`.
+        groups: how the anchor and the reference group are written.
+        complete: whether images without a size, and people without a group where others have one, are mistakes.
+
+    Raises:
+        Problem: nothing says a group.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        lists: Mapping[str, Sequence[Entry]],
+        folders: Sequence[Path],
+        *,
+        group: str = "",
+        group_field: str = "",
+        table: Table | None = None,
+        groups: Sequence[str] = (),
+        complete: bool = True,
+    ) -> None:
+        self.path, self.lists, self.finder, self.complete = path, lists, Finder(folders), complete
+        self.group, self.field = group, group_field
+        self.table, problems = table or ({}, [])
+        self.result = Reading(problems=[*problems])
+        self.spelt = {each.casefold(): each for each in groups}
+        self.images: dict[int, _Image | None] = {}  # None: a broken one, which is said to be
+        self.noted: defaultdict[str, list[str]] = defaultdict(list)
+        self.misread: list[str] = []
+        found = [entry for _, entry in lists["annotations"] if isinstance(entry, dict)]
+        self.used = {whole(entry.get("category_id")) for entry in found}
+        self.categories: dict[int, str] = {}
+        self.same: dict[int, int] = {}  # of categories that share a name, which id stands for which
+        self._each("categories", self._category)
+        # categories that say a group somewhere are asked for it everywhere, but then not every image is
+        saying = [] if group else [entry for entry in found if mentions(entry, group_field)]
+        self.personal = {whole(entry.get("category_id")) for entry in saying}
+        said = table is not None or any(mentions(entry, group_field) for _, entry in lists["images"])
+        self.asked = said and not group and not self.personal
+        self.named: dict[int, str] = {}
+        if not (group or self.personal or self.asked):
+            self._name_groups(groups)
+
+    def read(self) -> Reading:
+        """Return the records in the order of the file, and what is wrong with the others.
+
+        Raises:
+            Problem: there is no image, or the boxes misread as a whole.
+        """
+        if not self.lists["images"]:
+            raise place(self.path)("empty_split", "holds no image; an empty split cannot be used")
+        self._each("images", self._image)
+        self._each("annotations", self._annotation)
+        # of masks, some areas say it by chance
+        wrong = Counter(reason for reason in self.misread if reason)
+        if 2 * wrong.total() > len(self.misread):
+            count = f"of {len(self.misread)} annotations with an area, {wrong.total()} contradict it"
+            raise place(self.path)("bad_box", f"{count}: {next(iter(wrong))}")
+        categories, images = self.categories, [image for image in self.images.values() if image]
+        if self.personal or self.named:
+            grouped = {row[1] for image in images for row in image.rows if row[4]}
+            categories = {key: name for key, name in categories.items() if key in grouped}
+        self.result.categories = categories
+        for image in images:
+            self._add(image, [(*row[:4], row[4] or image.group) for row in image.rows if row[1] in categories])
+        for what, names in self.noted.items():
+            self._note(f"{len(names)} images, such as {names[0]}, are {what}")
+        return self.result
+
+    def _each(self, name: str, read: Callable[[dict[str, Any], int, MakeProblem], None]) -> None:
+        """Read the entries of a list one by one, and keep what is wrong with them."""
+        seen: set[str] = set()
+        for label, entry in self.lists[name]:
+            with noting(self.result.problems):
+                at = place(self.path, label)
+                if not isinstance(entry, dict):
+                    raise at("bad_field", f"should be a JSON object, found {entry!r:.80}")
+                key = take(entry, "id", at)
+                if label in seen:
+                    raise at("duplicate_id", "the id is used by an earlier one; ids must differ")
+                seen.add(label)
+                read(entry, key, at)
+
+    def _note(self, text: str) -> None:
+        self.result.notes.append(f"{self.path}: {text}")
+
+    def _category(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
+        name = take(entry, "name", at)
+        known = (
+            other for other, label in self.categories.items() if label.strip().casefold() == name.strip().casefold()
+        )
+        earlier = next(known, key)
+        self.categories[key] = name
+        if earlier == key:
+            return
+        # some tools write a root of the same name above the real category
+        idle, kept = (earlier, key) if key in self.used and earlier not in self.used else (key, earlier)
+        del self.categories[idle]
+        self.same[idle] = kept
+        if {idle, kept} <= self.used:
+            # detectors know classes by name, so one of the two would never be found
+            raise at("duplicate_id", f"name {name!r} is used by an earlier category; merge the two")
+        self._note(f"category {idle} is unused, and named {name!r} as {kept} is")
+
+    def _name_groups(self, groups: Sequence[str]) -> None:
+        """Take the group from categories that are named as both groups are, and make them one."""
+        names = {key: name.strip().casefold() for key, name in self.categories.items()}
+        said = {group.casefold(): group for group in groups}
+        found = {key: said.get(name) or said.get(SYNONYMS.get(name, "")) for key, name in names.items()}
+        self.named = {key: group for key, group in found.items() if group}
+        if not groups or set(self.named.values()) != set(groups):
+            raise place(self.path)("missing_group", self._no_group())
+        self._note(f"categories say the group: {', '.join(self.categories[key] for key in self.named)}")
+        first = next(iter(self.named))
+        self.same |= {key: first for key, name in names.items() if key in self.named or name == PERSON}
+        self.categories[first] = PERSON
+
+    def _no_group(self) -> str:
+        names = {
+            f"{name}.{inner}" if inner else name
+            for _, entry in (*self.lists["images"], *self.lists["annotations"])
+            for name, value in (entry.items() if isinstance(entry, dict) else ())
+            for inner in ((isinstance(value, dict) and value) or ("",))
+        }
+        return (
+            f"no image and no annotation has a field {self.field!r} that says its group; --group_field names the right "
+            f"one (fields: {', '.join(sorted(names)[:30])}), or --group_csv a table"
+        )
+
+    def _group_of(self, entry: dict[str, Any], at: MakeProblem) -> str:
+        """Return an entry's group, spelt as the first that differs from it in case alone."""
+        said: str = take(entry, self.field, at, WORD)
+        return self.spelt.setdefault(said.casefold(), said)
+
+    def _image(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
+        self.images[key] = None
+        if key < 0:
+            raise at("bad_field", f"id is {key}; it should be at least 0")
+        name = take(entry, "file_name", at)
+        called = [each for each in (str(key), name, os.path.basename(name)) if each in self.table]
+        entry = entry | dict(self.table[called[0]] if called else {})
+        path = self.finder.find(name, at)
+        stored, orientation = check_header(path, at)
+        size = upright(stored, orientation)
+        frame = (take(entry, "width", at), take(entry, "height", at)) if self.complete else size
+        if frame not in (stored, size):
+            found = f"{size[0]}x{size[1]} pixels (as EXIF turns it)"
+            raise at("wrong_size", f"{path} has {found}, but width and height are {frame[0]}x{frame[1]}")
+        group = self.group or ("" if self.named else self._group_of(entry, at))
+        if self.asked and not group:
+            where, first = (
+                ("the table", f"; its first image is {next(iter(self.table))!r}") if self.table else ("the image", "")
+            )
+            raise at("missing_group", f"{where} says no group for it (field {self.field!r}, {name}{first})")
+        fields = {"image_id": key, "path": path, "width": size[0], "height": size[1]}
+        fields |= {"pair": take(entry, "scene", at) or None, "split": take(entry, "split", at, WORD)}
+        self.images[key] = _Image(fields, group, frame, 1 if frame == size else orientation)
+        if not str(path).endswith(os.path.normpath(name)):
+            self.noted[RESPELT].append(f"{name!r:.80} ({path})")
+        if frame != size:
+            self.noted[TURNED].append(path.name)
+        elif orientation > 1 and stored == size:
+            self.noted[UNSURE].append(path.name)
+
+    def _annotation(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
+        image_id = take(entry, "image_id", at)
+        if image_id not in self.images:
+            raise at("unknown_image", f"image_id {image_id} is not the id of any image in this file")
+        image = self.images[image_id]
+        if image is None:
+            return
+        said = take(entry, "category_id", at)
+        category = self.same.get(said, said)
+        if category not in self.categories:
+            known = ", ".join(f"{key} ({name})" for key, name in sorted(self.categories.items())) or "none"
+            raise at("unknown_category", f"category_id {said} is unknown; the categories are {known}")
+        bbox, area, crowd = (take(entry, name, at) for name in ("bbox", "area", "iscrowd"))
+        box = turn_box(check_box(bbox, image.frame, at), image.frame, image.turn)
+        if area:
+            reason = against_area(bbox, area, 1e-6)
+            if reason and not entry.get("segmentation"):
+                raise at("bad_box", reason)
+            self.misread.append(against_area(bbox, area, 0.02))
+        owner = self.named.get(said, "")
+        with noting(self.result.problems):
+            owner = self._group_of(entry, at) if self.personal else owner
+            if self.complete and said in self.personal and not (owner or image.group or crowd):
+                reason = f"has no group (field {self.field!r}), and neither has its image; it counts for nobody"
+                raise at("missing_group", reason)
+        image.rows.append((box, category, area or box[2] * box[3], crowd, owner))
+
+    def _add(self, image: _Image, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add the record of an image, unless nobody in it has a group."""
+        boxes, labels, areas, crowd, owners = zip(*rows, strict=True) if rows else [()] * 5
+        names = set(owners) or {image.group}
+        groups = names - {""}
+        if not groups:
+            self.result.left_out += 1
+            return
+        record = Record(
+            group=groups.pop() if len(groups) == 1 else "",
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            labels=np.array(labels, dtype=np.int64),
+            areas=np.array(areas, dtype=np.float64),
+            crowd=np.array(crowd, dtype=bool),
+            owners=None if len(names) == 1 else owners,
+            **image.fields,
+        )
+        self.result.records.append(record)
+
+
+def check_header(file: Path, problem: MakeProblem) -> tuple[tuple[int, int], int]:
+    """Read an image's stored size and EXIF orientation without decoding it, or raise a problem."""
+    try:
+        return read_header(file)
+    # Pillow's readers raise many kinds of errors on broken files.
+    except Exception as error:
+        raise problem("unreadable_image", f"{file} {unreadable(file, error, ' as an image')}") from error
