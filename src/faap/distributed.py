@@ -60,13 +60,8 @@ def _join(device: torch.device) -> torch.device:
 
 def _launched() -> tuple[int, int]:
     """Return how many processes a launcher started, and this one's number on its host, from 0 on."""
-    wanted = {
-        "WORLD_SIZE": r"0*[1-9]\d*",
-        "RANK": r"\d+",
-        "LOCAL_RANK": r"\d+",
-        "MASTER_ADDR": ".+",
-        "MASTER_PORT": r"\d+",
-    }
+    wanted = dict.fromkeys(("RANK", "LOCAL_RANK", "MASTER_PORT"), r"\d+")
+    wanted |= {"WORLD_SIZE": r"0*[1-9]\d*", "MASTER_ADDR": ".+"}
     given = {"LOCAL_RANK": "0"} | os.environ
     for name, pattern in wanted.items():
         if not re.fullmatch(pattern, given.get(name, "")):

@@ -12,7 +12,6 @@ from faap.config import Recipe
 from faap.detectors import DetectorOutput, FrozenDetector, Match
 from faap.errors import FaapError, nearest
 from faap.objectives import ProjectionHead, Term, View, image_scores, similarity_statistics
-from faap.objectives.numerics import widen
 from faap.objectives.term import Pair
 
 
@@ -78,9 +77,9 @@ class Objective(nn.Module):
         anchor, reference = (
             torch.tensor([group == name for group in groups], device=out.logits.device) for name in names
         )
-        pooled = widen(out.features).mean(1)  # (B, D)
+        pooled = out.features.float().mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
-        scores = image_scores(widen(out.logits), self.recipe.score_top_k, activation=detector.activation)  # (B,)
+        scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)
 
         @cache
         def matching() -> list[list[Match]]:
