@@ -12,6 +12,7 @@ import faap
 from faap import distributed
 from faap.data import Batch
 from faap.evaluation import detect
+from faap.evaluation.detections import mean_distance
 from faap.perturbation import build_generator
 from faap.training import Trainer
 from faap.training.monitor import NullMonitor
@@ -75,7 +76,7 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
         "image_ids": [each.image_id for each in found],
         "scores": [torch.from_numpy(each.scores) for each in found],
         "boxes": [torch.from_numpy(each.boxes) for each in found],
-        "quality": found.distance,
+        "quality": mean_distance(found),
     }
     torch.save(result, out / f"{distributed.world()}_{distributed.rank()}.pth")
     distributed.shutdown()
