@@ -242,12 +242,13 @@ def _loading() -> Iterator[None]:
     except (FaapError, RuntimeError, OSError, EOFError) as error:
         name, said = type(error).__name__, str(error).strip()
         # a worker wraps a message in its traceback
-        last = said.rpartition("\n")[2].rpartition("FaapError: ")[2] or name
+        own = said.rpartition(f"{name}: ")[2]
         for signs, (reason, help) in _TROUBLES.items():
             if re.search(signs, f"{name}: {said}"):
-                raise FaapError(f"{last}\n{reason}: use fewer --num_workers, {help}.") from error
+                line = (own.splitlines() or [name])[-1]
+                raise FaapError(f"{line}\n{reason}: use fewer --num_workers, {help}.") from error
         if isinstance(error, FaapError):
-            raise FaapError(said.rpartition("FaapError: ")[2]) from None
+            raise FaapError(own) from None
         raise
 
 
