@@ -170,7 +170,8 @@ def test_mistakes(
     flags: list[str], said: str, recipes: list[Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("ray")
-    places = ["--dataset_root", recipes[0].dataset_root, "--output_dir", str(tmp_path)]
+    places = ["--dataset_root", recipes[0].dataset_root, "--detr_checkpoint", recipes[0].detr_checkpoint]
+    places += ["--output_dir", str(tmp_path)]
     assert cli.main(["compare", "moco_4th", *places, *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -182,6 +183,7 @@ def test_without_ray(
     recipes: list[Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # type: ignore[arg-type]
-    places = ["--dataset_root", recipes[0].dataset_root, "--output_dir", str(tmp_path)]
+    places = ["--dataset_root", recipes[0].dataset_root, "--detr_checkpoint", recipes[0].detr_checkpoint]
+    places += ["--output_dir", str(tmp_path)]
     assert cli.main(["compare", "moco_4th", *places, "--ray"]) == 2
     assert capsys.readouterr().err == "error: --ray needs Ray, which is not installed: pip install 'faap[ray]'.\n"
