@@ -21,9 +21,8 @@ _LFS_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/
 
 def cache_dir() -> Path:
     """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
-    if own := os.environ.get("FAAP_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap"
+    own = os.environ.get("FAAP_CACHE_DIR")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap")
 
 
 @contextmanager
