@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from faap.conform import conform
+from faap.conform import Between, conform
 from faap.errors import FaapError
 
 SHAPE = {"epoch": int, "rate?": float, "name": (str, None), "sizes": [int], "states": {str: {int: bool}}}
@@ -39,6 +39,25 @@ def test_what_is_wrong_is_named(change, said):
 def test_what_is_missing_is_named():
     with pytest.raises(FaapError, match="file: has no entry 'epoch'"):
         conform({key: value for key, value in RIGHT.items() if key != "epoch"}, SHAPE, "file")
+
+
+@pytest.mark.parametrize(
+    ("shape", "right", "wrong", "said"),
+    [
+        (Between(0, 4.5), [0, 0.3, 4.5], [-0.1, 5, math.nan, True, "1", 10**400], "a finite number from 0 to 4.5"),
+        (Between(1, 5, 1), [1, 5], [0, 6, 2.0, True, None], "a whole number from 1 to 5"),
+        (Between(8, 64, 8), [8, 64], [0, 12, 72], "a multiple of 8 from 8 to 64"),
+        (float, [1e300, 10**300], [10**400, -(10**400), math.inf], "a finite number"),
+        ([int, str], [[1, "a"], (2, "b")], [[1], [1, "a", 2], "1a"], "a list of 2"),
+        (object, [True, 1, None], [], ""),
+    ],
+)
+def test_bounds_and_lengths_hold(shape, right, wrong, said):
+    for value in right:
+        conform(value, shape, "file")
+    for value in wrong:
+        with pytest.raises(FaapError, match=rf"file: is .*; it should be {said}\."):
+            conform(value, shape, "file")
 
 
 def test_what_is_long_is_cut():

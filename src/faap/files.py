@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from faap.conform import conform
 from faap.errors import FaapError
 
 if TYPE_CHECKING:
@@ -20,9 +21,8 @@ _LFS_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/
 
 def cache_dir() -> Path:
     """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
-    if own := os.environ.get("FAAP_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap"
+    own = os.environ.get("FAAP_CACHE_DIR")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "faap")
 
 
 @contextmanager
@@ -37,9 +37,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-atomic_write = atomic_write
-
-
 def file_sha256(*paths: Path) -> str:
     """Return the hex SHA-256 of files, one after the other."""
     digest = hashlib.sha256()
@@ -47,6 +44,22 @@ def file_sha256(*paths: Path) -> str:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
+
+
+@contextmanager
+def reading(place: object, trouble: str) -> Iterator[None]:
+    """Turn what goes wrong in the block into a FaapError: what the system says of a file, or else what is wrong.
+
+    The libraries that read for us let through whatever a wrong value runs into, which is of many kinds.
+    """
+    try:
+        yield
+    except FaapError:
+        raise
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0] or type(error).__name__
+        told = isinstance(error, OSError) and str(error.filename) == str(place) and error.strerror
+        raise FaapError(f"{place}: {told or f'{trouble}: {line}'}") from error
 
 
 def refuse_lfs_pointer(path: Path) -> None:
@@ -61,29 +74,19 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read text in UTF-8, or in UTF-16 or -32, with or without a byte-order mark.
-
-    Raises:
-        FaapError: if the file cannot be read, is a pointer of Git LFS or of another encoding.
-    """
+    """Read text in UTF-8, or in UTF-16 or -32, with or without a byte-order mark; else raise a FaapError."""
     refuse_lfs_pointer(path)
-    try:
+    with reading(path, "is no text in UTF-8; save it with that encoding"):
         content = path.read_bytes()
         return content.decode(json.detect_encoding(content))
-    except OSError as error:
-        raise FaapError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise FaapError(f"{path}: is no text in UTF-8: {error}; save it with that encoding.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a FaapError says what is wrong with the file."""
-    try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FaapError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise FaapError(f"{path}: should hold a JSON object, found {type(content).__name__}")
+    text = read_text(path)
+    with reading(path, "not valid JSON"):
+        content: dict[str, Any] = json.loads(text)
+    conform(content, {str: object}, str(path))
     return content
 
 
@@ -98,50 +101,35 @@ def read_tensors(path: Path) -> Any:
     import torch  # here, because the command line's help needs this module and not torch
 
     refuse_lfs_pointer(path)
-    try:
-        # the original scripts keep their arguments beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]):
+    # the original scripts keep their arguments beside the weights
+    safe = torch.serialization.safe_globals([argparse.Namespace])
+    with reading(path, "cannot be read as a checkpoint; it may be truncated"), safe:
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
-        raise FaapError(
-            f"{path}: holds more than tensors and plain values, and nothing else is ever unpickled, since it could run "
-            f"code ({reason[:200]}). Where you trust the file, save its tensors alone in a new one."
-        ) from error
-    # what torch's reader runs into on a broken file is of many kinds
-    except Exception as error:
-        raise FaapError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}); it may be truncated."
-        ) from error
+        except pickle.UnpicklingError as error:
+            reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
+            raise FaapError(
+                f"{path}: holds more than tensors and plain values, and nothing else is ever unpickled, since it could "
+                f"run code ({reason[:200]}). Where you trust the file, save its tensors alone in a new one."
+            ) from error
 
 
 def read_safetensors(path: Path) -> "dict[str, Tensor]":
-    """Read a safetensors file onto the CPU; a FaapError says what is wrong with it."""
+    """Read a safetensors file onto the CPU; a FaapError says what is wrong with it, such as numbers that are NaN."""
     from safetensors.torch import load_file
 
+    from faap.weights import check_finite
+
     refuse_lfs_pointer(path)
-    # a file that is cut, and one whose header speaks of what this version does not know
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise FaapError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:
-        raise FaapError(f"{path}: is not a complete safetensors file: {error}") from error
+    with reading(path, "is not a complete safetensors file"):
+        weights: dict[str, Tensor] = load_file(path)
+    check_finite(weights, path)
+    return weights
 
 
 def hub_folder(name: str, patterns: list[str], **options: Any) -> Path:
-    """Fetch a model's files from the Hugging Face hub, or find them in its cache.
-
-    Raises:
-        FaapError: there is no such model, or the hub cannot be reached and the cache does not have it.
-    """
+    """Fetch a model's files from the Hugging Face hub, or find them in its cache; else raise a FaapError."""
     from huggingface_hub import snapshot_download
 
-    try:
+    with reading(name, "is no file or directory here, and cannot be had from the Hugging Face hub"):
         return Path(snapshot_download(name, allow_patterns=patterns, **options))
-    # of the hub, the network and the file system
-    except Exception as error:
-        raise FaapError(
-            f"{name} is no file or directory here, and cannot be had from the Hugging Face hub: "
-            f"{str(error).strip().partition(chr(10))[0]}"
-        ) from error

@@ -157,23 +157,33 @@ def spoil_statistics(weights):
             for v in (float("nan"), float("inf"))
         ),
         (lambda d: edit_weights(d, spoil_statistics), "outputs for a grey image are NaN or infinite"),
-        (lambda d: edit_config(d, decoder_layers=3e20), "decoder_layers: is 3e[+]20; it should be no more than 1000"),
-        (lambda d: edit_config(d, encoder_layers=10**5), "encoder_layers: is 100000; it should be no more than 1000"),
-        (lambda d: edit_config(d, num_queries=2**70), "num_queries: is .*; it should be no more than 1000000"),
+        (lambda d: edit_config(d, decoder_layers=3e20), "decoder_layers: is 3e[+]20; it should be .* to 1000"),
+        (lambda d: edit_config(d, encoder_layers=10**5), "encoder_layers: is 100000; it should be .* to 1000"),
+        (lambda d: edit_config(d, num_queries=2**70), "num_queries: is .*; it should be .* to 1000000"),
         (lambda d: edit_config(d, num_queries=10**6), "it describes .* weights, and the files hold"),
         (lambda d: edit_config(d, d_model=10**5), "it describes .* weights, and the files hold"),
         (lambda d: edit_config(d, backbone_config={"depths": [10**6]}), "depths: is 1000000"),
         (lambda d: edit_config(d, class_cost="1"), "config.json: class_cost: is '1'; it should be a finite number"),
         (lambda d: edit_config(d, model_type=["detr"]), "config.json: model_type: is .* it should be text"),
-        (lambda d: (d / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900), "config.json: is nested too deep"),
+        (
+            lambda d: (d / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900),
+            "config.json: is no configuration of a detector: maximum recursion depth",
+        ),
         (lambda d: edit_config(d, id2label={"person": 0}), "id2label: has 'person' as a key"),
+        (lambda d: edit_config(d, id2label={"99999999999": "a"}), "id2label: has '99999999999' as a key"),
         (lambda d: edit_config(d, id2label=["a", "b"]), "id2label: is .* it should be a mapping"),
         (
             lambda d: edit_config(d, id2label={"0": None, "1": "a"}),
             "id2label: 0: is None; it should be text or a whole",
         ),
-        (lambda d: edit_config(d, id2label={"0": "a"}), "names 1 classes.*class_labels_classifier.*of the wrong shape"),
-        (lambda d: edit_config(d, id2label={"2": "a"}), "names 3 classes.*class_labels_classifier.*of the wrong shape"),
+        (
+            lambda d: edit_config(d, id2label={"0": "a"}),
+            "of 1 classes, by config.json.*class_labels_classifier.*of the wrong shape",
+        ),
+        (
+            lambda d: edit_config(d, id2label={"2": "a"}),
+            "of 3 classes, by config.json.*class_labels_classifier.*of the wrong shape",
+        ),
         (lambda d: edit_config(d, quantization_config={"bits": 4}), "quantised weights are not supported"),
         (
             lambda d: edit_weights(d, lambda w: w.pop("class_labels_classifier.weight")),
@@ -248,7 +258,7 @@ def test_a_name_with_one_slash_is_a_model_of_the_hub(directory, monkeypatch):
 def test_an_unreachable_hub_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FaapError, match="some/model is no file or directory here, and cannot be had from"):
+    with pytest.raises(FaapError, match="some/model: is no file or directory here, and cannot be had from"):
         load_detector("some/model")
 
 

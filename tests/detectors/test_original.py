@@ -244,11 +244,18 @@ def test_what_is_no_detr_is_refused(saved: Path, tmp_path: Path, capsys: pytest.
         assert str(tmp_path / "bad.pth") in str(caught.value)
 
     refused({"weights": good}, "no entry 'model' of tensors.: weights: is")
-    refused({"model": {**good, "extra.weight": torch.zeros(1)}}, "it has a tensor extra.weight")
+    refused({"model": {**good, "extra.weight": torch.zeros(1)}}, r"extra.weight \(1 in all\) not of this model")
+    refused(
+        {"model": good | {"model.input_projection.bias": torch.zeros(32)}},
+        "has model.input_projection.bias twice, once as model",
+    )
     refused(
         {"model": {k: v for k, v in good.items() if k != "class_embed.bias"}}, "class_labels_classifier.bias .* missing"
     )
-    refused({"model": {k: v for k, v in good.items() if k != "query_embed.weight"}}, "missing query_embed.weight")
+    refused(
+        {"model": {k: v for k, v in good.items() if k != "query_embed.weight"}},
+        "missing, or of other dimensions: 'query_embed.weight'",
+    )
     refused(
         {"model": {**good, "class_embed.bias": torch.zeros(5)}}, "class_labels_classifier.bias .* of the wrong shape"
     )

@@ -153,10 +153,12 @@ class Block(nn.Module):
             return self.norm(self.first(x)) + self.relu(x)
         if self.way == "used elsewhere":
             return 2 * x
+        if self.way == "weight read":
+            return self.relu(self.norm(self.first(x))) * self.first.weight.mean()
         return [self.relu(self.norm(self.first(x)))]
 
 
-@pytest.mark.parametrize("way", ["norm before", "read by another", "relu on the input", "used elsewhere"])
+@pytest.mark.parametrize("way", ["norm before", "read by another", "used elsewhere", "weight read"])
 def test_a_norm_that_cannot_be_folded_stays(way):
     block = Block(way)
     before = copy.deepcopy(block.state_dict())
@@ -164,6 +166,42 @@ def test_a_norm_that_cannot_be_folded_stays(way):
     assert isinstance(block.norm, nn.BatchNorm2d)
     assert not block.relu.inplace
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
+
+
+def test_a_relu_that_reads_something_else_overwrites_nothing():
+    block = Block("relu on the input").eval()
+    images = torch.randn(1, 3, 5, 5)
+    expected, kept = block(images), images.clone()
+    fold_norms(block)
+    assert isinstance(block.norm, nn.Identity)
+    assert not block.relu.inplace
+    torch.testing.assert_close(block(images), expected)
+    assert torch.equal(images, kept)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (Scaled(3, 3, 1), nn.BatchNorm2d(3)),
+        (nn.Conv2d(3, 3, 1), BatchNormAct2d(3)),
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, affine=False)),
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+    ],
+)
+def test_what_does_more_than_its_kind_or_lacks_something_is_left_alone(pair):
+    model = nn.Sequential(*pair)
+    fold_norms(model)
+    assert list(model) == list(pair)
 
 
 def test_a_convolution_with_two_owners_keeps_its_norms():

@@ -371,9 +371,10 @@ def test_it_is_saved_and_loaded_inside_another_module(arch: str, wrap, tmp_path)
         ({"arch": "Light"}, "Did you mean 'light'"),
         *(({"epsilon": value}, "from 0 to 4.5") for value in (-0.1, 5, 1e300)),
         *(({"epsilon": value}, "finite number") for value in (float("nan"), float("inf"), "0.1", None, True)),
-        *(({"widths": value}, "three multiples of 8") for value in ((8, 16), (8, 8, 12), (16000, 8, 8), (0, 8, 8))),
+        *(({"widths": value}, "a multiple of 8 from 8 to 2048") for value in ((8, 8, 12), (16000, 8, 8), (0, 8, 8))),
+        ({"widths": (8, 16)}, "it should be a list of 3"),
         *(({"widths": value}, "widths") for value in ("abc", 8, (8.0, 8, 8), (2**70, 8, 8), (-8, 8, 8), (True, 8, 8))),
-        ({"arch": "unet", "widths": (1, 2, 0)}, "three multiples of 1 from 1"),
+        ({"arch": "unet", "widths": (1, 2, 0)}, "a whole number from 1 to 2048"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object], said: str) -> None:

@@ -158,15 +158,15 @@ class Harmful:
         (lambda folder: folder, "model.safetensors: is missing, and a generator needs both"),
         (lambda folder: break_config(folder, None), "config.json: is missing"),
         (lambda folder: break_config(folder, "{"), "config.json: not valid JSON"),
-        (lambda folder: break_config(folder, "[1]"), "should hold a JSON object, found list"),
+        (lambda folder: break_config(folder, "[1]"), "config.json: is [1]; it should be a mapping"),
         (lambda folder: break_config(folder, '{"arch": "ligth"}'), "Did you mean 'light'"),
         (lambda folder: break_config(folder, '{"width": 3}'), "config.json: has an entry 'width'"),
         (
             lambda folder: break_config(folder, '{"widths": [8, 16]}'),
-            "widths: is [8, 16]; it should be three multiples",
+            "config.json: widths: is [8, 16]; it should be a list of 3",
         ),
         (lambda folder: break_config(folder, '{"widths": "abc"}'), "config.json: widths: is 'abc'"),
-        (lambda folder: break_config(folder, '{"widths": [16000, 8, 8]}'), "config.json: widths: is [16000, 8, 8]"),
+        (lambda folder: break_config(folder, '{"widths": [16000, 8, 8]}'), "config.json: widths[0]: is 16000"),
         (lambda folder: break_config(folder, '{"widths": [2048, 2048, 2048]}'), "of the wrong shape"),
         (lambda folder: break_config(folder, '{"epsilon": NaN}'), "config.json: epsilon: is nan"),
         (lambda folder: break_config(folder, '{"epsilon": 1e999}'), "config.json: epsilon: is inf"),
@@ -214,7 +214,7 @@ def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPa
     assert_same(generator, Generator.from_pretrained("org/model", revision="v2"), x)
     files = {"allow_patterns": ["config.json", "model.safetensors"]}
     assert asked == [("org/model", files), ("org/model", files | {"revision": "v2"})]
-    with pytest.raises(FaapError, match=r"^org/other is no file or directory here, .*: no such model$"):
+    with pytest.raises(FaapError, match=r"^org/other: is no file or directory here, .*: no such model$"):
         load_generator("org/other")
     for local in ("nowhere", "org/model.pth", "org/model.safetensors", f"{tmp_path}/model"):
         with pytest.raises(FaapError, match="does not exist"):

@@ -1,6 +1,7 @@
 """What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
 
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -231,9 +232,9 @@ class FrozenDetector(nn.Module):
         Raises:
             FaapError: no name is common to both, or one belongs to several classes.
         """
-        known: dict[str, list[int]] = {}
+        known: dict[str, list[int]] = defaultdict(list)
         for index, label in sorted(self.labels.items()):
-            known.setdefault(_folded(label), []).append(index)
+            known[_folded(label)].append(index)
         found = {category: known[_folded(name)] for category, name in categories.items() if _folded(name) in known}
         if not found:
             raise FaapError(

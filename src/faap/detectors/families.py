@@ -65,24 +65,17 @@ FAMILIES = {
     "yolos": Family("YolosForObjectDetection", "cross_entropy", None, reads_mask=False, cut=16),
 }
 
-# what the families' configs call the fields of `Criterion`
+# the fields of `Criterion`, and what the families' configs call them
 COEFFICIENTS = {
-    "class_cost": "class_cost",
-    "bbox_cost": "box_cost",
-    "giou_cost": "giou_cost",
-    "class_loss_coefficient": "class_weight",
-    "bbox_loss_coefficient": "box_weight",
-    "giou_loss_coefficient": "giou_weight",
-    "focal_alpha": "alpha",
-    "eos_coefficient": "no_object_weight",
-    "matcher_class_cost": "class_cost",
-    "matcher_bbox_cost": "box_cost",
-    "matcher_giou_cost": "giou_cost",
-    "matcher_alpha": "cost_alpha",
-    "matcher_gamma": "cost_gamma",
-    "weight_loss_vfl": "class_weight",
-    "weight_loss_bbox": "box_weight",
-    "weight_loss_giou": "giou_weight",
-    "focal_loss_alpha": "alpha",
-    "focal_loss_gamma": "gamma",
+    "class_cost": ("class_cost", "matcher_class_cost"),
+    "box_cost": ("bbox_cost", "matcher_bbox_cost"),
+    "giou_cost": ("giou_cost", "matcher_giou_cost"),
+    "cost_alpha": ("matcher_alpha",),
+    "cost_gamma": ("matcher_gamma",),
+    "class_weight": ("class_loss_coefficient", "weight_loss_vfl"),
+    "box_weight": ("bbox_loss_coefficient", "weight_loss_bbox"),
+    "giou_weight": ("giou_loss_coefficient", "weight_loss_giou"),
+    "no_object_weight": ("eos_coefficient",),
+    "alpha": ("focal_alpha", "focal_loss_alpha"),
+    "gamma": ("focal_loss_gamma",),
 }

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ import transformers.utils.logging
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from faap.conform import conform
+from faap.conform import Between, conform
 from faap.data.images import Preprocessing
 from faap.detectors.base import DetectorOutput, FrozenDetector
-from faap.detectors.families import COEFFICIENTS, FAMILIES, Family
+from faap.detectors.families import COEFFICIENTS, FAMILIES
 from faap.detectors.prepare import prepare
 from faap.detectors.preprocessing import read_preprocessing
 from faap.detectors.set_loss import SOFTMAX, Criterion
 from faap.errors import FaapError
-from faap.files import file_sha256, read_json, read_safetensors
-from faap.weights import check_finite, refuse_unfit
+from faap.files import file_sha256, read_json, read_safetensors, reading
+from faap.weights import refuse_unfit
 
 _INDEX = "model.safetensors.index.json"
 FILES = ["config.json", "model.safetensors", "preprocessor_config.json", _INDEX, "model-*-of-*.safetensors"]
@@ -38,22 +38,24 @@ class HuggingFaceDetector(FrozenDetector):
     evaluation mode: no denoising queries, no groups of queries, no distillation between layers.
 
     Args:
-        model: of one of the `FAMILIES`; DETR and Conditional DETR with `auxiliary_loss=False`, others that have layers
-            with True.
+        model: of one of the `FAMILIES`; its config's `auxiliary_loss` is set to what hands out the earlier layers.
         name: what to call the detector in reports.
         preprocessing: how an image becomes `pixel_values`.
         file_sha256: hex SHA-256 of the weights file.
     """
 
+    model: Any  # whose types say less than is known here
+
     def __init__(self, model: PreTrainedModel, *, name: str, preprocessing: Preprocessing, file_sha256: str) -> None:
         config: Any = model.config
         family = FAMILIES[config.model_type]
-        assert config.auxiliary_loss == auxiliary(family)
-        counted = family.class_loss == "focal" and bool(getattr(config, "faap_softmax", False))
-        coefficients = {field: getattr(config, key) for key, field in COEFFICIENTS.items() if hasattr(config, key)}
-        criterion = Criterion(family.class_loss, clamp=family.clamp, **coefficients)
-        criterion = SOFTMAX if counted else criterion
-        classes = config.num_labels - counted
+        classes, criterion = config.num_labels, SOFTMAX
+        if family.class_loss == "focal" and getattr(config, "faap_softmax", False):
+            classes -= 1
+        else:
+            names = [(field, key) for field, keys in COEFFICIENTS.items() for key in keys if hasattr(config, key)]
+            coefficients = {field: getattr(config, key) for field, key in names}
+            criterion = Criterion(family.class_loss, clamp=family.clamp, **coefficients)
         queries = getattr(config, "num_queries", None) or config.num_detection_tokens
         if getattr(config, "two_stage", False):
             queries = config.two_stage_num_proposals
@@ -69,10 +71,10 @@ class HuggingFaceDetector(FrozenDetector):
             criterion=criterion,
         )
         self.family, self.divisor = family, family.divisor(config)
+        config.auxiliary_loss = family.aux in (0, 1)
         if family.aux != "replay":
             # The library hands all that a loss needs to its loss function: this one keeps it and computes nothing.
-            library_model: Any = model
-            library_model.loss_function = _capture_loss_inputs
+            self.model.loss_function = _capture_loss_inputs
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> DetectorOutput:
         """Detect objects in a batch of normalised images; see `FrozenDetector.forward`."""
@@ -80,7 +82,8 @@ class HuggingFaceDetector(FrozenDetector):
             if not pixel_mask.all():
                 rows, columns = pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist()
                 images = zip(pixel_values, rows, columns, strict=True)
-                return _concatenate([self(image[None, :, :height, :width]) for image, height, width in images])
+                alone = [self(image[None, :, :height, :width]) for image, height, width in images]
+                return DetectorOutput(*_concatenated([tuple(vars(out).values()) for out in alone]))
             pixel_mask = None
         height, width = pixel_values.shape[2:]
         if height % self.divisor or width % self.divisor:
@@ -91,20 +94,19 @@ class HuggingFaceDetector(FrozenDetector):
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.family.aux == "replay":
             return self._replay(pixel_values, pixel_mask)
-        model: Any = self.model
-        out = model(pixel_values, labels=[], **({} if pixel_mask is None else {"pixel_mask": pixel_mask}))
+        out = self.model(pixel_values, labels=[], **({} if pixel_mask is None else {"pixel_mask": pixel_mask}))
         aux = []
         if (axis := self.family.aux) is not None:
-            kept = out.loss_dict
-            layers = zip(kept["logits"].unbind(axis), kept["boxes"].unbind(axis), strict=True)
-            aux = [*kept["proposals"], *layers][:-1]
+            logits, boxes = out.loss_dict["layers"]
+            layers = zip(logits.unbind(axis), boxes.unbind(axis), strict=True)
+            aux = [*out.loss_dict["proposals"], *layers][:-1]
         # YOLOS's queries are the last of its tokens; elsewhere there are no others
         features = out.last_hidden_state[:, -self.num_queries :]
         return DetectorOutput(logits=out.logits, boxes=out.pred_boxes, features=features, aux=aux)
 
     def _replay(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> DetectorOutput:
         """Put the heads on every decoder state: with `auxiliary_loss` the library would change the states."""
-        model: Any = self.model
+        model = self.model
         inner = model.model(pixel_values, pixel_mask=pixel_mask, output_hidden_states=True)
         # Of the decoder's input and its layers' states, the library normalises the last one only.
         earlier, last = inner.decoder_hidden_states[1:-1], inner.last_hidden_state
@@ -119,37 +121,17 @@ class HuggingFaceDetector(FrozenDetector):
         return DetectorOutput(logits=logits[-1], boxes=boxes[-1], features=last, aux=aux)
 
 
-def _capture_loss_inputs(
-    logits: Tensor,
-    labels: object,
-    device: object,
-    boxes: Tensor,
-    config: object,
-    all_logits: Tensor | None = None,
-    all_boxes: Tensor | None = None,
-    enc_topk_logits: Tensor | None = None,
-    enc_topk_bboxes: Tensor | None = None,
-    **rest: object,
-) -> tuple[None, dict[str, Any], None]:
-    """Stand in for the library's loss function; what it gets comes back as the model's `loss_dict`."""
-    proposals = [] if enc_topk_logits is None else [(enc_topk_logits, enc_topk_bboxes)]
-    return None, {"logits": all_logits, "boxes": all_boxes, "proposals": proposals}, None
+def _capture_loss_inputs(*given: Any, **named: Any) -> tuple[None, dict[str, Any], None]:
+    """Stand in for the library's loss function; the layers that it gets come back as the model's `loss_dict`."""
+    proposals = given[7:9] or (named.get("enc_topk_logits"), named.get("enc_topk_bboxes"))
+    return None, {"layers": given[5:7], "proposals": [] if proposals[0] is None else [proposals]}, None
 
 
-def _concatenate(outputs: Sequence[DetectorOutput]) -> DetectorOutput:
-    """Join outputs for one image each to one for the batch."""
-    layers = zip(*(out.aux for out in outputs), strict=True)
-    return DetectorOutput(
-        torch.cat([out.logits for out in outputs]),
-        torch.cat([out.boxes for out in outputs]),
-        torch.cat([out.features for out in outputs]),
-        [(torch.cat([layer[0] for layer in same]), torch.cat([layer[1] for layer in same])) for same in layers],
-    )
-
-
-def auxiliary(family: Family) -> bool:
-    """Whether the library needs `auxiliary_loss` to hand out earlier layers, and computes the same with it."""
-    return family.aux in (0, 1)
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """Join nested lists of tensors that are alike, tensor by tensor."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    return [_concatenated(same) for same in zip(*parts, strict=True)]
 
 
 def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDetector:
@@ -168,28 +150,38 @@ def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDe
             fit together.
     """
     source = directory / "config.json"
-    content = _read_config(source)
+    content, files = _read_config(source), _weight_files(directory)
+    weights = {key: value for path in files for key, value in read_safetensors(path).items()}
+    images, name = directory / "preprocessor_config.json", name or directory.resolve().name
+    return assemble(source, content, weights, files, name, images)
+
+
+def assemble(
+    source: Path, content: dict[str, Any], weights: dict[str, Tensor], files: list[Path], name: str, images: Path | None
+) -> HuggingFaceDetector:
+    """Build, prepare and try out a detector.
+
+    Args:
+        source: the file that says what it is, for messages.
+        content: what a config.json says.
+        weights: by the names of `transformers`.
+        files: those that the weights are from.
+        name: what to call the detector in reports.
+        images: its preprocessor_config.json; None: DETR's.
+
+    Raises:
+        FaapError: weights and configuration do not fit together, or make no detector that runs.
+    """
     kind = content["model_type"]
-    if kind not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise FaapError(f"{source}: model_type is {kind!r}, which is not supported; supported are {known}")
-    family = FAMILIES[kind]
-    model_class: Any = getattr(transformers, family.model, None)
+    model_class: Any = getattr(transformers, FAMILIES[kind].model, None)
     if model_class is None:
         raise FaapError(
             f"{source}: model_type is {kind!r}, which transformers {transformers.__version__} does not have; a newer "
             "one does: pip install -U transformers"
         )
-    files = _weight_files(directory)
-    weights: dict[str, Tensor] = {}
-    for path in files:
-        part = read_safetensors(path)
-        check_finite(part, path)
-        weights |= part
-    try:
-        with _quiet_and_alone():
+    with reading(source, f"cannot be loaded as {kind}"), _quiet_and_alone():
+        try:
             config = model_class.config_class.from_dict(content)
-            config.auxiliary_loss = auxiliary(family)
             with torch.device("meta"):
                 size = sum(value.numel() for value in model_class(config).parameters())
             held = sum(value.numel() for value in weights.values())
@@ -203,37 +195,45 @@ def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDe
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except ImportError as error:
-        package = "timm" if "timm" in str(error) else "torchvision"
-        raise FaapError(
-            f"{source}: asks for a backbone of {package}, which is not installed: pip install {package}"
-        ) from error
-    # Beyond its own errors the library lets through whatever a wrong value in config.json runs into.
-    except Exception as error:
-        raise FaapError(f"{source}: cannot be loaded as {kind}: {str(error) or type(error).__name__}") from error
-    refuse_unfit(
-        f"{files[0]} (and config.json, which names {config.num_labels} classes)",
-        missing=report["missing_keys"],
-        # A training counter that frozen batch norm has no place for.
-        unknown=[key for key in report["unexpected_keys"] if not key.endswith("num_batches_tracked")],
-        shapes=[str(entry[0]) for entry in report["mismatched_keys"]],
-    )
-    return tried(
-        source,
-        lambda: HuggingFaceDetector(
-            prepare(model),
-            name=name or directory.resolve().name,
-            preprocessing=read_preprocessing(directory / "preprocessor_config.json", kind, config),
-            file_sha256=file_sha256(*files),
-        ),
-    )
+        except ImportError as error:
+            package = "timm" if "timm" in str(error) else "torchvision"
+            raise FaapError(
+                f"{source}: asks for a backbone of {package}, which is not installed: pip install {package}"
+            ) from error
+    # frozen batch norm has no place for a training counter
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith("num_batches_tracked")]
+    shapes = [str(name) for name, *_ in report["mismatched_keys"]]
+    place = f"{files[0]} (as a {kind} of {config.num_labels} classes, by {source.name})"
+    refuse_unfit(place, report["missing_keys"], unknown, shapes)
+    with reading(source, "makes no detector that runs"):
+        preprocessing = Preprocessing() if images is None else read_preprocessing(images, kind, config)
+        identity = file_sha256(*files)
+        detector = HuggingFaceDetector(prepare(model), name=name, preprocessing=preprocessing, file_sha256=identity)
+        _try_out(detector, source)
+    return detector
+
+
+# pixels: a side where images keep their size, and the longest where a config asks for more
+_TRIAL_EDGE, _LARGEST_TRIAL = 640, 1344
+
+
+@torch.no_grad()
+def _try_out(detector: HuggingFaceDetector, source: Path) -> None:
+    """Let a detector look at a grey image, so that whatever is wrong with it is known now."""
+    own = detector.preprocessing
+    wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2
+    height, width = (max(1, min(side, _LARGEST_TRIAL) // own.multiple) * own.multiple for side in wanted)
+    out = detector(torch.zeros(1, 3, height, width))
+    detector.detections(out, torch.tensor([[height, width]]))
+    if not all(bool(values.isfinite().all()) for values in (out.logits, out.boxes, out.features)):
+        raise FaapError(f"{source}: makes a detector whose outputs for a grey image are NaN or infinite.")
 
 
 # What faap itself reads of a config.json; the rest is the library's to judge.
 _CONFIG: dict[str, Any] = {
     "model_type": str,
     "id2label?": {str: (str, int)},
-    **dict.fromkeys((f"{key}?" for key in COEFFICIENTS), float),
+    **{f"{key}?": float for keys in COEFFICIENTS.values() for key in keys},
     "faap_softmax?": bool,
     "backbone_config?": dict,
 }
@@ -243,15 +243,16 @@ _MOST_LAYERS, _MOST = 1000, 10**6
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Read a config.json without what asks for code or for models from elsewhere."""
-    try:
+    with reading(path, "is no configuration of a detector"):  # one that is nested too deep
         content: dict[str, Any] = _sane(read_json(path), str(path), "")
-    except RecursionError:
-        raise FaapError(f"{path}: is nested too deep to be a config.json.") from None
     conform({key: value for key, value in content.items() if value is not None}, _CONFIG, str(path))
+    if (kind := content["model_type"]) not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise FaapError(f"{path}: model_type is {kind!r}, which is not supported; supported are {known}")
     if content.get("quantization_config"):
         raise FaapError(f"{path}: has a quantization_config; quantised weights are not supported.")
     if given := content.get("id2label"):
-        if wrong := [key for key in given if not key.isdecimal()]:
+        if wrong := [key for key in given if not re.fullmatch(r"\d{1,6}", key)]:
             raise FaapError(f'{path}: id2label: has {wrong[0]!r} as a key; it should be as in {{"0": "person"}}.')
         names = {int(key): str(label) for key, label in given.items()}
         # classes that are left out of the names are there all the same
@@ -268,36 +269,12 @@ def _sane(value: Any, place: str, key: str) -> Any:
         return {name: _sane(each, f"{place}: {name}", name) for name, each in kept.items()}
     if isinstance(value, list):
         return [_sane(each, place, key) for each in value]
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         most = _MOST_LAYERS if re.search("layers|blocks|depths|levels|group", key) else _MOST
-        if not abs(value) <= most:
-            raise FaapError(f"{place}: is {value}; it should be no more than {most}.")
+        conform(value, Between(-most, most), place)
     if key == "backbone" and isinstance(value, str) and not re.fullmatch(r"[\w.]+", value):
         raise FaapError(f"{place}: is {value!r}; it should be the name of a timm model: nothing is fetched for it.")
     return value
-
-
-# pixels: a side where images keep their size, and the longest where a config asks for more
-_TRIAL_EDGE, _LARGEST_TRIAL = 640, 1344
-
-
-def tried(source: Path, build: Callable[[], HuggingFaceDetector]) -> HuggingFaceDetector:
-    """Build a detector and let it look at a grey image, so that whatever is wrong with it is known now."""
-    try:
-        detector = build()
-        own = detector.preprocessing
-        wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2
-        height, width = (max(1, min(side, _LARGEST_TRIAL) // own.multiple) * own.multiple for side in wanted)
-        with torch.no_grad():
-            out = detector(torch.zeros(1, 3, height, width))
-        detector.detections(out, torch.tensor([[height, width]]))
-    except FaapError:
-        raise
-    except Exception as error:
-        raise FaapError(f"{source}: makes no detector that runs: {str(error) or type(error).__name__}") from error
-    if not all(bool(values.isfinite().all()) for values in (out.logits, out.boxes, out.features)):
-        raise FaapError(f"{source}: makes a detector whose outputs for a grey image are NaN or infinite.")
-    return detector
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -31,8 +31,7 @@ def load_detector(name: str | Path, device: str | torch.device | None = None) ->
     Raises:
         FaapError: `name` is none of these, or its content is not a supported detector.
     """
-    detector = _load(str(name))
-    return detector if device is None else detector.to(device)
+    return _load(str(name)).to(device)
 
 
 def _load(name: str) -> FrozenDetector:
@@ -67,10 +66,8 @@ def _call(module: str, function: str) -> FrozenDetector:
     try:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise FaapError(
-            f"detector {module}:{function}: {error}; it should name a function of a module that Python can import, or "
-            "of a file in the working directory"
-        ) from error
+        wanted = "a function of a module that Python can import, or of a file in the working directory"
+        raise FaapError(f"detector {module}:{function}: {error}; it should name {wanted}") from error
     finally:
         sys.path.pop(0)
     detector = build() if callable(build) else build

@@ -7,17 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from faap.conform import conform
-from faap.data.images import Preprocessing
-from faap.detectors.hugging_face import HuggingFaceDetector, tried
-from faap.detectors.prepare import prepare
+from faap.detectors.hugging_face import HuggingFaceDetector, assemble
 from faap.errors import FaapError
-from faap.files import file_sha256, read_tensors, read_text
-from faap.weights import check_finite, check_fit, unwrapped
+from faap.files import read_tensors, read_text, reading
+from faap.weights import check_finite, unwrapped
 
 # COCO's 91 ids as the original names its classes; ids that COCO never used stay unnamed
 _COCO = (
@@ -31,28 +27,28 @@ _COCO = (
 )
 COCO_CLASSES = _COCO.split("|")
 
-_BODY, _NORM = r"backbone\.0\.body\.", r"(weight|bias|running_mean|running_var)"
-_LAYER, _DECODER = r"transformer\.(encoder|decoder)\.layers\.(\d+)\.", r"transformer\.(decoder)\.layers\.(\d+)\."
-# name in the original: name in transformers; the projections that the original fuses are split before
+# name in the original, in which blocks and stages are counted from 0: name in transformers; one after the other
 _RENAMES = {
-    rf"{_BODY}conv1\.weight": r"model.backbone.model.embedder.embedder.convolution.weight",
-    rf"{_BODY}bn1\.{_NORM}": r"model.backbone.model.embedder.embedder.normalization.\1",
-    rf"{_BODY}layer(\d)\.(\d+)\.conv(\d)\.weight": r"{stage}.layer.{part}.convolution.weight",
-    rf"{_BODY}layer(\d)\.(\d+)\.bn(\d)\.{_NORM}": r"{stage}.layer.{part}.normalization.\4",
-    rf"{_BODY}layer(\d)\.(\d+)\.downsample\.0\.weight": r"{stage}.shortcut.convolution.weight",
-    rf"{_BODY}layer(\d)\.(\d+)\.downsample\.1\.{_NORM}": r"{stage}.shortcut.normalization.\3",
-    r"input_proj\.(weight|bias)": r"model.input_projection.\1",
-    r"query_embed\.weight": r"model.query_position_embeddings.weight",
-    rf"{_LAYER}self_attn\.(.)_proj\.(.*)": r"{layer}.self_attn.\3_proj.\4",
-    rf"{_DECODER}multihead_attn\.(.)_proj\.(.*)": r"{layer}.encoder_attn.\3_proj.\4",
-    rf"{_LAYER}linear([12])\.(.*)": r"{layer}.mlp.fc\3.\4",
-    rf"{_LAYER}norm1\.(.*)": r"{layer}.self_attn_layer_norm.\3",
-    r"transformer\.(encoder)\.layers\.(\d+)\.norm2\.(.*)": r"{layer}.final_layer_norm.\3",
-    rf"{_DECODER}norm2\.(.*)": r"{layer}.encoder_attn_layer_norm.\3",
-    rf"{_DECODER}norm3\.(.*)": r"{layer}.final_layer_norm.\3",
-    r"transformer\.decoder\.norm\.(.*)": r"model.decoder.layernorm.\1",
-    r"class_embed\.(.*)": r"class_labels_classifier.\1",
-    r"bbox_embed\.layers\.(\d)\.(.*)": r"bbox_predictor.layers.\1.\2",
+    r"^backbone\.0\.body\.(conv|bn)0\.": r"model.backbone.model.embedder.embedder.\1.",
+    r"^backbone\.0\.body\.layer(\d)\.(\d+)\.": r"model.backbone.model.encoder.stages.\1.layers.\2.",
+    r"\.(conv|bn)(\d)\.": r".layer.\2.\1.",
+    r"\.downsample\.0\.": ".shortcut.conv.",
+    r"\.downsample\.1\.": ".shortcut.bn.",
+    r"\.conv\.": ".convolution.",
+    r"\.bn\.": ".normalization.",
+    r"^input_proj\.": "model.input_projection.",
+    r"^query_embed\.": "model.query_position_embeddings.",
+    r"^transformer\.": "model.",
+    r"\.multihead_attn\.": ".encoder_attn.",
+    r"\.out_proj\.": ".o_proj.",
+    r"\.linear([12])\.": r".mlp.fc\1.",
+    r"\.decoder\.norm\.": ".decoder.layernorm.",
+    r"\.norm1\.": ".self_attn_layer_norm.",
+    r"(encoder\.layers\.\d+)\.norm2\.": r"\1.final_layer_norm.",
+    r"\.norm2\.": ".encoder_attn_layer_norm.",
+    r"\.norm3\.": ".final_layer_norm.",
+    r"^class_embed\.": "class_labels_classifier.",
+    r"^bbox_embed\.": "bbox_predictor.",
 }
 
 # where codes that came of DETR keep the weights, the first that is there; "" is the checkpoint itself
@@ -99,26 +95,12 @@ def load_original(path: Path) -> HuggingFaceDetector:
             architecture, or there are more or fewer names than classes.
     """
     state, arguments = _read(path)
-    weights = {_rename(path, name): value.float() for name, value in _split(path, state).items()}
-    config, dilated = _configure(path, state, arguments)
-    try:
-        with torch.device("meta"):
-            wanted = DetrForObjectDetection(config).state_dict()
-    # the library is asked for what the tensors say, and answers with errors of many kinds
-    except Exception as error:
-        raise FaapError(f"{path}: its tensors do not make a DETR: {error}") from error
-    check_fit(weights, wanted, f"{path}: not a DETR that faap knows")
-
-    def build() -> HuggingFaceDetector:
-        model = DetrForObjectDetection(config)
-        model.load_state_dict(weights)
-        if dilated:
-            _dilate(model)
-        return HuggingFaceDetector(
-            prepare(model), name=path.stem, preprocessing=Preprocessing(), file_sha256=file_sha256(path)
-        )
-
-    return tried(path, build)
+    with reading(path, "not a DETR that faap knows: missing, or of other dimensions"):
+        content = _configuration(path, state, arguments)
+    detector = assemble(path, content, _renamed(path, state), [path], path.stem, None)
+    if arguments.get("dilation", "dc5" in path.name.lower()):
+        _dilate(detector.model)
+    return detector
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
@@ -134,8 +116,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     for inner in ("module", "state_dict", "shadow"):
         if isinstance(state.get(inner), Mapping):
             entry, state = f"{entry}.{inner}", state[inner]
-    place = f"{path}: {entry}" if entry else f"{path} (no entry 'model' of tensors)"
-    conform(state, {str: Tensor}, place)
+    conform(state, {str: Tensor}, f"{path}: {entry}" if entry else f"{path} (no entry 'model' of tensors)")
     state = unwrapped(state, "query_embed.weight")
     for pattern, family in _FOREIGN.items():
         if name := next((name for name in state if re.search(rf"(^|\.)({pattern})", name)), None):
@@ -143,12 +124,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
                 f"{path}: is a checkpoint of {family}: it has a tensor {name}. A .pth is read of the original DETR for "
                 "detection alone; other families are read from a folder that save_pretrained of transformers writes."
             )
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     check_finite(state, path)
     if entry != "model":
-        warnings.warn(
-            f"{path}: has no entry 'model'; the weights are those of {entry or 'the file itself'!r}.", stacklevel=2
-        )
+        used = entry or "the file itself"
+        warnings.warn(f"{path}: has no entry 'model'; the weights are those of {used!r}.", stacklevel=2)
     arguments = content.get("args")
     values = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     values = values if isinstance(values, Mapping) else {}
@@ -156,52 +135,39 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     return state, values
 
 
-def _configure(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> tuple[DetrConfig, bool]:
-    """Return the architecture that tensors have, and whether its last stage is dilated."""
+def _configuration(path: Path, state: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json would say of the architecture that tensors have; what they contradict fails to load."""
 
     def count(pattern: str) -> int:
         return len({found[1] for name in state if (found := re.match(pattern, name))})
 
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in state or state[name].ndim != dimensions or 0 in state[name].shape:
-            raise FaapError(f"{path}: not a DETR that faap knows: missing {name}, of {dimensions} dimensions.")
-        return tuple(state[name].shape)
-
-    stem, body = "backbone.0.body.conv1.weight", r"backbone\.0\.body\.layer"
-    deep = "backbone.0.body.layer1.0.conv3.weight" in state
-    last = 3 if deep else 2
-    queries, width = shape("query_embed.weight", 2)
-    names = _names(path.with_suffix(".classes.txt"), shape("class_embed.weight", 2)[0] - 1)
+    body, (queries, width) = "backbone.0.body", state["query_embed.weight"].shape
+    stem, deep = len(state[f"{body}.conv1.weight"]), f"{body}.layer1.0.conv3.weight" in state
     heads = arguments.get("nheads", 8)
     if heads < 1 or width % heads:
         raise FaapError(f"{path}: args: nheads: is {heads}; it should divide the width {width}.")
-    options: dict[str, Any] = {"use_timm_backbone": False} | {
-        f"{side}_{what}": value
-        for side in ("encoder", "decoder")
-        for what, value in (
-            ("layers", count(rf"transformer\.{side}\.layers\.(\d+)\.")),
-            ("ffn_dim", shape(f"transformer.{side}.layers.0.linear1.weight", 2)[0]),
-            ("attention_heads", heads),
-        )
+    names = _names(path.with_suffix(".classes.txt"), len(state["class_embed.weight"]) - 1)
+    backbone = {
+        "model_type": "resnet",
+        "embedding_size": stem,
+        "hidden_sizes": [stem * (4 if deep else 1) * 2**stage for stage in range(4)],
+        "depths": [count(rf"{body}\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
+        "layer_type": "bottleneck" if deep else "basic",
+        "out_features": ["stage4"],
     }
-    last_stage: dict[str, Any] = {"out_features": ["stage4"]}
-    backbone = ResNetConfig(
-        num_channels=shape(stem, 4)[1],
-        embedding_size=shape(stem, 4)[0],
-        hidden_sizes=[shape(f"backbone.0.body.layer{stage}.0.conv{last}.weight", 4)[0] for stage in (1, 2, 3, 4)],
-        depths=[count(rf"{body}{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
-        layer_type="bottleneck" if deep else "basic",
-        **last_stage,
-    )
-    config = DetrConfig(
-        backbone_config=backbone,
-        num_queries=queries,
-        d_model=width,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        **options,
-    )
-    return config, arguments.get("dilation", "dc5" in path.name.lower())
+    content = {
+        "model_type": "detr",
+        "use_timm_backbone": False,
+        "backbone_config": backbone,
+        "num_queries": queries,
+        "d_model": width,
+        "id2label": dict(enumerate(names)),
+    }
+    for side in ("encoder", "decoder"):
+        layers = rf"transformer\.{side}\.layers\.(\d+)\."
+        content |= {f"{side}_layers": count(layers), f"{side}_attention_heads": heads}
+        content[f"{side}_ffn_dim"] = len(state[f"transformer.{side}.layers.0.linear1.weight"])
+    return content
 
 
 def _names(path: Path, classes: int) -> list[str]:
@@ -218,8 +184,7 @@ def _names(path: Path, classes: int) -> list[str]:
 
 def _dilate(model: Any) -> None:
     """Replace the last stage's stride by dilation, as torchvision does: its first block is not dilated yet."""
-    blocks = model.model.backbone.model.encoder.stages[3].layers
-    for position, block in enumerate(blocks):
+    for position, block in enumerate(model.model.backbone.model.encoder.stages[3].layers):
         for module in block.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
@@ -227,29 +192,20 @@ def _dilate(model: Any) -> None:
                     module.dilation, module.padding = (2, 2), (2, 2)
 
 
-def _split(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split the fused projections of attention, and name the parts."""
-    result: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if found := re.fullmatch(r"(.*attn)\.in_proj_(weight|bias)", name):
-            if value.ndim == 0 or len(value) % 3 or not len(value):
-                raise FaapError(f"{path}: {name} is of shape {tuple(value.shape)}; it should be of three equal parts.")
-            for part, values in zip("qkv", value.chunk(3), strict=True):
-                result[f"{found[1]}.{part}_proj.{found[2]}"] = values
-        else:
-            result[re.sub(r"attn\.out_proj\.", "attn.o_proj.", name)] = value
-    return result
-
-
-def _rename(path: Path, name: str) -> str:
-    for pattern, replacement in _RENAMES.items():
-        if found := re.fullmatch(pattern, name):
-            words = found.expand(replacement)
-            if "{layer}" in words:
-                return words.replace("{layer}", f"model.{found[1]}.layers.{found[2]}")
-            if "{stage}" in words:
-                stage = f"model.backbone.model.encoder.stages.{int(found[1]) - 1}.layers.{found[2]}"
-                words = words.replace("{stage}", stage)
-                return words.replace("{part}", str(int(found[3]) - 1)) if "{part}" in words else words
-            return words
-    raise FaapError(f"{path}: not a DETR that faap knows: it has a tensor {name}.")
+def _renamed(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by their names in transformers, the fused projections of attention in their three parts."""
+    weights: dict[str, Tensor] = {}
+    for original, value in state.items():
+        name, parts = original, {"": value}
+        if found := re.fullmatch(r"(.*attn\.)in_proj_(weight|bias)", original):
+            thirds = zip("qkv", (value if value.ndim else value[None]).tensor_split(3), strict=True)
+            name, parts = found[1], {f"{part}_proj.{found[2]}": third for part, third in thirds}
+        if original.startswith("backbone."):
+            name = re.sub(r"(layer|conv|bn)(\d)", lambda found: f"{found[1]}{int(found[2]) - 1}", original)
+        for pattern, replacement in _RENAMES.items():
+            name = re.sub(pattern, replacement, name)
+        for part, values in parts.items():
+            if name + part in weights:
+                raise FaapError(f"{path}: not a DETR that faap knows: it has {name + part} twice, once as {original}.")
+            weights[name + part] = values.float()
+    return weights

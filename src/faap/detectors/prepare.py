@@ -1,16 +1,16 @@
 """Make a frozen model faster without changing what it computes."""
 
-import copy
 from collections import Counter
-from itertools import pairwise
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import PreTrainedModel
+
+_STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
@@ -28,104 +28,75 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     fold_norms(model)
     library_model: Any = model
     library_model.to(memory_format=torch.channels_last)
-    if not library_model._supports_sdpa:
-        # DAB-DETR, whose library code knows no other attention than the plain one.
-        for module in library_model.modules():
-            if type(module).__name__ in ("DetrAttention", "DabDetrAttention"):
-                module.forward = MethodType(_attend, module)
-    else:
+    if library_model._supports_sdpa:
         # The empty key leaves the backbone alone, whose default is fused where it has attention.
         library_model.set_attn_implementation({"": "sdpa"})
+    # DAB-DETR, whose library code knows no other attention than the plain one.
+    for module in library_model.modules():
+        if type(module).__name__ in ("DetrAttention", "DabDetrAttention"):
+            module.forward = MethodType(_attend, module)
     return model
 
 
 def fold_norms(model: nn.Module) -> None:
     """Fold every batch norm that surely has a convolution's output for its input, and nobody else reads that output.
 
-    A norm is folded if its module registers it right after a convolution and a copy of that module, run in float64 on
-    a made-up feature map, gives the same outputs and the same input gradient with the norm folded.
+    That is seen by tracing the forward of the module that registers both, where each is called once and nowhere else.
 
     Args:
-        model: any module; it is changed in place. ReLUs beside a folded norm overwrite their inputs from then on.
+        model: any module; it is changed in place. ReLUs after a folded norm overwrite their inputs from then on.
     """
-    owners = Counter(id(child) for module in model.modules() for child in module.children())
+    owners = Counter(child for module in model.modules() for child in module.children())
     for parent in list(model.modules()):
-        own = [(name, child) for name, child in parent.named_children() if owners[id(child)] == 1]
-        pairs = [
-            (name, following)
-            for (name, convolution), (following, norm) in pairwise(own)
-            # The families bring frozen batch norms of their own, alike but of no common class.
-            if isinstance(convolution, nn.Conv2d) and "BatchNorm" in type(norm).__name__
-        ]
-        relus = [name for name, child in own if isinstance(child, nn.ReLU)]
-        if pairs and _computes_the_same(parent, pairs, relus):
-            _simplify(parent, pairs, relus)
+        if not any(map(_is_batch_norm, parent.children())):
+            continue
+        try:
+            nodes = [node for node in _Tracer().trace(parent).nodes if node.op in ("call_module", "get_attr")]
+        # whatever keeps the module from being traced keeps it as it is
+        except Exception:
+            continue
+        uses = Counter(str(node.target).partition(".")[0] for node in nodes)
+        own = {name: child for name, child in parent.named_children() if uses[name] == owners[child] == 1}
+        calls: dict[Any, Any] = {node: own[node.target] for node in nodes if node.target in own}
+        for node, norm in calls.items():
+            source = node.all_input_nodes[0]
+            # a subclass may do more than its name says
+            if _is_batch_norm(norm) and type(calls.get(source)) is nn.Conv2d and len(source.users) == 1:
+                _fold(calls[source], norm)
+                setattr(parent, node.target, nn.Identity())
+                for reader in node.users:
+                    if isinstance(calls.get(reader), nn.ReLU) and len(node.users) == 1:
+                        calls[reader].inplace = True
 
 
-@torch.no_grad()
-def _simplify(parent: nn.Module, pairs: list[tuple[str, str]], relus: list[str]) -> None:
-    """Fold norms into convolutions, and let ReLUs overwrite their inputs."""
-    for name, following in pairs:
-        convolution: Any = parent.get_submodule(name)
-        norm: Any = parent.get_submodule(following)
-        statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        mean, variance, scale, shift = (value.double() for value in statistics)
-        bias = None if convolution.bias is None else convolution.bias.double()
-        eps = getattr(norm, "eps", 1e-5)
-        folded = fuse_conv_bn_weights(convolution.weight.double(), bias, mean, variance, eps, scale, shift)
-        # New tensors: another convolution may share the old ones.
-        convolution.weight, convolution.bias = (
-            nn.Parameter(value.to(convolution.weight), requires_grad=False) for value in folded
-        )
-        setattr(parent, following, nn.Identity())
-    for name in relus:
-        relu: Any = parent.get_submodule(name)
-        relu.inplace = True
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
 
 
-def _computes_the_same(parent: nn.Module, pairs: list[tuple[str, str]], relus: list[str]) -> bool:
-    """Tell whether `_simplify` leaves the outputs and the input gradient of a module as they are."""
-    plain, simple = (copy.deepcopy(parent).eval().double().requires_grad_(False) for _ in range(2))
-    channels = next(module.in_channels for module in parent.modules() if isinstance(module, nn.Conv2d))
-    # Two images: for one alone torch 2.13 can get the gradient of an unfolded norm wrong on the CPU.
-    pixels = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # What the module does not call is no part of the comparison.
-    unused = {name for pair in pairs for name in pair} | set(relus)
-    for name in list(unused):
-        plain.get_submodule(name).register_forward_hook(lambda *_, name=name: unused.discard(name))
-    try:
-        _simplify(simple, pairs, relus)
-        torch.testing.assert_close(
-            _outputs_and_gradient(simple, pixels), _outputs_and_gradient(plain, pixels), rtol=1e-9, atol=1e-9
-        )
-    # Whatever keeps the copy from running on a feature map keeps the module as it is.
-    except Exception:
-        return False
-    return not unused
+def _is_batch_norm(module: Any) -> bool:
+    """Whether it is one with fixed statistics; the families bring frozen ones, alike but of no common class."""
+    known = type(module).__name__.endswith("BatchNorm2d")
+    return known and all(getattr(module, name, None) is not None for name in _STATISTICS)
 
 
-@torch.enable_grad()
-def _outputs_and_gradient(module: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """Outputs for a feature map, and the gradient at it of half their sum of squares."""
-    pixels = pixels.clone().requires_grad_()
-    out = module(pixels)
-    outputs = [out] if isinstance(out, Tensor) else list(out)
-    values = [output.detach().clone() for output in outputs]
-    return [*values, *torch.autograd.grad(outputs, pixels, values)]
+def _fold(convolution: nn.Conv2d, norm: Any) -> None:
+    mean, variance, scale, shift = (getattr(norm, name).double() for name in _STATISTICS)
+    bias = None if convolution.bias is None else convolution.bias.double()
+    eps = getattr(norm, "eps", 1e-5)
+    folded = fuse_conv_bn_weights(convolution.weight.double(), bias, mean, variance, eps, scale, shift)
+    # New tensors: another convolution may share the old ones.
+    convolution.weight, convolution.bias = (
+        nn.Parameter(value.detach().to(convolution.weight), requires_grad=False) for value in folded
+    )
 
 
 def _attend(
-    self: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    object_queries: Tensor | None = None,
-    key_states: Any = None,
-    value_states: Any = None,
-    **rest: object,
+    self: Any, hidden_states: Tensor, attention_mask: Any = None, object_queries: Any = None, **given: Any
 ) -> tuple[Tensor, None]:
     """Compute what DAB-DETR's attention does, in the encoder and in the decoder, with the fused kernel."""
-    query, key, value = hidden_states, key_states, value_states
     if object_queries is None:
+        query, key, value = hidden_states, given["key_states"], given["value_states"]
         heads, project = self.attention_heads, self.output_proj
     else:  # the encoder's, which holds the projections too
         positioned = hidden_states + object_queries

@@ -118,12 +118,8 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
     Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020, section 3.1; Zhu et al.,
     Deformable DETR, ICLR 2021, appendix A.4, for the focal cost.
     """
-    layers, batch = logits.shape[:2]
+    layers = len(logits)
     counts = [len(target["labels"]) for target in targets]
-    most = max(counts, default=0)
-    nothing = torch.empty(0, dtype=torch.long)
-    if most == 0:
-        return [[(nothing, nothing)] * batch for _ in range(layers)]
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True)  # (B, T)
     wanted = pad_sequence([target["boxes"].float() for target in targets], batch_first=True, padding_value=0.5)
 
@@ -138,14 +134,12 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
         negative = (1 - alpha) * scores.sigmoid() ** gamma * F.softplus(scores)
         class_cost = positive - negative
     predicted = _boxes(boxes, criterion)
-    # (L, B, T, Q), as the solver takes it
-    cost = criterion.class_cost * class_cost.transpose(2, 3)
+    cost = criterion.class_cost * class_cost.transpose(2, 3)  # (L, B, T, Q), as the solver takes it
     cost = cost + criterion.box_cost * torch.cdist(wanted.expand(layers, -1, -1, -1), predicted, p=1)
     cost = cost - criterion.giou_cost * generalized_iou(predicted[:, :, None], wanted[:, :, None])
     # A diverged detector gives NaN: the loss shall say so, not the assignment.
-    matrix = cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy()
     matches = []
-    for layer in matrix:
+    for layer in cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy():
         pairs = [linear_sum_assignment(rows[:count]) for rows, count in zip(layer, counts, strict=True)]
         matches.append([(torch.as_tensor(query), torch.as_tensor(target)) for target, query in pairs])
     return matches
@@ -190,10 +184,11 @@ def set_loss(
     ).to(device)
 
     scores = logits.float()
-    classes = torch.full(scores.shape[:3], width - 1 if criterion.activation == "softmax" else width, device=device)
+    softmax, normaliser = criterion.activation == "softmax", max(1, len(flat_labels))
+    classes = torch.full(scores.shape[:3], width - 1 if softmax else width, device=device)
     classes[layer, image, query] = flat_labels[wanted]
-    normaliser = max(1, len(flat_labels))
-    if criterion.activation == "softmax":
+    predicted, truth_boxes = _boxes(boxes, criterion)[layer, image, query], flat_boxes[wanted]
+    if softmax:
         weight = torch.ones(width, device=device)
         weight[-1] = criterion.no_object_weight
         # Every layer has equally many matched queries, so the mean over all layers is the mean of the layers' means.
@@ -201,12 +196,9 @@ def set_loss(
     else:
         truth = F.one_hot(classes, width + 1)[..., :-1].float()
         overlap = torch.zeros(scores.shape[:3], device=device)
-        overlap[layer, image, query] = _ious(
-            _boxes(boxes.detach(), criterion)[layer, image, query], flat_boxes[wanted]
-        )[0]
+        overlap[layer, image, query] = _ious(predicted.detach(), truth_boxes)[0]
         class_loss = _sigmoid_loss(scores, truth, overlap[..., None], criterion).sum() / normaliser
 
-    predicted, truth_boxes = _boxes(boxes, criterion)[layer, image, query], flat_boxes[wanted]
     box_loss = (predicted - truth_boxes).abs().sum() / normaliser
     giou_loss = (1 - generalized_iou(predicted, truth_boxes)).sum() / normaliser
     return criterion.class_weight * class_loss + criterion.box_weight * box_loss + criterion.giou_weight * giou_loss

@@ -9,8 +9,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from faap.conform import conform
-from faap.errors import FaapError
+from faap.conform import Between, conform
 from faap.perturbation.budget import add_within_budget
 
 WEIGHTS_FILE = "model.safetensors"
@@ -39,12 +38,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         super().__init__()
         self.epsilon = epsilon
         self.widths = self.WIDTHS if widths is None else widths
-        conform(self.widths, [int], "widths")
-        if len(self.widths) != 3 or any(not 0 < w <= MAX_WIDTH or w % self.DIVISOR for w in self.widths):
-            raise FaapError(
-                f"widths: is {list(self.widths)[:5]}; it should be three multiples of {self.DIVISOR} from "
-                f"{self.DIVISOR} to {MAX_WIDTH}, as in {list(self.WIDTHS)}."
-            )
+        conform(self.widths, [Between(self.DIVISOR, MAX_WIDTH, self.DIVISOR)] * 3, "widths")
 
     @property
     def epsilon(self) -> float:
@@ -53,9 +47,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
-        conform(value, float, "epsilon")
-        if not 0 <= value <= MAX_EPSILON:
-            raise FaapError(f"epsilon: is {value}; it should be from 0 to {MAX_EPSILON}, in normalised units.")
+        conform(value, Between(0, MAX_EPSILON), "epsilon")
         self._epsilon = float(value)
 
     def config(self) -> dict[str, Any]:

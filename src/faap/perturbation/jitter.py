@@ -1,6 +1,6 @@
 """Colour jitter of the perturbed image, in pixel space and differentiable."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,10 +75,8 @@ def jitter(
     if ranges is None:
         return pixel_values
     height, width = pixel_values.shape[-2:]
-    sizes = [(height, width)] * len(pixel_values)
-    if pixel_mask is not None:
-        extents = torch.stack([pixel_mask.any(2).sum(1), pixel_mask.any(1).sum(1)], 1)
-        sizes = [(rows, columns) for rows, columns in extents.tolist()]
+    inside = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
+    sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], 1).tolist()
     out = []
     for image, seed, (rows, columns) in zip(pixel_values, seeds, sizes, strict=True):
         # contrast looks at the image's mean, to which padding must not belong
@@ -89,21 +87,13 @@ def jitter(
 
 
 def _jitter_one(pixels: Tensor, ranges: Strength, rng: np.random.Generator) -> Tensor:
-    brightness, contrast, saturation = (
-        float(rng.uniform(1 - reach, 1 + reach)) for reach in (ranges.brightness, ranges.contrast, ranges.saturation)
-    )
-    turn = float(rng.uniform(-ranges.hue, ranges.hue))
+    reaches = (ranges.brightness, ranges.contrast, ranges.saturation)
+    factors = [float(rng.uniform(1 - reach, 1 + reach)) for reach in reaches]
+    factors.append(float(rng.uniform(-ranges.hue, ranges.hue)))
     order = rng.permutation(4)
     grey = rng.random() < ranges.grayscale
-    for operation in order:
-        if operation == 0:
-            pixels = adjust_brightness_accumulative(pixels, brightness)
-        elif operation == 1:
-            pixels = adjust_contrast_with_mean_subtraction(pixels, contrast)
-        elif operation == 2:
-            pixels = adjust_saturation_with_gray_subtraction(pixels, saturation)
-        else:
-            pixels = _turn_hue(pixels, turn)
+    for number in order:
+        pixels = _OPERATIONS[number](pixels, factors[number])
     return rgb_to_grayscale(pixels).expand_as(pixels) if grey else pixels
 
 
@@ -121,3 +111,12 @@ def _turn_hue(pixels: Tensor, turn: float) -> Tensor:
     )  # in sixths of the circle
     sixths = (hue + 6 * turn + hue.new_tensor(_CHANNEL_OFFSETS)[:, None, None]).remainder(6)
     return brightest - chroma * (2 - (sixths - 2).abs()).clamp(0, 1)
+
+
+# of brightness, contrast, saturation and hue
+_OPERATIONS: list[Callable[[Tensor, float], Tensor]] = [
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_saturation_with_gray_subtraction,
+    _turn_hue,
+]

@@ -1,7 +1,6 @@
 """The light generator: a residual U-Net that starts at a quarter of the resolution."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,8 @@ GROUPS = 8
 FIRST_OUTPUT = 0.002
 
 
-@dataclass(frozen=True)
-class _Valid:
-    """Where the images are at one resolution: (B, 1, H, W) of 0 and 1, and how many positions each has, (B, 1)."""
-
-    mask: Tensor
-    count: Tensor
+# where the images are at one resolution: (B, 1, H, W) of 0 and 1, and how many positions each has, (B, 1)
+_Valid = tuple[Tensor, Tensor]
 
 
 class _Norm(nn.GroupNorm):
@@ -35,12 +30,13 @@ class _Norm(nn.GroupNorm):
             # in place where no gradient needs what went in: a new tensor's pages cost more than the arithmetic
             return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
         x = x if x.dtype == torch.float64 else x.float()  # half precision has no room for the sums
-        size = valid.count * (x.shape[1] // GROUPS)  # (B, 1)
-        mean = self._group_sums(x * valid.mask) / size  # (B, G)
-        centred = (x - self._spread(mean)) * valid.mask
+        mask, count = valid
+        size = count * (x.shape[1] // GROUPS)  # (B, 1)
+        mean = self._group_sums(x * mask) / size  # (B, G)
+        centred = (x - self._spread(mean)) * mask
         variance = self._group_sums(centred.square()) / size
         scale = self._spread((variance + self.eps).rsqrt()) * self.weight[:, None, None]
-        return F.silu(torch.addcmul(self.bias[:, None, None] * valid.mask, centred, scale))
+        return F.silu(torch.addcmul(self.bias[:, None, None] * mask, centred, scale))
 
     @staticmethod
     def _group_sums(x: Tensor) -> Tensor:
@@ -62,26 +58,17 @@ class _Residual(nn.Module):
         return inner.add_(x)
 
 
-class _Down(nn.Module):
-    def __init__(self, channels: int, out: int) -> None:
+class _Resized(nn.Module):
+    """Half the resolution; or `up`, twice, cut to a skip connection and added to it."""
+
+    def __init__(self, channels: int, out: int, up: bool = False) -> None:
         super().__init__()
         self.norm = _Norm(channels)
-        self.conv = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, 4 * out, 1) if up else nn.Conv2d(channels, out, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, valid: _Valid | None) -> Tensor:
-        halved: Tensor = self.conv(self.norm(x, valid))
-        return halved
-
-
-class _Up(nn.Module):
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.norm = _Norm(channels)
-        self.conv = nn.Conv2d(channels, 4 * out, 1)
-
-    def forward(self, x: Tensor, skip: Tensor, valid: _Valid | None) -> Tensor:
-        grown = F.pixel_shuffle(self.conv(self.norm(x, valid)), 2)
-        return skip + grown[..., : skip.shape[2], : skip.shape[3]]
+    def forward(self, x: Tensor, valid: _Valid | None, skip: Tensor | None = None) -> Tensor:
+        out: Tensor = self.conv(self.norm(x, valid))
+        return out if skip is None else skip + F.pixel_shuffle(out, 2)[..., : skip.shape[2], : skip.shape[3]]
 
 
 class Light(Generator):
@@ -105,13 +92,13 @@ class Light(Generator):
         quarter, eighth, sixteenth = self.widths
         self.stem = nn.Conv2d(3 * PATCH**2, quarter, 3, padding=1)
         self.encode4 = _Residual(quarter)
-        self.down8 = _Down(quarter, eighth)
+        self.down8 = _Resized(quarter, eighth)
         self.encode8 = _Residual(eighth)
-        self.down16 = _Down(eighth, sixteenth)
+        self.down16 = _Resized(eighth, sixteenth)
         self.encode16 = _Residual(sixteenth)
-        self.up8 = _Up(sixteenth, eighth)
+        self.up8 = _Resized(sixteenth, eighth, up=True)
         self.decode8 = _Residual(eighth)
-        self.up4 = _Up(eighth, quarter)
+        self.up4 = _Resized(eighth, quarter, up=True)
         self.decode4 = _Residual(quarter)
         self.norm = _Norm(quarter)
         self.out = nn.Conv2d(quarter, 3 * PATCH**2 + 3, 3, padding=1)
@@ -122,16 +109,15 @@ class Light(Generator):
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Compute the unbounded perturbation; see `Generator.forward`."""
         x, (height, width) = pixel_values, pixel_values.shape[-2:]
-        valid: list[_Valid | None] = [None, None, None]
-        cell = PATCH
+        at4: _Valid | None = None
+        at8, at16, cell = at4, at4, PATCH
         # masks cost time; where nothing is padded, each resolution ends with the image instead
         if pixel_mask is not None and not bool(pixel_mask.all()):
             cell = STRIDE
             mask = F.pad(pixel_mask[:, None].float(), (0, -width % STRIDE, 0, -height % STRIDE))
-            valid = [_valid(mask, PATCH), _valid(mask, 2 * PATCH), _valid(mask, STRIDE)]
+            at4, at8, at16 = _valid(mask, PATCH), _valid(mask, 2 * PATCH), _valid(mask, STRIDE)
             x = x * pixel_mask[:, None]
         x = F.pad(x, (0, -width % cell, 0, -height % cell))
-        at4, at8, at16 = valid
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         pixels = x.reshape(-1, 3, rows, PATCH, columns, PATCH)
         # pixel_unshuffle and channels last in one copy: (B, 48, H/4, W/4)
@@ -139,8 +125,8 @@ class Light(Generator):
         quarter = self.encode4(self.stem(patches), at4)
         eighth = self.encode8(self.down8(quarter, at4), at8)
         sixteenth = self.encode16(self.down16(eighth, at8), at16)
-        eighth = self.decode8(self.up8(sixteenth, eighth, at16), at8)
-        quarter = self.decode4(self.up4(eighth, quarter, at8), at4)
+        eighth = self.decode8(self.up8(sixteenth, at16, eighth), at8)
+        quarter = self.decode4(self.up4(eighth, at8, quarter), at4)
         out = self.out(self.norm(quarter, at4))
         out = out.permute(0, 2, 3, 1)  # (B, H/4, W/4, 51): the patch's own values, and a gain for each colour
         own = out[..., :-3].unflatten(-1, (3, PATCH, PATCH)).permute(0, 3, 1, 4, 2, 5)
@@ -152,4 +138,4 @@ class Light(Generator):
 def _valid(mask: Tensor, cell: int) -> _Valid:
     cells = F.max_pool2d(mask, cell)
     # an image without a single pixel has no statistics; 1 keeps them finite
-    return _Valid(cells, cells.sum((2, 3)).clamp(min=1))
+    return cells, cells.sum((2, 3)).clamp(min=1)

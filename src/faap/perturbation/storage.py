@@ -15,14 +15,13 @@ from faap.files import hub_folder, read_json, read_safetensors, read_tensors
 from faap.perturbation.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
 from faap.perturbation.light import Light
 from faap.perturbation.unet import UNet
-from faap.weights import check_finite, check_fit, unwrapped
+from faap.weights import check_finite, refuse_unfit, unwrapped
 
 ARCHITECTURES: dict[str, type[Generator]] = {kind.arch: kind for kind in (Light, UNet)}
 ACCEPTED = (
     f"a run directory, a directory with {WEIGHTS_FILE} and {CONFIG_FILE}, that file, a checkpoint (epoch_0000.pth), "
     "or org/model on the Hugging Face hub"
 )
-_CONFIG = {"arch?": str, "epsilon?": float, "widths?": [int]}
 
 
 def build_generator(arch: str = "light", epsilon: float = 0.10, widths: Sequence[int] | None = None) -> Generator:
@@ -31,6 +30,7 @@ def build_generator(arch: str = "light", epsilon: float = 0.10, widths: Sequence
     Raises:
         FaapError: if there is no such architecture, or it takes no such `epsilon` or `widths`; see `Generator`.
     """
+    conform(arch, str, "arch")
     if arch not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise FaapError(f"arch: is {arch!r}; it should be one of {known}.{nearest(arch, ARCHITECTURES)}")
@@ -95,6 +95,7 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor
     checkpoint = read_tensors(path)
     conform(checkpoint, {"generator": {str: Tensor}, "generator_config?": {str: object}}, f"{path} (a generator's)")
     state = unwrapped(unwrapped(checkpoint["generator"], "down1.net.0.weight"), "stem.weight")
+    check_finite(state, path)
     if "generator_config" in checkpoint:
         return checkpoint["generator_config"], state
     if "down1.net.0.weight" not in state:
@@ -110,19 +111,17 @@ def _restore(
     path: Path, source: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], epsilon: float | None
 ) -> Generator:
     """Build the generator that a config describes, once it is known that the weights are those of one."""
-    config = {key: value for key, value in config.items() if value is not None}
-    conform(config, _CONFIG, str(source))
+    if unknown := sorted(config.keys() - {"arch", "epsilon", "widths"}):
+        raise FaapError(f"{source}: has an entry {unknown[0]!r}, which no generator of this version knows.")
     try:
-        if unknown := sorted(config.keys() - {key.rstrip("?") for key in _CONFIG}):
-            raise FaapError(f"has an entry {unknown[0]!r}, which no generator of this version knows.")
         with torch.device("meta"):
-            wanted = build_generator(**config).state_dict()
+            generator = build_generator(**{key: value for key, value in config.items() if value is not None})
     except FaapError as error:
         raise FaapError(f"{source}: {error}") from error
-    check_finite(state, path)
-    check_fit(state, wanted, path)
-    generator = build_generator(**config)
-    generator.load_state_dict(state)
+    wanted = generator.state_dict()
+    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
+    refuse_unfit(path, wanted.keys() - state, state.keys() - wanted, shapes)
+    generator.to_empty(device="cpu").load_state_dict(state)
     if epsilon is not None:
         generator.epsilon = epsilon
     return generator.eval()

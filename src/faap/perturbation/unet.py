@@ -1,5 +1,6 @@
 """The original generator: a U-Net at full resolution, as expensive as the detector behind it."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -9,21 +10,11 @@ from torch.nn import functional as F
 from faap.perturbation.generator import Generator
 
 
-class _Down(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride=stride, padding=1),
-            nn.BatchNorm2d(out),
-            nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1),
-            nn.BatchNorm2d(out),
-            nn.ReLU(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
+def _down(channels: int, out: int, stride: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inside, step in ((channels, stride), (out, 1)):
+        layers += [nn.Conv2d(inside, out, 3, step, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+    return nn.Sequential(OrderedDict(net=nn.Sequential(*layers)))
 
 
 class _Up(nn.Module):
@@ -49,10 +40,10 @@ class UNet(Generator):
     def __init__(self, epsilon: float = 0.10, widths: Sequence[int] | None = None) -> None:
         super().__init__(epsilon, widths)
         full, half, quarter = self.widths
-        self.down1 = _Down(3, full, 1)
-        self.down2 = _Down(full, half, 2)
-        self.down3 = _Down(half, quarter, 2)
-        self.bottleneck = _Down(quarter, quarter, 1)
+        self.down1 = _down(3, full, 1)
+        self.down2 = _down(full, half, 2)
+        self.down3 = _down(half, quarter, 2)
+        self.bottleneck = _down(quarter, quarter, 1)
         self.up2 = _Up(quarter, half)
         self.up1 = _Up(half, full)
         self.out_conv = nn.Conv2d(full, 3, 3, padding=1)
