@@ -235,7 +235,7 @@ def test_what_is_missing_on_disk_is_named(write_dataset, tmp_path):
     (root / "men_split").mkdir()
     for path in root.glob("*/*.json"):
         path.unlink()
-    with pytest.raises(FaapError, match="no annotation file found"):
+    with pytest.raises(FaapError, match=r"gender_women_\{split\}\.json, .*gender_men_\{split\}\.json does not exist"):
         load_dataset(root)
 
 

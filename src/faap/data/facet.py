@@ -73,7 +73,7 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     category = ("category 1", {"id": 1, "name": "person"})
     lists = {"images": list(images.values()), "annotations": people, "categories": [category]}
     folders = [*sorted(root.glob("*/")), root]
-    return Reader(path, lists, folders, group_field="group", table=({}, problems), complete=False).read()
+    return Reader(path, lists, folders, group_field="group", table=lambda: ({}, problems), complete=False).read()
 
 
 def _box(text: str) -> Any:

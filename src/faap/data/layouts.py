@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
@@ -255,38 +256,60 @@ def load_dataset(
     if home.is_file() and annotations:
         raise FaapError(f"data set {home} is a file, and annotations names another ({annotations}); give the folder")
     coco = bool(annotations or group_csv)
-    groups, note = ("female", "male"), ""
+    groups, note, field = ("female", "male"), "", group_field or "gender"
     sources: Sources
-    if home.is_dir() and not coco and any((home / f"{word}_split").is_dir() for word in FOLDER_WORDS.values()):
-        layout, sources = "split folders", _split_folders(home)
-    elif not coco and (table := _facet_file(home)):
+    split_folders = not coco and any((home / f"{word}_split").is_dir() for word in FOLDER_WORDS.values())
+    if not split_folders and not coco and (table := _facet_file(home)):
         attribute = group_field or FACET_ATTRIBUTE
         images = (folder.parent if folder.name == "annotations" else folder) / images_dir
-        layout, note = "FACET", FACET_LICENCE
-        sources = {"test": partial(_joined, (table, partial(read_facet, table, images, attribute)))}
+        layout, note, sources = (
+            "FACET",
+            FACET_LICENCE,
+            {"test": partial(_attempt, read_facet, table, images, attribute)},
+        )
         groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
+    elif split_folders:
+        words = FOLDER_WORDS.items()
+        places = {key: (f"{word}_split/gender_{word}_{{split}}.json", f"{word}_split/{{split}}") for key, word in words}
+        layout, sources = "split folders", _coco_sources(folder, places)
+    elif home.is_file() and home.suffix.lower() == ".csv":
+        raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
     else:
-        field = group_field or "gender"
+        pattern = home.name if home.is_file() else annotations or _pattern(folder)
         rows = cache(partial(read_table, folder / group_csv, field)) if group_csv else None
-        files, wanted = _coco_files(home, folder, annotations), (anchor or groups[0], reference or groups[1])
-
-        def read(name: str) -> Reading:
-            folders = _image_folders(folder, files[name], name, images_dir)
-            return read_coco(files[name], folders, group_field=field, table=rows and rows(), groups=wanted)
-
-        layout, sources = "COCO JSON", {name: partial(_joined, (files[name], partial(read, name))) for name in files}
-        if WHOLE in files:
-            layout, sources = "COCO JSON, divided", _divided(files[WHOLE], sources[WHOLE])
+        wanted = (anchor or groups[0], reference or groups[1])
+        sources = _coco_sources(folder, {"": (pattern, images_dir)}, group_field=field, table=rows, groups=wanted)
+        layout = "COCO JSON"
+        if WHOLE in sources:
+            layout, sources = "COCO JSON, divided", _divided(folder / pattern, sources[WHOLE])
     groups = (anchor or groups[0], reference or groups[1])
     return Dataset(home, layout, sources, groups=groups, note=note, skip_bad=skip_bad)
 
 
-def _joined(*parts: tuple[Path, Callable[[], Reading]]) -> Reading:
-    """Read the files of a split, each by what reads it, as one."""
-    result = Reading()
-    for path, read in parts:
-        with noting(result.problems):
-            found = read()
+def _attempt(read: Callable[..., Reading], *place: Any, **options: Any) -> Reading:
+    """Read a file of annotations; one that cannot be used at all holds nothing but that problem."""
+    try:
+        return read(*place, **options)
+    except Problem as problem:
+        return Reading(problems=[problem])
+
+
+def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: Any) -> Sources:
+    """Return what reads the COCO JSON files that are there.
+
+    Args:
+        root: the data set's folder.
+        places: group of all images of a file, or empty -> patterns of the files and of the folders of images; without
+            `{split}`, one file is for all.
+        options: where the group is; see `Reader`.
+    """
+    files = {group: _files(root, pattern) for group, (pattern, _) in places.items()}
+
+    def read(split: str) -> Reading:
+        result = Reading()
+        for group, (pattern, images) in places.items():
+            path = files[group].get(split, root / pattern.replace("{split}", split))
+            found = _attempt(read_coco, path, _image_folders(root, path, split, images), group=group, **options)
             result.left_out += found.left_out
             result.records += found.records
             result.problems += found.problems
@@ -295,31 +318,24 @@ def _joined(*parts: tuple[Path, Callable[[], Reading]]) -> Reading:
                 for other, name in result.categories.items():
                     if (key == other) != (label.casefold() == name.casefold()):
                         reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
-                        raise place(path)("unknown_category", reason)
-            result.categories |= found.categories
-    if len({record.image_id for record in result.records}) < len(result.records):
-        result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
-    return result
+                        result.problems.append(place(path)("unknown_category", reason))
+            result.categories = found.categories | result.categories
+        if len({record.image_id for record in result.records}) < len(result.records):
+            result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
+        return result
+
+    present = [split for split in (*NAMES, WHOLE) if any(split in found for found in files.values())]
+    if not present:
+        names = ", ".join(str(root / pattern) for pattern, _ in places.values())
+        raise FaapError(
+            f"data set {root}: {names} does not exist; --annotations names the COCO JSON, or give {LAYOUTS}"
+        )
+    return {split: partial(read, split) for split in present}
 
 
 def _facet_file(home: Path) -> Path | None:
     candidates = [home] if home.is_file() else [home / "annotations" / "annotations.csv", home / "annotations.csv"]
     return next((path for path in candidates if path.suffix == ".csv" and path.is_file() and is_facet(path)), None)
-
-
-def _split_folders(root: Path) -> Sources:
-    homes = {word: root / f"{word}_split" for word in FOLDER_WORDS.values()}
-    files = {word: _files(home, f"gender_{word}_{{split}}.json") for word, home in homes.items()}
-
-    def part(group: str, split: str) -> tuple[Path, Callable[[], Reading]]:
-        word = FOLDER_WORDS[group]
-        path = files[word].get(split, homes[word] / f"gender_{word}_{split}.json")
-        return path, partial(read_coco, path, [homes[word] / name for name in NAMES[split]], group=group)
-
-    present = [split for split in NAMES if any(split in found for found in files.values())]
-    if not present:
-        raise FaapError(f"data set {root}: no annotation file found; give {LAYOUTS}")
-    return {split: partial(_joined, *(part(group, split) for group in FOLDER_WORDS)) for split in present}
 
 
 def _files(root: Path, pattern: str) -> dict[str, Path]:
@@ -329,22 +345,16 @@ def _files(root: Path, pattern: str) -> dict[str, Path]:
     return {split: path for split, path in paths if path.is_file()}
 
 
-def _coco_files(home: Path, root: Path, annotations: str) -> dict[str, Path]:
-    """Return the COCO JSON files, by split; one for all is that of the split all."""
-    pattern = home.name if home.is_file() else annotations
-    pattern = pattern or next((each for each in PATTERNS if _files(root, each)), "")
-    if not pattern:
-        found = sorted(root.glob("*.json")) or sorted(root.glob("annotations/*.json"))
-        if len(found) == 1:
-            return {WHOLE: found[0]}
-        names = ", ".join(path.name for path in found[:5])
-        known = f"it has {names}; --annotations names the one" if found else f"give {LAYOUTS}"
-        raise FaapError(f"data set {home}: no layout that faap knows; {known}")
-    if home.is_file() and home.suffix.lower() == ".csv":
-        raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
-    if files := _files(root, pattern):
-        return files
-    raise FaapError(f"data set {home}: {root / pattern} does not exist; --annotations names the COCO JSON")
+def _pattern(root: Path) -> str:
+    """Return where a folder's COCO JSON files are, one a split or one for all."""
+    if told := next((each for each in PATTERNS if _files(root, each)), ""):
+        return told
+    found = sorted(root.glob("*.json")) or sorted(root.glob("annotations/*.json"))
+    if len(found) == 1:
+        return str(found[0].relative_to(root))
+    names = ", ".join(path.name for path in found[:5])
+    known = f"it has {names}; --annotations names the one" if found else f"give {LAYOUTS}"
+    raise FaapError(f"data set {root}: no layout that faap knows; {known}")
 
 
 def _image_folders(root: Path, annotations: Path, split: str, told: str) -> list[Path]:

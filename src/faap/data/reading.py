@@ -24,7 +24,7 @@ TURNED = "turned by their EXIF orientation, and their boxes with them: width and
 UNSURE = "turned by EXIF, which their size does not show; their boxes are taken to be of the upright image"
 RESPELT = "found in another spelling than their file_name's"
 
-Table = tuple[Mapping[str, Mapping[str, str]], list[Problem]]
+Table = Callable[[], tuple[Mapping[str, Mapping[str, str]], list[Problem]]]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Reader:
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
             `attributes`.
-        table: further fields of images, by image id or file name, and what is wrong with it; see `read_table`.
+        table: reads further fields of images, by id or file name, and what is wrong with them; see `read_table`.
         groups: how the anchor and the reference group are written.
         complete: whether images without a size, and people without a group where others have one, are mistakes.
 
@@ -93,7 +93,7 @@ class Reader:
     ) -> None:
         self.path, self.lists, self.finder, self.complete = path, lists, Finder(folders), complete
         self.group, self.field = group, group_field
-        self.table, problems = table or ({}, [])
+        self.table, problems = table() if table else ({}, [])
         self.result = Reading(problems=[*problems])
         self.spelt = {each.casefold(): each for each in groups}
         self.images: dict[int, _Image | None] = {}  # None: a broken one, which is said to be

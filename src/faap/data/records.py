@@ -99,15 +99,11 @@ class Split:
 
     def counts(self) -> dict[str, int]:
         """Return the number of images of each group."""
-        return {
-            group: len(self.positions(group))
-            for group in dict.fromkeys(group for record in self.records for group in record.groups)
-        }
+        return dict(Counter(group for record in self.records for group in record.groups))
 
     def objects(self, group: str) -> dict[str, int]:
         """Return the number of objects, without crowds, of each category that a group has, by name."""
-        labels = [record.labels[~record.crowd] for record in self.group(group)]
-        counts = Counter(np.concatenate([*labels, np.empty(0, np.int64)]).tolist())
+        counts = Counter(label for each in self.group(group) for label in each.labels[~each.crowd].tolist())
         return {name: counts[key] for key, name in self.categories.items() if counts[key]}
 
     def subset(self, positions: Sequence[int]) -> "Split":
