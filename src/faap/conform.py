@@ -55,12 +55,13 @@ def conform(value: Any, shape: Shape, place: str) -> None:
                 raise FaapError(f"{place}: has no entry {key!r}.")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
-        _require(any(_is(value, kind) for kind in kinds), value, " or ".join(map(_name, kinds)), place)
+        _require(any(fits(value, kind) for kind in kinds), value, " or ".join(map(_name, kinds)), place)
 
 
-def _is(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Say whether a value is of one type, null or in a range, as `conform` takes them."""
     if isinstance(kind, Between):
-        right = _is(value, float if kind.step is None else int) and kind.low <= value <= kind.high
+        right = fits(value, float if kind.step is None else int) and kind.low <= value <= kind.high
         return right and (kind.step is None or value % kind.step == 0)
     if kind is None or isinstance(value, bool):
         return value is None if kind is None else kind in (bool, object)

@@ -67,9 +67,7 @@ class Batch:
 
     def to(self, device: str | torch.device) -> "Batch":
         """Return the batch with its tensors on a device."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        tensors: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         targets = [{key: value.to(device) for key, value in target.items()} for target in self.targets]
         return replace(self, targets=targets, **tensors)
 
@@ -83,15 +81,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for index, (sample, (rows, columns)) in enumerate(zip(samples, valid.tolist(), strict=True)):
         pixel_values[index, :, :rows, :columns] = sample.pixels
         pixel_mask[index, :rows, :columns] = True
-    return Batch(
-        pixel_values=pixel_values,
-        pixel_mask=pixel_mask,
-        targets=[{"labels": sample.labels, "boxes": sample.boxes} for sample in samples],
-        groups=tuple(sample.group for sample in samples),
-        image_ids=torch.tensor([sample.image_id for sample in samples]),
-        sizes=torch.tensor([sample.size for sample in samples]),
-        valid=valid,
-    )
+    targets = [{"labels": sample.labels, "boxes": sample.boxes} for sample in samples]
+    groups = tuple(sample.group for sample in samples)
+    image_ids, sizes = (torch.tensor([getattr(each, name) for each in samples]) for name in ("image_id", "size"))
+    return Batch(pixel_values, pixel_mask, targets, groups, image_ids, sizes, valid)
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -169,11 +162,5 @@ class FaapImages(data.Dataset[Sample]):
             pixels, targets, labels = training_transform(image, boxes, labels, self.preprocessing, rng, self.edges)
         else:
             pixels, targets = evaluation_transform(image, boxes, self.preprocessing)
-        return Sample(
-            pixels=pixels,
-            labels=torch.from_numpy(labels),
-            boxes=targets,
-            group=record.group,
-            image_id=record.image_id,
-            size=(record.height, record.width),
-        )
+        size = record.height, record.width
+        return Sample(pixels, torch.from_numpy(labels), targets, record.group, record.image_id, size)

@@ -1,11 +1,12 @@
 """Reading the fields of annotations: each is held against one table of what it may be."""
 
-import math
 import reprlib
+import unicodedata
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from faap.conform import fits
 from faap.data.problems import MakeProblem
 
 # How tables and annotations say that they do not know, whatever the case.
@@ -13,13 +14,9 @@ MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "-nan"
 _ABSENT = object()
 
 
-def finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
+def folded(name: str) -> str:
+    """Return a category's name without what two writers of it may do differently: case, blanks, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def whole(value: object, least: int = -(2**63)) -> int | None:
@@ -32,24 +29,22 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _word(value: object) -> str | None:
+def _word(value: Any) -> str | None:
     """Read a group, a split or a scene; empty where there is none."""
     if isinstance(value, str | None):
         said = (value or "").strip()
         return "" if said.casefold() in MISSING else said
-    if isinstance(value, float) and math.isnan(value):
+    if value != value:  # NaN
         return ""
-    number = finite(value)
-    return str(int(number)) if number is not None and number.is_integer() else None
+    return str(int(value)) if fits(value, float) and value == int(value) else None
 
 
-def _area(value: object) -> float | None:
-    area = 0.0 if value is None else finite(value)
-    return area if area is not None and area >= 0 else None
+def _area(value: Any) -> float | None:
+    return float(value or 0) if value is None or (fits(value, float) and value >= 0) else None
 
 
 def _box(value: object) -> list[float] | None:
-    return value if isinstance(value, list) and len(value) == 4 and None not in map(finite, value) else None
+    return value if isinstance(value, list) and len(value) == 4 and all(fits(each, float) for each in value) else None
 
 
 _Kind = tuple[Callable[[Any], Any], str]

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from faap.data.orientation import orientation_of
-from faap.data.problems import place, unreadable
+from faap.data.problems import opening, place
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -87,25 +87,22 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         Problem: the file is missing, truncated or not an image.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()  # which turns a TIFF, and so comes first
-            image: Image.Image = file
-            if (orientation := orientation_of(file)) > 1:
-                image = file.transpose(Image.Transpose[TURNS[orientation - 2]])
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
-            if image.mode.startswith("I"):
-                # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-                wide = np.asarray(image, dtype=np.float64) / 257
-                image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image if image.mode == "RGB" else image.convert("RGB")
-    # Pillow's decoders raise many kinds of errors on broken files.
-    except Exception as error:
-        raise place(Path(path))("unreadable_image", unreadable(Path(path), error, " as an image")) from error
+    path = Path(path)
+    with opening(path, place(path), "image"), Image.open(path) as file:
+        file.load()  # which turns a TIFF, and so comes first
+        image: Image.Image = file
+        if (orientation := orientation_of(file)) > 1:
+            image = file.transpose(Image.Transpose[TURNS[orientation - 2]])
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+            wide = np.asarray(image, dtype=np.float64) / 257
+            image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -159,7 +156,7 @@ def training_transform(
         Pixels (3, H, W) float32, ImageNet-normalised; boxes (m, 4) float32, cxcywh in [0, 1], cut at the crop; their
         labels (m,). Boxes that lie outside the crop are dropped.
 
-    Source: Carion et al., ECCV 2020, section 4; spec/recipes.md, "Data".
+    Source: Carion et al., ECCV 2020, section 4; docs/recipes.md, "Data".
     """
     plan = plan_training(image.size, preprocessing, rng, edges)
     if plan.flip:

@@ -12,6 +12,7 @@ from typing import Any
 
 from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
+from faap.data.fields import folded
 from faap.data.images import read_image
 from faap.data.problems import Problem, noting, place, refuse
 from faap.data.reading import Reading
@@ -316,7 +317,7 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
             result.notes += found.notes
             for key, label in found.categories.items():
                 for other, name in result.categories.items():
-                    if (key == other) != (label.casefold() == name.casefold()):
+                    if (key == other) != (folded(label) == folded(name)):
                         reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
                         result.problems.append(place(path)("unknown_category", reason))
             result.categories = found.categories | result.categories

@@ -65,25 +65,28 @@ def lfs_pointer(path: Path) -> str:
     return ""
 
 
-def unreadable(path: Path, error: Exception, what: str = "") -> str:
-    """Say why a file cannot be read, " as an image" for example.
+@contextmanager
+def opening(path: Path, make: MakeProblem, what: str = "file") -> Iterator[None]:
+    """Turn what is raised where a broken "file" or "image" is read into a problem; of images that is of many kinds.
 
     Raises:
         FaapError: if that is no fault of the file, but of what this machine has left.
     """
-    if isinstance(error, MemoryError) or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        raise FaapError(
-            f"{path}: cannot be read now: {error or 'out of memory'}. Too many files are open, or memory has run out: "
-            "use fewer --num_workers, or raise the limit (ulimit -n)."
-        ) from error
-    return lfs_pointer(path) or f"cannot be read{what}: {getattr(error, 'strerror', None) or error}"
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise FaapError(
+                f"{path}: cannot be read now: {error or 'out of memory'}. Too many files are open, or memory has run "
+                "out: use fewer --num_workers, or raise the limit (ulimit -n)."
+            ) from error
+        told = f"cannot be read{' as an image' if what == 'image' else ''}: {getattr(error, 'strerror', None) or error}"
+        raise make(f"unreadable_{what}", lfs_pointer(path) or told) from error
 
 
 def read_bytes(path: Path) -> bytes:
     """Read a file of annotations, which must be an ordinary one: a pipe would be waited for."""
-    try:
+    with opening(path, place(path)):
         if lfs_pointer(path) or (path.exists() and not path.is_file()):
             raise OSError("it is no file")
         return path.read_bytes()
-    except (OSError, MemoryError) as error:
-        raise place(path)("unreadable_file", unreadable(path, error)) from error

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from faap.data.boxes import against_area, check_box
-from faap.data.fields import WORD, mentions, take, whole
+from faap.data.fields import WORD, folded, mentions, take, whole
 from faap.data.finding import Finder
 from faap.data.orientation import read_header, turn_box, upright
-from faap.data.problems import MakeProblem, Problem, noting, place, unreadable
+from faap.data.problems import MakeProblem, Problem, noting, opening, place
 from faap.data.records import Record
 
 # Categories that say a group, which the split folders call otherwise.
@@ -158,10 +158,7 @@ class Reader:
 
     def _category(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
         name = take(entry, "name", at)
-        known = (
-            other for other, label in self.categories.items() if label.strip().casefold() == name.strip().casefold()
-        )
-        earlier = next(known, key)
+        earlier = next((other for other, label in self.categories.items() if folded(label) == folded(name)), key)
         self.categories[key] = name
         if earlier == key:
             return
@@ -176,8 +173,8 @@ class Reader:
 
     def _name_groups(self, groups: Sequence[str]) -> None:
         """Take the group from categories that are named as both groups are, and make them one."""
-        names = {key: name.strip().casefold() for key, name in self.categories.items()}
-        said = {group.casefold(): group for group in groups}
+        names = {key: folded(name) for key, name in self.categories.items()}
+        said = {folded(group): group for group in groups}
         found = {key: said.get(name) or said.get(SYNONYMS.get(name, "")) for key, name in names.items()}
         self.named = {key: group for key, group in found.items() if group}
         if not groups or set(self.named.values()) != set(groups):
@@ -212,7 +209,8 @@ class Reader:
         called = [each for each in (str(key), name, os.path.basename(name)) if each in self.table]
         entry = entry | dict(self.table[called[0]] if called else {})
         path = self.finder.find(name, at)
-        stored, orientation = check_header(path, at)
+        with opening(path, lambda kind, reason: at(kind, f"{path} {reason}"), "image"):
+            stored, orientation = read_header(path)
         size = upright(stored, orientation)
         frame = (take(entry, "width", at), take(entry, "height", at)) if self.complete else size
         if frame not in (stored, size):
@@ -220,9 +218,8 @@ class Reader:
             raise at("wrong_size", f"{path} has {found}, but width and height are {frame[0]}x{frame[1]}")
         group = self.group or ("" if self.named else self._group_of(entry, at))
         if self.asked and not group:
-            where, first = (
-                ("the table", f"; its first image is {next(iter(self.table))!r}") if self.table else ("the image", "")
-            )
+            where = "the table" if self.table else "the image"
+            first = f"; its first image is {next(iter(self.table))!r}" if self.table else ""
             raise at("missing_group", f"{where} says no group for it (field {self.field!r}, {name}{first})")
         fields = {"image_id": key, "path": path, "width": size[0], "height": size[1]}
         fields |= {"pair": take(entry, "scene", at) or None, "split": take(entry, "split", at, WORD)}
@@ -279,12 +276,3 @@ class Reader:
             **image.fields,
         )
         self.result.records.append(record)
-
-
-def check_header(file: Path, problem: MakeProblem) -> tuple[tuple[int, int], int]:
-    """Read an image's stored size and EXIF orientation without decoding it, or raise a problem."""
-    try:
-        return read_header(file)
-    # Pillow's readers raise many kinds of errors on broken files.
-    except Exception as error:
-        raise problem("unreadable_image", f"{file} {unreadable(file, error, ' as an image')}") from error

@@ -1,6 +1,5 @@
 """What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faap.data.fields import folded
 from faap.data.images import MEAN, STD, Preprocessing, denormalise, normalise
 from faap.detectors.set_loss import SIGMOID, SOFTMAX, Activation, Criterion, Match, Target, match_layers, set_loss
 from faap.errors import FaapError
@@ -81,13 +81,9 @@ class FrozenDetector(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.name = name
-        self.labels = labels
-        self.num_queries = num_queries
-        self.feature_dim = feature_dim
-        self.preprocessing = preprocessing
+        self.name, self.labels, self.file_sha256 = name, labels, file_sha256
+        self.num_queries, self.feature_dim, self.preprocessing = num_queries, feature_dim, preprocessing
         self.activation = activation
-        self.file_sha256 = file_sha256
         self.criterion = criterion or {"softmax": SOFTMAX, "sigmoid": SIGMOID}[activation]
         self.train(False)
 
@@ -234,8 +230,8 @@ class FrozenDetector(nn.Module):
         """
         known: dict[str, list[int]] = defaultdict(list)
         for index, label in sorted(self.labels.items()):
-            known[_folded(label)].append(index)
-        found = {category: known[_folded(name)] for category, name in categories.items() if _folded(name) in known}
+            known[folded(label)].append(index)
+        found = {category: known[folded(name)] for category, name in categories.items() if folded(name) in known}
         if not found:
             raise FaapError(
                 f"none of the data set's categories ({', '.join(sorted(categories.values()))}) is a class of the "
@@ -263,10 +259,6 @@ class FrozenDetector(nn.Module):
             64 hex digits.
         """
         return tensors_sha256(dict(chain(self.model.named_parameters(), self.model.named_buffers())))
-
-
-def _folded(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _stack_layers(out: DetectorOutput) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_m
     Returns:
         (B, 3, H, W), clamped per channel to what a pixel in [0, 1] can be; where the batch is padding, the input.
 
-    Source: spec/recipes.md, "Notation", δ and x'.
+    Source: docs/recipes.md, "Notation", δ and x'.
     """
     black, white = normalise(pixel_values.new_tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
     raw = raw.to(pixel_values.dtype)

@@ -71,7 +71,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
         No value moves further than ε, nor out of what a pixel in [0, 1] can be; padding is left as it was.
 
-        Source: spec/recipes.md, "Notation".
+        Source: docs/recipes.md, "Notation".
         """
         mask = None if pixel_mask is None or bool(pixel_mask.all()) else pixel_mask.bool()
         return add_within_budget(pixel_values, self(pixel_values, mask), self.epsilon, mask)

@@ -66,7 +66,7 @@ def jitter(
     Raises:
         FaapError: if the strength is unknown.
 
-    Source: spec/recipes.md, "The table", augmentation strengths; torchvision's ColorJitter.
+    Source: docs/recipes.md, "The table", augmentation strengths; torchvision's ColorJitter.
     """
     if strength not in STRENGTHS:
         known = ", ".join(STRENGTHS)
