@@ -23,6 +23,12 @@ def check_finite(weights: Mapping[str, Tensor], place: object) -> None:
             )
 
 
+def check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: object) -> None:
+    """Raise a FaapError unless weights are those that a model wants, by name and shape."""
+    shapes = [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape]
+    refuse_unfit(place, wanted.keys() - weights, weights.keys() - wanted, shapes)
+
+
 def refuse_unfit(place: object, missing: Collection[str], unknown: Collection[str], shapes: Collection[str]) -> None:
     """Raise a FaapError that lists the names of weights that are wrong, if any are."""
     problems = {"missing": missing, "not of this model": unknown, "of the wrong shape": shapes}

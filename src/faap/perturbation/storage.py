@@ -15,7 +15,7 @@ from faap.files import hub_folder, read_json, read_safetensors, read_tensors
 from faap.perturbation.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
 from faap.perturbation.light import Light
 from faap.perturbation.unet import UNet
-from faap.weights import check_finite, refuse_unfit, unwrapped
+from faap.weights import check_finite, check_fit, unwrapped
 
 ARCHITECTURES: dict[str, type[Generator]] = {kind.arch: kind for kind in (Light, UNet)}
 ACCEPTED = (
@@ -118,9 +118,7 @@ def _restore(
             generator = build_generator(**{key: value for key, value in config.items() if value is not None})
     except FaapError as error:
         raise FaapError(f"{source}: {error}") from error
-    wanted = generator.state_dict()
-    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    refuse_unfit(path, wanted.keys() - state, state.keys() - wanted, shapes)
+    check_fit(state, generator.state_dict(), path)
     generator.to_empty(device="cpu").load_state_dict(state)
     if epsilon is not None:
         generator.epsilon = epsilon
