@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,15 @@ def test_a_process_reads_its_recipe_and_has_its_threads(tmp_path: Path, monkeypa
     assert rebuilt(json.loads(fields)) == RECIPE
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell that runs the tests in the background has them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_ends_the_processes_and_starts_no_further_run(small: dict[str, Any], tmp_path: Path) -> None:
     # the process itself interrupts this one, and goes on for as long as it is let
     script = f"import os, sys; os.kill({os.getpid()}, {int(signal.SIGINT)}); print(os.getpid(), flush=True); input()"

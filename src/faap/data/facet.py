@@ -18,11 +18,9 @@ FACET_LICENCE = "FACET's licence allows evaluation only: it may not be trained o
 
 def is_facet(path: Path) -> bool:
     """Whether a CSV file has FACET's columns, or may have them where Git LFS keeps it."""
-    try:
-        columns, _ = read_csv(path)
-    except Problem:
-        return bool(lfs_pointer(path))
-    return all(name in columns for name in FACET_COLUMNS)
+    with suppress(Problem):
+        return set(FACET_COLUMNS) <= set(read_csv(path)[0])
+    return bool(lfs_pointer(path))
 
 
 def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Reading:
@@ -89,9 +87,8 @@ def _most_voted(row: dict[str, str], voted: dict[str, str], problem: MakeProblem
     """Return the group that the most annotators saw; empty for a tie, for na, and where nobody saw any."""
     votes: dict[str, float] = {}
     for column, group in voted.items():
-        said = "0" if row[column].casefold() in MISSING else row[column]
         with suppress(ValueError):
-            votes[group] = float(said)
+            votes[group] = 0.0 if row[column].casefold() in MISSING else float(row[column])
         if not 0 <= votes.get(group, -1) < math.inf:
             raise problem("bad_field", f"{column} should be a number of votes, found {row[column]!r:.80}")
     most = max(votes.values())

@@ -215,14 +215,12 @@ def _fitted(size: tuple[int, int], preprocessing: Preprocessing, shortest: int |
 
 def _scaled(size: tuple[int, int], shortest: int, longest: int | None, multiple: int = 1) -> tuple[int, int]:
     low, high = min(size), max(size)
-    exact = float(shortest)
-    if longest is not None and high / low * shortest > longest:
-        exact = longest * low / high
+    exact = shortest if longest is None or high / low * shortest <= longest else longest * low / high
     edges = max(1, round(exact)), max(1, int(exact * high / low))
     if low == edges[0]:
         edges = low, high
-    edges = max(multiple, edges[0] // multiple * multiple), max(multiple, edges[1] // multiple * multiple)
-    return edges if size[0] <= size[1] else edges[::-1]
+    width, height = (max(multiple, edge // multiple * multiple) for edge in edges)
+    return (width, height) if size[0] <= size[1] else (height, width)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], preprocessing: Preprocessing) -> Image.Image:

@@ -26,13 +26,8 @@ FOLDER_WORDS = {"female": "women", "male": "men"}
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # Where a folder's COCO JSON files are looked for, one a split.
-PATTERNS = (
-    "{split}.json",
-    "annotations/{split}.json",
-    "annotations/instances_{split}.json",
-    "annotations/instances_{split}2017.json",
-    "{split}/_annotations.coco.json",
-)
+NAMED = ("{split}", "annotations/{split}", "annotations/instances_{split}", "annotations/instances_{split}2017")
+PATTERNS = (*(f"{name}.json" for name in NAMED), "{split}/_annotations.coco.json")
 # Shares of an undivided data set that become val and test.
 VAL_SHARE, TEST_SHARE = 0.15, 0.15
 WHOLE = "all"
@@ -141,7 +136,7 @@ class Dataset:
             if self.skip_bad:
                 with ThreadPoolExecutor() as pool:
                     found = pool.map(self._undecodable, [record.path for record in reading.records])
-                    bad |= {record: broken for record, broken in zip(reading.records, found, strict=True) if broken}
+                bad |= {record: broken for record, broken in zip(reading.records, found, strict=True) if broken}
             kept = [record for record in reading.records if record not in bad]
             problems = [*reading.problems, *dict.fromkeys(bad.values())]
             self._readings[name] = replace(reading, records=kept, problems=problems)
@@ -181,8 +176,8 @@ class Dataset:
         counts = split.counts()
         known = ", ".join(f"{key} ({count} images)" for key, count in counts.items()) or "nothing"
         # male is no slip of female, nor 1 of 10
-        others = set(counts) - {self.anchor, self.reference}
-        slips = [name for name in others if name[:1].casefold() == group[:1].casefold() and (name + group).isalpha()]
+        alike = {key for key in counts if key[:1].casefold() == group[:1].casefold() and (key + group).isalpha()}
+        slips = alike - {self.anchor, self.reference}
         reason = (
             f"data set {self.root}: the split {split.name!r} has no object of group {group!r} to find; it has {known}. "
             f"--anchor_group and --reference_group choose.{nearest(group, slips)}"
@@ -208,11 +203,10 @@ def file_identity(path: Path) -> object:
 
 
 def _undecodable(path: Path) -> Problem | None:
-    try:
+    problems: list[Problem] = []
+    with noting(problems):
         read_image(path)
-    except Problem as problem:
-        return problem
-    return None
+    return problems[0] if problems else None
 
 
 def load_dataset(
@@ -263,11 +257,8 @@ def load_dataset(
     if not split_folders and not coco and (table := _facet_file(home)):
         attribute = group_field or FACET_ATTRIBUTE
         images = (folder.parent if folder.name == "annotations" else folder) / images_dir
-        layout, note, sources = (
-            "FACET",
-            FACET_LICENCE,
-            {"test": partial(_attempt, read_facet, table, images, attribute)},
-        )
+        layout, note = "FACET", FACET_LICENCE
+        sources = {"test": partial(_attempt, read_facet, table, images, attribute)}
         groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
     elif split_folders:
         words = FOLDER_WORDS.items()
@@ -280,19 +271,18 @@ def load_dataset(
         rows = cache(partial(read_table, folder / group_csv, field)) if group_csv else None
         wanted = (anchor or groups[0], reference or groups[1])
         sources = _coco_sources(folder, {"": (pattern, images_dir)}, group_field=field, table=rows, groups=wanted)
-        layout = "COCO JSON"
-        if WHOLE in sources:
-            layout, sources = "COCO JSON, divided", _divided(folder / pattern, sources[WHOLE])
+        layout = "COCO JSON, divided" if WHOLE in sources else "COCO JSON"
+        sources = _divided(folder / pattern, sources[WHOLE]) if WHOLE in sources else sources
     groups = (anchor or groups[0], reference or groups[1])
     return Dataset(home, layout, sources, groups=groups, note=note, skip_bad=skip_bad)
 
 
 def _attempt(read: Callable[..., Reading], *place: Any, **options: Any) -> Reading:
     """Read a file of annotations; one that cannot be used at all holds nothing but that problem."""
-    try:
+    failed = Reading()
+    with noting(failed.problems):
         return read(*place, **options)
-    except Problem as problem:
-        return Reading(problems=[problem])
+    return failed
 
 
 def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: Any) -> Sources:
@@ -328,9 +318,8 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
     present = [split for split in (*NAMES, WHOLE) if any(split in found for found in files.values())]
     if not present:
         names = ", ".join(str(root / pattern) for pattern, _ in places.values())
-        raise FaapError(
-            f"data set {root}: {names} does not exist; --annotations names the COCO JSON, or give {LAYOUTS}"
-        )
+        advice = f"--annotations names the COCO JSON, or give {LAYOUTS}"
+        raise FaapError(f"data set {root}: {names} does not exist; {advice}")
     return {split: partial(read, split) for split in present}
 
 

@@ -86,11 +86,10 @@ def _ious(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     height = (torch.minimum(bottom, bottom2) - torch.maximum(top, top2)).clamp(min=0)
     overlap = width * height
     union = first[..., 2] * first[..., 3] + second[..., 2] * second[..., 3] - overlap
-    hull = (torch.maximum(right, right2) - torch.minimum(left, left2)) * (
-        torch.maximum(bottom, bottom2) - torch.minimum(top, top2)
-    )
+    hull_width = torch.maximum(right, right2) - torch.minimum(left, left2)
+    hull_height = torch.maximum(bottom, bottom2) - torch.minimum(top, top2)
     iou = overlap / union
-    return iou, iou + union / hull - 1
+    return iou, iou + union / (hull_width * hull_height) - 1
 
 
 def _corners(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -168,20 +167,17 @@ def set_loss(
     Source: Carion et al., ECCV 2020, section 3.1 and appendix A.2; Lin et al., Focal Loss, ICCV 2017; Zhang et al.,
     VarifocalNet, CVPR 2021, eq. 2; Chen et al., LW-DETR, arXiv:2406.03459, section 3.2.
     """
-    layers, width = len(logits), logits.shape[-1]
-    device = logits.device
+    layers, width, device = len(logits), logits.shape[-1], logits.device
     flat_labels = torch.cat([target["labels"] for target in targets])
     flat_boxes = torch.cat([target["boxes"] for target in targets]).float()
     offsets = np.cumsum([0] + [len(target["labels"]) for target in targets])
-    # One index tensor for all layers and images, so that it goes to the device in one transfer.
-    layer, image, query, wanted = torch.cat(
-        [
-            torch.stack([torch.full_like(q, depth), torch.full_like(q, i), q, t + int(offsets[i])])
-            for depth, pairs in enumerate(matches)
-            for i, (q, t) in enumerate(pairs)
-        ],
-        dim=1,
-    ).to(device)
+    indices = [
+        torch.stack([torch.full_like(q, depth), torch.full_like(q, i), q, t + int(offsets[i])])
+        for depth, pairs in enumerate(matches)
+        for i, (q, t) in enumerate(pairs)
+    ]
+    # one tensor for all layers and images, so that it goes to the device in one transfer
+    layer, image, query, wanted = torch.cat(indices, dim=1).to(device)
 
     scores = logits.float()
     softmax, normaliser = criterion.activation == "softmax", max(1, len(flat_labels))
@@ -210,9 +206,8 @@ def _sigmoid_loss(scores: Tensor, truth: Tensor, overlap: Tensor, criterion: Cri
     probability = scores.sigmoid()
     if criterion.class_loss == "focal":
         surprise = F.binary_cross_entropy_with_logits(scores, truth, reduction="none")
-        error = (probability - truth).abs()
         balance = alpha * truth + (1 - alpha) * (1 - truth)
-        return balance * error**gamma * surprise
+        return balance * (probability - truth).abs() ** gamma * surprise
     if criterion.class_loss == "varifocal":
         wanted = overlap * truth
         weight = alpha * probability.detach() ** gamma * (1 - truth) + wanted
