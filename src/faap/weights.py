@@ -17,10 +17,8 @@ def check_finite(weights: Mapping[str, Tensor], place: object) -> None:
         if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise FaapError(f"{place}: {name} is of shape {tuple(value.shape)}, of which the file holds a part only.")
         if value.is_floating_point() and (wrong := int((~value.float().isfinite()).sum())):
-            raise FaapError(
-                f"{place}: {name} is NaN or infinite in {wrong} of {value.numel()} values: the training that wrote it "
-                "diverged, or the file is damaged. Take an earlier checkpoint."
-            )
+            why = "the training that wrote it diverged, or the file is damaged. Take an earlier checkpoint."
+            raise FaapError(f"{place}: {name} is NaN or infinite in {wrong} of {value.numel()} values: {why}")
 
 
 def check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: object) -> None:

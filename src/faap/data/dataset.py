@@ -150,10 +150,8 @@ class FaapImages(data.Dataset[Sample]):
         record = self.split.records[index]
         image = read_image(record.path)
         if image.size != (record.width, record.height):
-            raise FaapError(
-                f"{record.path}: the image is {image.width}x{image.height} pixels (as EXIF turns it), but "
-                f"{record.width}x{record.height} in its annotations"
-            )
+            found = f"the image is {image.width}x{image.height} pixels (as EXIF turns it)"
+            raise FaapError(f"{record.path}: {found}, but {record.width}x{record.height} in its annotations")
         kept = ~record.crowd & np.array([label in self.label_map for label in record.labels.tolist()], dtype=bool)
         boxes = record.boxes[kept]
         labels = np.array([self.label_map[label] for label in record.labels[kept].tolist()], dtype=np.int64)

@@ -47,12 +47,10 @@ def refuse(problems: Sequence[Problem]) -> None:
     if len(problems) == 1:
         raise problems[0]
     if problems:
-        more = len(problems) - _SHOWN
-        lines = [str(problem) for problem in problems[:_SHOWN]] + ([f"… and {more} more"] if more > 0 else [])
-        raise FaapError(
-            f"{len(problems)} records of the data set are broken. `faap check` lists them all; --skip-bad goes on "
-            "without them.\n" + "\n".join(lines)
-        )
+        advice = "`faap check` lists them all; --skip-bad goes on without them."
+        lines = [f"{len(problems)} records of the data set are broken. {advice}", *map(str, problems[:_SHOWN])]
+        lines += [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise FaapError("\n".join(lines))
 
 
 def lfs_pointer(path: Path) -> str:
@@ -76,10 +74,8 @@ def opening(path: Path, make: MakeProblem, what: str = "file") -> Iterator[None]
         yield
     except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise FaapError(
-                f"{path}: cannot be read now: {error or 'out of memory'}. Too many files are open, or memory has run "
-                "out: use fewer --num_workers, or raise the limit (ulimit -n)."
-            ) from error
+            advice = "Too many files are open, or memory ran out: use fewer --num_workers, or raise ulimit -n."
+            raise FaapError(f"{path}: cannot be read now: {error or 'out of memory'}. {advice}") from error
         told = f"cannot be read{' as an image' if what == 'image' else ''}: {getattr(error, 'strerror', None) or error}"
         raise make(f"unreadable_{what}", lfs_pointer(path) or told) from error
 

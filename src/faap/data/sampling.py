@@ -71,13 +71,12 @@ class GroupBalancedBatches(Sampler[list[tuple[int, int]]]):
         self.epoch = 0
         images = 2 * self.images_per_group
         last = images % size or size
+        share = f"and {world} processes share a batch: use"
         if size < world:
-            raise FaapError(f"batch_size is {size}, and {world} processes share a batch: use fewer")
+            raise FaapError(f"batch_size is {size}, {share} fewer")
         if last < world:
-            raise FaapError(
-                f"the last batch of an epoch has {last} of its {images} images, and {world} processes share a batch: "
-                f"use --images_per_epoch {images - last or size}, or fewer processes"
-            )
+            advice = f"{share} --images_per_epoch {images - last or size}, or fewer processes"
+            raise FaapError(f"the last batch of an epoch has {last} of its {images} images, {advice}")
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, that the next iteration goes through."""

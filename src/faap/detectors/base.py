@@ -121,11 +121,9 @@ class FrozenDetector(nn.Module):
             height, width = own.pad_size
             rows, columns = height - pixel_values.shape[2], width - pixel_values.shape[3]
             if rows < 0 or columns < 0:
-                raise FaapError(
-                    f"the detector {self.name} pads images to {width}x{height} pixels (pad_size in its "
-                    f"preprocessor_config.json), but after its resizing there are some of "
-                    f"{pixel_values.shape[3]}x{pixel_values.shape[2]}; raise pad_size, or lower size"
-                )
+                large = f"but its resizing leaves some of {pixel_values.shape[3]}x{pixel_values.shape[2]}"
+                advice = "raise pad_size, or lower size, in its preprocessor_config.json"
+                raise FaapError(f"the detector {self.name} pads images to {width}x{height} pixels, {large}; {advice}")
             if pixel_mask is None:
                 pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
             pixel_values = F.pad(pixel_values, (0, columns, 0, rows))
@@ -232,21 +230,18 @@ class FrozenDetector(nn.Module):
         for index, label in sorted(self.labels.items()):
             known[folded(label)].append(index)
         found = {category: known[folded(name)] for category, name in categories.items() if folded(name) in known}
+        where = "in its config.json (id2label) or, for an original NAME.pth, in NAME.classes.txt beside it, one a line"
         if not found:
+            theirs, mine = (", ".join(sorted(set(each.values()))) for each in (categories, self.labels))
             raise FaapError(
-                f"none of the data set's categories ({', '.join(sorted(categories.values()))}) is a class of the "
-                f"detector {self.name} ({', '.join(sorted(set(self.labels.values())))}); rename one side: the "
-                "categories in the annotations, or the classes in the detector's config.json (id2label) or, for a "
-                "checkpoint NAME.pth of the original DETR, in a file NAME.classes.txt beside it, a name a line"
+                f"none of the data set's categories ({theirs}) is a class of the detector {self.name} ({mine}); rename "
+                f"the categories in the annotations, or the detector's classes {where}"
             )
         for category, indices in found.items():
             if len(indices) > 1:
-                several = ", ".join(f"{index} {self.labels[index]!r}" for index in indices)
-                raise FaapError(
-                    f"the category {categories[category]!r} can be several classes of the detector {self.name}: "
-                    f"{several}; rename those that it is not, in the detector's config.json (id2label) or in "
-                    "NAME.classes.txt beside its checkpoint"
-                )
+                name, several = categories[category], ", ".join(f"{index} {self.labels[index]!r}" for index in indices)
+                what = f"the category {name!r} can be several classes of the detector {self.name}: {several}"
+                raise FaapError(f"{what}; rename those that it is not, {where}")
         return {category: index for category, (index,) in found.items()}
 
     def tensors_sha256(self) -> str:

@@ -87,10 +87,8 @@ class HuggingFaceDetector(FrozenDetector):
             pixel_mask = None
         height, width = pixel_values.shape[2:]
         if height % self.divisor or width % self.divisor:
-            raise FaapError(
-                f"the detector {self.name} takes images whose sides are multiples of {self.divisor}, and is given one "
-                f"of {width}x{height} pixels; set size in its preprocessor_config.json"
-            )
+            found = f"found one of {width}x{height} pixels; set size in its preprocessor_config.json"
+            raise FaapError(f"{self.name} takes images whose sides are multiples of {self.divisor}; {found}")
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.family.aux == "replay":
             return self._replay(pixel_values, pixel_mask)
@@ -175,10 +173,8 @@ def assemble(
     kind = content["model_type"]
     model_class: Any = getattr(transformers, FAMILIES[kind].model, None)
     if model_class is None:
-        raise FaapError(
-            f"{source}: model_type is {kind!r}, which transformers {transformers.__version__} does not have; a newer "
-            "one does: pip install -U transformers"
-        )
+        lacking = f"which transformers {transformers.__version__} does not have; a newer one does"
+        raise FaapError(f"{source}: model_type is {kind!r}, {lacking}: pip install -U transformers")
     with reading(source, f"cannot be loaded as {kind}"), _quiet_and_alone():
         try:
             config = model_class.config_class.from_dict(content)
@@ -197,9 +193,8 @@ def assemble(
             )
         except ImportError as error:
             package = "timm" if "timm" in str(error) else "torchvision"
-            raise FaapError(
-                f"{source}: asks for a backbone of {package}, which is not installed: pip install {package}"
-            ) from error
+            advice = f"which is not installed: pip install {package}"
+            raise FaapError(f"{source}: asks for a backbone of {package}, {advice}") from error
     # frozen batch norm has no place for a training counter
     unknown = [key for key in report["unexpected_keys"] if not key.endswith("num_batches_tracked")]
     shapes = [str(name) for name, *_ in report["mismatched_keys"]]

@@ -14,6 +14,8 @@ from faap.detectors.original import load_original
 from faap.errors import FaapError
 from faap.files import hub_folder
 
+_HOLDS = "config.json, model.safetensors and preprocessor_config.json"
+
 
 def load_detector(name: str | Path, device: str | torch.device | None = None) -> FrozenDetector:
     """Load a detector, frozen and ready.
@@ -42,10 +44,7 @@ def _load(name: str) -> FrozenDetector:
     place = Path(name)
     if place.is_file():
         if place.suffix in (".safetensors", ".bin", ".json"):
-            raise FaapError(
-                f"{place}: is one of a detector's files; give its folder, {place.parent}, which should hold "
-                "config.json, model.safetensors and preprocessor_config.json"
-            )
+            raise FaapError(f"{place}: is one of a detector's files; give its folder, {place.parent}, with {_HOLDS}")
         return load_original(place)
     if place.is_dir():
         return load_hugging_face(place)
@@ -54,9 +53,9 @@ def _load(name: str) -> FrozenDetector:
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and place.suffix != ".pth":
         return load_hugging_face(hub_folder(name, FILES), name=name)
     raise FaapError(
-        f"detector {name} does not exist; give 'promenade', a directory with config.json, model.safetensors and "
-        "preprocessor_config.json of a DETR or one of its kin, an original DETR checkpoint (.pth), the name of a model "
-        "on the Hugging Face hub (organisation/model), or a function of your own (package.module:function)"
+        f"detector {name} does not exist; give 'promenade', a directory with {_HOLDS} of a DETR or one of its kin, an "
+        "original DETR checkpoint (.pth), the name of a model on the Hugging Face hub (organisation/model), or a "
+        "function of your own (package.module:function)"
     )
 
 
@@ -72,8 +71,6 @@ def _call(module: str, function: str) -> FrozenDetector:
         sys.path.pop(0)
     detector = build() if callable(build) else build
     if not isinstance(detector, FrozenDetector):
-        raise FaapError(
-            f"detector {module}:{function}: is {type(detector).__name__}; it should be a function that takes nothing "
-            "and returns a faap.detectors.FrozenDetector"
-        )
+        wanted = "a function that takes nothing and returns a faap.detectors.FrozenDetector"
+        raise FaapError(f"detector {module}:{function}: is {type(detector).__name__}; it should be {wanted}")
     return detector

@@ -120,10 +120,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     state = unwrapped(state, "query_embed.weight")
     for pattern, family in _FOREIGN.items():
         if name := next((name for name in state if re.search(rf"(^|\.)({pattern})", name)), None):
-            raise FaapError(
-                f"{path}: is a checkpoint of {family}: it has a tensor {name}. A .pth is read of the original DETR for "
-                "detection alone; other families are read from a folder that save_pretrained of transformers writes."
-            )
+            advice = "A .pth is read of the original DETR for detection alone; give a folder by save_pretrained."
+            raise FaapError(f"{path}: is a checkpoint of {family}: it has a tensor {name}. {advice}")
     check_finite(state, path)
     if entry != "model":
         used = entry or "the file itself"
@@ -175,10 +173,8 @@ def _names(path: Path, classes: int) -> list[str]:
         return COCO_CLASSES if classes == len(COCO_CLASSES) else [str(index) for index in range(classes)]
     names = [name.strip() for name in read_text(path).splitlines()]
     if len(names) != classes:
-        raise FaapError(
-            f"{path}: names {len(names)} classes, but the checkpoint beside it has {classes}; it should hold one name "
-            "a line from class 0, N/A for a class that is not used"
-        )
+        wanted = "it should hold one name a line from class 0, N/A for an unused one"
+        raise FaapError(f"{path}: names {len(names)} classes, but the checkpoint beside it has {classes}; {wanted}")
     return names
 
 

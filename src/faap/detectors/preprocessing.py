@@ -61,10 +61,8 @@ def read_preprocessing(path: Path, kind: str = "detr", model_config: Any = None)
     for key, lengths in sides.items():
         if lengths is not None and any(length % divisor for length in lengths):
             near = " or ".join(str((lengths[0] // divisor + more) * divisor) for more in (0, 1))
-            raise FaapError(
-                f"{path}: {key} is {lengths[1]}x{lengths[0]} pixels (width x height); this {kind} takes multiples of "
-                f"{divisor} alone, such as {near}"
-            )
+            found = f"{key} is {lengths[1]}x{lengths[0]} pixels (width x height)"
+            raise FaapError(f"{path}: {found}; this {kind} takes multiples of {divisor} alone, such as {near}")
     edges = {} if sides["size"] else size
     scale = 255 * (config.get("rescale_factor", 1 / 255) if does["do_rescale"] else 1)
     statistics = config.get("image_mean", MEAN), config.get("image_std", STD)

@@ -83,10 +83,7 @@ def compose(
         _statues(np.random.default_rng([seed, SPLITS.index(split), index, twin, 1]), canvas, people, split)
     layers = [_draw(canvas, people, person, group) for person in cast]
     cover = _occluders(rng, canvas, cast)
-    boxes = []
-    for i, mask in enumerate(layers):
-        hidden = np.any([cover, *layers[i + 1 :]], axis=0)
-        boxes.append(_tight_box(mask & ~hidden))
+    boxes = [_tight_box(mask & ~np.any([cover, *layers[i + 1 :]], axis=0)) for i, mask in enumerate(layers)]
     return Scene(_develop(rng, canvas), np.array(boxes), tuple(person.identity for person in cast))
 
 
@@ -97,9 +94,7 @@ def _cast(rng: np.random.Generator, identities: range, views: int) -> list[_Pers
     placed: list[tuple[float, float]] = []
     cast = []
     for identity in chosen:
-        height = float(np.exp(rng.uniform(np.log(SHORTEST), np.log(TALLEST))))
-        if count == 3:
-            height *= 0.85
+        height = float(np.exp(rng.uniform(np.log(SHORTEST), np.log(TALLEST)))) * (0.85 if count == 3 else 1)
         half = height * NOMINAL_WIDTH / 2
         for _ in range(20):
             centre = float(rng.uniform(half * 0.8, WIDTH - half * 0.8))
@@ -108,17 +103,12 @@ def _cast(rng: np.random.Generator, identities: range, views: int) -> list[_Pers
         placed.append((centre, half))
         nearness = (height - SHORTEST * 0.8) / (TALLEST - SHORTEST * 0.8)
         feet = min(HEIGHT - 1.0, max(height + 2.0, HEIGHT * (0.62 + 0.36 * nearness) + rng.uniform(-6, 6)))
-        hue = rng.uniform(0, 1, 3)
-        colours = np.stack(
-            [
-                _SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.92, 1.08),
-                _HAIR[rng.integers(len(_HAIR))] * rng.uniform(0.85, 1.1),
-                _cloth(rng, hue[0]),
-                _cloth(rng, hue[1]) * 0.85,
-                _cloth(rng, hue[2]) * 0.5,
-            ]
-        )
+        hues = rng.uniform(0, 1, 3)
+        skin = _SKIN[rng.integers(len(_SKIN))] * rng.uniform(0.92, 1.08)
+        hair = _HAIR[rng.integers(len(_HAIR))] * rng.uniform(0.85, 1.1)
+        clothes = [_cloth(rng, hue) * shade for hue, shade in zip(hues, (1, 0.85, 0.5), strict=True)]
         view, mirrored = int(rng.integers(views)), bool(rng.random() < 0.5)
+        colours = np.stack([skin, hair, *clothes])
         cast.append(_Person(int(identity), view, mirrored, height, centre, feet, colours))
     return sorted(cast, key=lambda person: person.feet)
 
@@ -135,13 +125,6 @@ def _draw(canvas: Image.Image, people: People, person: _Person, group: str) -> n
     shade = Image.new("L", (WIDTH, HEIGHT))
     ImageDraw.Draw(shade).ellipse((person.centre - w, person.feet - h, person.centre + w, person.feet + h), fill=90)
     canvas.paste((20, 20, 20), (0, 0), shade)
-    layer = _layer(people, person, group)
-    canvas.paste(layer, (0, 0), layer)
-    return np.asarray(np.asarray(layer)[..., 3] > 127)
-
-
-def _layer(people: People, person: _Person, group: str) -> Image.Image:
-    """Return the person alone on a transparent canvas."""
     sprite = people.sprite(person.identity, person.view, group)
     rgba = Image.fromarray(colour(sprite[:, ::-1] if person.mirrored else sprite, person.colours))
     scale = person.height / people.height
@@ -149,7 +132,8 @@ def _layer(people: People, person: _Person, group: str) -> Image.Image:
     small = rgba.resize(size, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
     layer = Image.new("RGBA", (WIDTH, HEIGHT))
     layer.paste(small, (round(person.centre - size[0] / 2), round(person.feet) - size[1]))
-    return layer
+    canvas.paste(layer, (0, 0), layer)
+    return np.asarray(np.asarray(layer)[..., 3] > 127)
 
 
 def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -177,10 +161,9 @@ def _background(rng: np.random.Generator, horizon: float) -> Image.Image:
     ground = np.array(_tone(rng, 60, 200))
     below = np.arange(HEIGHT) > horizon
     picture[below] = ground * np.linspace(0.75, 1.1, int(below.sum()))[:, None, None]
-    coarse = Image.fromarray(rng.integers(0, 255, (24, 30), dtype=np.uint8)).resize(
-        (WIDTH, HEIGHT), Image.Resampling.BICUBIC
-    )
-    picture += (np.asarray(coarse, float)[..., None] - 127) * rng.uniform(0.05, 0.25)
+    coarse = Image.fromarray(rng.integers(0, 255, (24, 30), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), float)
+    picture += (smooth[..., None] - 127) * rng.uniform(0.05, 0.25)
     canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     style = rng.choice(["street", "park", "hall"])
