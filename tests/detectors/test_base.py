@@ -122,7 +122,7 @@ def test_labels_map_by_name(tiny, wrap):
     assert detector.label_map({7: "person", 3: "zebra"}) == {7: 1}
     with pytest.raises(FaapError, match=r"zebra.*tiny.*Person, bicycle"):
         detector.label_map({3: "zebra"})
-    with pytest.raises(FaapError, match=r"rename one side: .*config.json \(id2label\)"):
+    with pytest.raises(FaapError, match=r"rename the categories .*config.json \(id2label\)"):
         detector.label_map({3: "zebra"})
 
 

@@ -111,7 +111,7 @@ def test_classes_are_named_by_a_file_beside_the_checkpoint(tmp_path: Path) -> No
     path = tmp_path / "mine.v2.pth"
     torch.save({"model": make(classes=3).state_dict()}, path)
     assert load_original(path).labels == {0: "0", 1: "1", 2: "2"}
-    with pytest.raises(FaapError, match=r"\(0, 1, 2\).*in a file NAME.classes.txt beside it, a name a line"):
+    with pytest.raises(FaapError, match=r"\(0, 1, 2\).*in NAME.classes.txt beside it, one a line"):
         load_original(path).label_map({7: "person"})
     (tmp_path / "mine.v2.classes.txt").write_text("N/A\n person \nNähmaschine\n", encoding="utf-8")
     detector = load_original(path)

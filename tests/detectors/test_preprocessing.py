@@ -142,7 +142,7 @@ def test_padding_to_a_fixed_size_is_masked_and_too_large_images_are_refused():
         torch.testing.assert_close(pixels, mask[:, None].expand(-1, 3, -1, -1).float())
         assert mask[:, :4, :5].all()
         assert mask.sum() == 2 * 4 * 5
-    with pytest.raises(FaapError, match=r"mine pads images to 7x6 pixels .* some of 8x4; raise pad_size"):
+    with pytest.raises(FaapError, match=r"mine pads images to 7x6 pixels.* some of 8x4; raise pad_size"):
         detector.adapt(torch.zeros(1, 3, 4, 8))
 
 

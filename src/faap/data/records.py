@@ -115,11 +115,8 @@ class Split:
         kept = {key: name for key, name in self.categories.items() if key in set(categories)}
         if kept == self.categories:
             return self
-        return replace(
-            self,
-            categories=kept,
-            records=tuple(record.with_boxes(np.isin(record.labels, list(kept))) for record in self.records),
-        )
+        records = tuple(record.with_boxes(np.isin(record.labels, list(kept))) for record in self.records)
+        return replace(self, categories=kept, records=records)
 
     def fingerprint(self) -> str:
         """Hash the annotations with the images' names and sizes, wherever they lie, to 64 hex digits."""

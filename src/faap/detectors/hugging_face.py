@@ -183,14 +183,8 @@ def assemble(
             held = sum(value.numel() for value in weights.values())
             if size > 2 * held + 1000:
                 raise ValueError(f"it describes {size} weights, and the files hold {held}")
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=weights,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+            model, report = model_class.from_pretrained(None, config=config, state_dict=weights, **options)
         except ImportError as error:
             package = "timm" if "timm" in str(error) else "torchvision"
             advice = f"which is not installed: pip install {package}"

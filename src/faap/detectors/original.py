@@ -145,22 +145,12 @@ def _configuration(path: Path, state: Mapping[str, Tensor], arguments: Mapping[s
     if heads < 1 or width % heads:
         raise FaapError(f"{path}: args: nheads: is {heads}; it should divide the width {width}.")
     names = _names(path.with_suffix(".classes.txt"), len(state["class_embed.weight"]) - 1)
-    backbone = {
-        "model_type": "resnet",
-        "embedding_size": stem,
-        "hidden_sizes": [stem * (4 if deep else 1) * 2**stage for stage in range(4)],
-        "depths": [count(rf"{body}\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
-        "layer_type": "bottleneck" if deep else "basic",
-        "out_features": ["stage4"],
-    }
-    content = {
-        "model_type": "detr",
-        "use_timm_backbone": False,
-        "backbone_config": backbone,
-        "num_queries": queries,
-        "d_model": width,
-        "id2label": dict(enumerate(names)),
-    }
+    backbone: dict[str, Any] = {"model_type": "resnet", "embedding_size": stem, "out_features": ["stage4"]}
+    backbone |= {"layer_type": "bottleneck" if deep else "basic"}
+    backbone |= {"hidden_sizes": [stem * (4 if deep else 1) * 2**stage for stage in range(4)]}
+    backbone |= {"depths": [count(rf"{body}\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]}
+    content = {"model_type": "detr", "use_timm_backbone": False, "backbone_config": backbone}
+    content |= {"num_queries": queries, "d_model": width, "id2label": dict(enumerate(names))}
     for side in ("encoder", "decoder"):
         layers = rf"transformer\.{side}\.layers\.(\d+)\."
         content |= {f"{side}_layers": count(layers), f"{side}_attention_heads": heads}

@@ -104,11 +104,8 @@ def _turn_hue(pixels: Tensor, turn: float) -> Tensor:
     # grey has no hue, and the gradient of almost grey would overflow: both are off by no more than this bound
     divisor = chroma.masked_fill(chroma < 1e-6, 1)
     red, green, blue = pixels.unbind()
-    hue = torch.where(
-        (red >= green) & (red >= blue),
-        (green - blue) / divisor,
-        torch.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )  # in sixths of the circle
+    hue = torch.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)  # in sixths of the circle
+    hue = torch.where((red >= green) & (red >= blue), (green - blue) / divisor, hue)
     sixths = (hue + 6 * turn + hue.new_tensor(_CHANNEL_OFFSETS)[:, None, None]).remainder(6)
     return brightest - chroma * (2 - (sixths - 2).abs()).clamp(0, 1)
 

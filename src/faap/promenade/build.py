@@ -86,10 +86,8 @@ def _write(root: Path, scenes: Mapping[str, int]) -> None:
     for split, group, index in track(jobs, "Building Promenade", transient=True):
         folder = root / f"{FOLDERS[group]}_split"
         info = {"description": f"Promenade, {split}, {group}: rendered scenes, CC0-derived people"}
-        annotations = files.setdefault(
-            folder / f"gender_{FOLDERS[group]}_{split}.json",
-            {"info": info, "images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]},
-        )
+        empty = {"info": info, "images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+        annotations = files.setdefault(folder / f"gender_{FOLDERS[group]}_{split}.json", empty)
         scene = compose(SEED, split, index, group)
         image_id, name = 2 * index + 1 + (group == "male"), f"{index:05d}.jpg"
         (folder / split).mkdir(parents=True, exist_ok=True)
