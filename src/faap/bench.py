@@ -32,7 +32,7 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.distributed import resolve_device
 from faap.evaluation import evaluate
-from faap.files import atomic_write
+from faap.files import write_text
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.trainer import Trainer, forked_rng
@@ -244,6 +244,4 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def write(result: Mapping[str, Any], path: Path) -> Path:
     """Write the figures as JSON; return the path."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, json.dumps(result, indent=1) + "\n")

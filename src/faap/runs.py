@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_text
+from faap.files import atomic_write, read_text, reading, write_text
 from faap.recipes import read
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NUMBER = (float, None)
 _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
-# a line of the log, and metrics.json
+# a line of the log
 ROW = {
     "epoch": int,
     "images": int,
@@ -28,16 +28,6 @@ ROW = {
     "schedule": {str: float},
     "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
     "seconds": float,
-}
-METRICS = {
-    "split": str,
-    "images": {str: int},
-    "baseline": {str: {str: _NUMBER}},
-    "perturbed": {str: {str: _NUMBER}},
-    "gap": {str: {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER}},
-    "success": {str: {"value": _NUMBER, "target": _NUMBER, "met": (bool, None)}},
-    "perturbation": {str: _NUMBER},
-    "detector_sha256": str,
 }
 
 
@@ -105,8 +95,7 @@ class Run:
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
-        with atomic_write(self.log) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -116,12 +105,14 @@ class Run:
         """
         if not self.metrics.exists():
             raise FaapError(f"{self.metrics} does not exist; the folder holds no finished training or evaluation.")
-        return _parsed(read_text(self.metrics), METRICS, str(self.metrics))
+        # here, because the command line's help needs this module and not torch
+        from faap.evaluation.stored import SHAPE
+
+        return _parsed(read_text(self.metrics), SHAPE, str(self.metrics))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace metrics.json."""
-        with atomic_write(self.metrics) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
     def move_aside(self) -> Path | None:
         """Rename the folder to the first free NAME.1, NAME.2, … if a training or an evaluation lies in it.
@@ -195,9 +186,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _parsed(text: str, shape: Mapping[str, Any], place: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FaapError(f"{place}: not JSON: {error}") from None
+    with reading(place, "not JSON"):
+        parsed: dict[str, Any] = json.loads(text)
     conform(parsed, shape, place)
-    return dict(parsed)
+    return parsed

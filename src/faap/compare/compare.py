@@ -19,7 +19,7 @@ from faap.compare.standing import standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
-from faap.files import atomic_write
+from faap.files import write_text
 from faap.report import write_comparison
 
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
@@ -109,8 +109,7 @@ def compare(
     with runner.open(waiting, console) if waiting else nullcontext():
         failed = _make(waiting, runner, root / "logs", at_once, threads, say)
     comparison = gather(runs, failed)
-    with atomic_write(root / "compare.json") as temporary:
-        temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
+    write_text(root / "compare.json", json.dumps(comparison, indent=1) + "\n")
     write_comparison(comparison, root / "compare.html")
     return comparison
 
