@@ -7,13 +7,21 @@ import pytest
 
 from faap.data import Split
 from faap.errors import FaapError
-from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, paired_bootstrap
-from faap.evaluation.matching import match_image, rank
+from faap.evaluation import (
+    Detections,
+    bootstrap,
+    coco_metrics,
+    gap_with_error,
+    group_metrics,
+    matching,
+    paired_bootstrap,
+)
+from faap.evaluation.matching import match_image, weighted_averages
 
 
 def weighted(records, detections, categories, weights):
     """AP and AR@100 of one weighting, by the code under test: mean over the categories that are there."""
-    values = [rank(records, detections, category).accumulate(weights[:, None])[:, 0] for category in categories]
+    values = [weighted_averages(records, detections, category, weights[:, None])[:, 0] for category in categories]
     return np.nanmean(values, axis=0)
 
 
@@ -180,7 +188,7 @@ def test_standard_error_is_the_spread_over_data_sets(split_of):
 def test_pieces_of_the_table_do_not_matter(split_of, monkeypatch):
     split, before, after = split_of(1)
     whole = paired_bootstrap(split, before, after, samples=30)
-    monkeypatch.setattr(bootstrap, "_TABLE", 300)
+    monkeypatch.setattr(matching, "_TABLE", 300)
     assert paired_bootstrap(split, before, after, samples=30) == whole
 
 

@@ -11,12 +11,9 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.gaps import GAPS, gap
-from faap.evaluation.matching import rank
+from faap.evaluation.matching import weighted_averages
 from faap.evaluation.metrics import by_group, comparable
 from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
-
-# entries of the (detections × replicates) table worked on at once: large enough to be fast, some tens of megabytes
-_TABLE = 2_000_000
 
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
 Replicates = dict[str, dict[str, Floats]]
@@ -70,10 +67,7 @@ def _measure(split: Split, detections: Sequence[Detections], weights: npt.NDArra
     """
     values = {}
     for group, (positions, records, found) in by_group(split, detections).items():
-        copies, each = weights[positions], []
-        for ranking in (rank(records, found, category) for category in split.categories):
-            parts = np.array_split(copies, 1 + len(ranking.image) * copies.shape[1] // _TABLE, axis=1)
-            each.append(np.concatenate([ranking.accumulate(part) for part in parts], axis=1))
+        each = [weighted_averages(records, found, category, weights[positions]) for category in split.categories]
         values[group] = np.stack(each)  # (categories, 2, R)
     counted = comparable([~np.isnan(each) for each in values.values()])
     with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
@@ -104,11 +98,11 @@ def replicate(split: Split, *detections: Sequence[Detections], samples: int = 10
     return [_measure(split, each, weights) for each in detections]
 
 
-def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: str) -> dict[str, dict[str, Any]]:
+def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, Any]]:
     """Return the change of each gap with its error; see `paired_bootstrap`."""
-    result = {}
+    groups, result = list(before)[:2], {}
     for name, metric in GAPS.items():
-        old, new = (gap(values, metric, anchor, reference) for values in (before, after))
+        old, new = (gap(values, metric, *groups) for values in (before, after))
         change = new - old
         result[name] = {
             "baseline": float(old[0]),
@@ -144,8 +138,7 @@ def paired_bootstrap(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
-    before, after = replicate(split, baseline, perturbed, samples=samples, seed=seed)
-    return gap_changes(before, after, split.anchor, split.reference)
+    return gap_changes(*replicate(split, baseline, perturbed, samples=samples, seed=seed))
 
 
 def gap_with_error(
