@@ -83,9 +83,9 @@ def bench(
         torch.set_num_threads(threads)
         seconds = take_turns(_jobs(place, Path(folder)), repeats, place, console)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    machine = {"device": name, "threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        "machine": {"device": name, "threads": threads, **versions},
+        "machine": machine,
         "setting": f"DETR-R50, random weights, float32, batch {BATCH} at {SIZE[0]}x{SIZE[1]}",
         **ratios(seconds, RATIOS),
         "padding_waste": padding(),

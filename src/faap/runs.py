@@ -120,7 +120,7 @@ class Run:
         Returns:
             Where it is now; None if there was nothing to move.
         """
-        with self._writing():
+        with writing(self.path):
             if not (self.metrics.exists() or self.epochs()):
                 return None
             here = self.path.resolve()
@@ -147,7 +147,7 @@ class Run:
         goes_on_here = resumed is not None and resumed.path.resolve() == self.path.resolve()
         rows = [row for row in resumed.read_log() if row["epoch"] < epochs] if resumed else []
         aside = None if goes_on_here else self.move_aside()
-        with self._writing():
+        with writing(self.path):
             if resumed and not goes_on_here:
                 for epoch in resumed.epochs():
                     if epoch < epochs:
@@ -155,17 +155,6 @@ class Run:
             self.write_log(rows)
             replace(recipe, resume="").save(self.config)
         return aside
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
-            said = getattr(error, "strerror", None) or error
-            raise FaapError(
-                f"output_dir {self.path}: cannot be made or written to ({said}); give a folder of your own with "
-                "--output_dir."
-            ) from error
 
 
 def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list[str]:
@@ -177,6 +166,18 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
         for name in names
         if then[name] not in (now[name], getattr(recipe, name))
     ]
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what keeps the block from writing into an output folder into a FaapError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        said = getattr(error, "strerror", None) or error
+        raise FaapError(
+            f"output_dir {folder}: cannot be made or written to ({said}); give a folder of your own with --output_dir."
+        ) from error
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
-from faap.evaluation import METRICS, detect, evaluate, group_metrics, paired_bootstrap
-from faap.evaluation.bootstrap import replicate
+from faap.evaluation import METRICS, detect, evaluate, group_metrics
+from faap.evaluation.bootstrap import gap_changes, replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.perturbation import build_generator
 
@@ -173,7 +173,7 @@ def test_metrics_json(dataset):
             assert list(result[name][group]) == list(METRICS)
             for key, value in metrics.items():
                 assert result[name][group][key] == (None if math.isnan(value) else value)
-    gap = paired_bootstrap(split, before, after, samples=20, seed=2)
+    gap = gap_changes(*replicate(split, before, after, samples=20, seed=2))
     assert result["gap"] == gap
     for key, metric in (("AP", "AP"), ("AR", "AR100")):
         for name in ("baseline", "perturbed"):

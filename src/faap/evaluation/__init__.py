@@ -3,7 +3,6 @@
 from faap.evaluation.baseline import detect_baseline as detect_baseline
 from faap.evaluation.bootstrap import check_resampling as check_resampling
 from faap.evaluation.bootstrap import gap_with_error as gap_with_error
-from faap.evaluation.bootstrap import paired_bootstrap as paired_bootstrap
 from faap.evaluation.criteria import verdict_of as verdict_of
 from faap.evaluation.detections import Detections as Detections
 from faap.evaluation.detections import detect as detect

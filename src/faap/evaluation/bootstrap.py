@@ -99,7 +99,20 @@ def replicate(split: Split, *detections: Sequence[Detections], samples: int = 10
 
 
 def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, Any]]:
-    """Return the change of each gap with its error; see `paired_bootstrap`."""
+    """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
+
+    Args:
+        before: what `replicate` returns of the detections without the generator.
+        after: of those with it.
+
+    Returns:
+        For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
+        relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
+        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1; without replicates there is
+        no interval and no p-value. Replicates without ground truth for a group are left out.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+    """
     groups, result = list(before)[:2], {}
     for name, metric in GAPS.items():
         old, new = (gap(values, metric, *groups) for values in (before, after))
@@ -113,32 +126,6 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
             "p_value": p_value(change[1:]),
         }
     return result
-
-
-def paired_bootstrap(
-    split: Split, baseline: Sequence[Detections], perturbed: Sequence[Detections], *, samples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
-
-    Args:
-        split: the images.
-        baseline: detections without the generator, one entry a record in the same order.
-        perturbed: detections with it.
-        samples: replicates, drawn as in `replicate`; 0 for none (then no interval and no p-value).
-        seed: 0 or more.
-
-    Returns:
-        For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
-        relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
-        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1. Replicates without ground
-        truth for a group are left out.
-
-    Raises:
-        FaapError: as `replicate`.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
-    """
-    return gap_changes(*replicate(split, baseline, perturbed, samples=samples, seed=seed))
 
 
 def gap_with_error(

@@ -76,7 +76,7 @@ def evaluate(
     after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
     categories, left_out = comparable_categories(images)
-    result: dict[str, Any] = without_nan(
+    return without_nan(
         {
             "split": split,
             "images": {group: len(images.positions(group)) for group in before},
@@ -93,4 +93,3 @@ def evaluate(
             "detector_sha256": detector.tensors_sha256(),
         }
     )
-    return result
