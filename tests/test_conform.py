@@ -8,7 +8,9 @@ from faap.conform import Between, conform
 from faap.errors import FaapError
 
 SHAPE = {"epoch": int, "rate?": float, "name": (str, None), "sizes": [int], "states": {str: {int: bool}}}
+SHAPE["bounds"] = SHAPE["bound"] = ([float, float], None)
 RIGHT = {"epoch": 3, "rate": 1, "name": None, "sizes": (1, 2), "states": {"a": {0: True}}, "other": object()}
+RIGHT |= {"bounds": [1, 2.5], "bound": None}
 
 
 def test_what_is_right_passes():
@@ -29,6 +31,9 @@ def test_what_is_right_passes():
         ({"states": {1: {}}}, "file: states: is 1; it should be text as a key"),
         ({"states": {"a": {0: 1}}}, "file: states: a: 0: is 1; it should be true or false"),
         ({"states": []}, "it should be a mapping"),
+        ({"bounds": 1.5}, "file: bounds: is 1.5; it should be a list of 2"),
+        ({"bounds": [1.5]}, "file: bounds: is .* list of 2"),
+        ({"bounds": [1.5, None]}, r"file: bounds\[1\]: is None; it should be a finite number"),
     ],
 )
 def test_what_is_wrong_is_named(change, said):

@@ -32,7 +32,7 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.distributed import resolve_device
 from faap.evaluation import evaluate
-from faap.files import atomic_write
+from faap.files import write_text
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.trainer import Trainer, forked_rng
@@ -83,9 +83,9 @@ def bench(
         torch.set_num_threads(threads)
         seconds = take_turns(_jobs(place, Path(folder)), repeats, place, console)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    machine = {"device": name, "threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        "machine": {"device": name, "threads": threads, **versions},
+        "machine": machine,
         "setting": f"DETR-R50, random weights, float32, batch {BATCH} at {SIZE[0]}x{SIZE[1]}",
         **ratios(seconds, RATIOS),
         "padding_waste": padding(),
@@ -244,6 +244,4 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def write(result: Mapping[str, Any], path: Path) -> Path:
     """Write the figures as JSON; return the path."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, json.dumps(result, indent=1) + "\n")

@@ -28,12 +28,15 @@ def conform(value: Any, shape: Shape, place: str) -> None:
         shape: a type, or a tuple of types of which one is enough (`None` for null; a whole number is a float too, a
             truth value is no number, and floats are finite) or a `Between`; `[shape]`, a list of such, or of as many as
             there are shapes in it; `{str: shape}`, a mapping from such keys to such values; `{"name": shape, "other?":
-            shape}`, a mapping that has the first and may have the second and any more.
+            shape}`, a mapping that has the first and may have the second and any more; `(shape, None)`, such a list or
+            mapping, or null.
         place: the file, and what of it, for the message.
 
     Raises:
         FaapError: naming the place, what was found and what would have been right.
     """
+    if isinstance(shape, tuple) and isinstance(shape[0], list | dict):
+        shape = None if value is None else shape[0]
     if isinstance(shape, list):
         right = isinstance(value, list | tuple) and len(shape) in (1, len(value))
         _require(right, value, "a list" if len(shape) == 1 else f"a list of {len(shape)}", place)

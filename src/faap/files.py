@@ -37,6 +37,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write text in UTF-8, in full or not at all; return the path."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def file_sha256(*paths: Path) -> str:
     """Return the hex SHA-256 of files, one after the other."""
     digest = hashlib.sha256()

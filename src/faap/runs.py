@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_text
+from faap.files import atomic_write, read_text, reading, write_text
 from faap.recipes import read
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NUMBER = (float, None)
 _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
-# a line of the log, and metrics.json
+# a line of the log
 ROW = {
     "epoch": int,
     "images": int,
@@ -28,16 +28,6 @@ ROW = {
     "schedule": {str: float},
     "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
     "seconds": float,
-}
-METRICS = {
-    "split": str,
-    "images": {str: int},
-    "baseline": {str: {str: _NUMBER}},
-    "perturbed": {str: {str: _NUMBER}},
-    "gap": {str: {"baseline": _NUMBER, "perturbed": _NUMBER, "change": _NUMBER}},
-    "success": {str: {"value": _NUMBER, "target": _NUMBER, "met": (bool, None)}},
-    "perturbation": {str: _NUMBER},
-    "detector_sha256": str,
 }
 
 
@@ -105,8 +95,7 @@ class Run:
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
-        with atomic_write(self.log) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -116,12 +105,14 @@ class Run:
         """
         if not self.metrics.exists():
             raise FaapError(f"{self.metrics} does not exist; the folder holds no finished training or evaluation.")
-        return _parsed(read_text(self.metrics), METRICS, str(self.metrics))
+        # here, because the command line's help needs this module and not torch
+        from faap.evaluation.stored import SHAPE
+
+        return _parsed(read_text(self.metrics), SHAPE, str(self.metrics))
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace metrics.json."""
-        with atomic_write(self.metrics) as temporary:
-            temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
     def move_aside(self) -> Path | None:
         """Rename the folder to the first free NAME.1, NAME.2, … if a training or an evaluation lies in it.
@@ -129,7 +120,7 @@ class Run:
         Returns:
             Where it is now; None if there was nothing to move.
         """
-        with self._writing():
+        with writing(self.path):
             if not (self.metrics.exists() or self.epochs()):
                 return None
             here = self.path.resolve()
@@ -156,7 +147,7 @@ class Run:
         goes_on_here = resumed is not None and resumed.path.resolve() == self.path.resolve()
         rows = [row for row in resumed.read_log() if row["epoch"] < epochs] if resumed else []
         aside = None if goes_on_here else self.move_aside()
-        with self._writing():
+        with writing(self.path):
             if resumed and not goes_on_here:
                 for epoch in resumed.epochs():
                     if epoch < epochs:
@@ -164,17 +155,6 @@ class Run:
             self.write_log(rows)
             replace(recipe, resume="").save(self.config)
         return aside
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
-            said = getattr(error, "strerror", None) or error
-            raise FaapError(
-                f"output_dir {self.path}: cannot be made or written to ({said}); give a folder of your own with "
-                "--output_dir."
-            ) from error
 
 
 def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list[str]:
@@ -188,6 +168,18 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
     ]
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what keeps the block from writing into an output folder into a FaapError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        said = getattr(error, "strerror", None) or error
+        raise FaapError(
+            f"output_dir {folder}: cannot be made or written to ({said}); give a folder of your own with --output_dir."
+        ) from error
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
     with atomic_write(target) as temporary:
@@ -195,9 +187,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _parsed(text: str, shape: Mapping[str, Any], place: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FaapError(f"{place}: not JSON: {error}") from None
+    with reading(place, "not JSON"):
+        parsed: dict[str, Any] = json.loads(text)
     conform(parsed, shape, place)
-    return dict(parsed)
+    return parsed

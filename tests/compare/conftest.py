@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 import faap
-from faap.compare import Runner, compare, recipes_to_compare
+from faap.compare import LocalRunner, compare, recipes_to_compare
 from faap.config import Recipe
 from faap.errors import FaapError
 
 
-class Here(Runner):
+class Here(LocalRunner):
     """Trains in this process, remembers what it was asked for, and fails where it is told to."""
 
     def __init__(self, fails: Callable[[Recipe], bool] = lambda recipe: False) -> None:

@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    with pytest.raises(FaapError, match=r"cannot be written to .*\. Choose another --output_dir"):
+    with pytest.raises(FaapError, match=r"cannot be made or written to .*--output_dir"):
         compare([load_recipe("moco_4th", **small)], place, console=QUIET, runner=here(no_run))
 
 

@@ -1,3 +1,4 @@
+import copy
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +20,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "baselines"
 
 
-@pytest.fixture
-def frozen(tiny_detector: Path) -> FrozenDetector:
+@pytest.fixture(scope="module")
+def loaded(tiny_detector: Path) -> FrozenDetector:
     return faap.load_detector(tiny_detector)
 
 
 @pytest.fixture
+def frozen(loaded: FrozenDetector) -> FrozenDetector:
+    """A detector of the test's own, which it may change."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture(scope="module")
 def split(tiny_promenade: Path) -> Split:
     return faap.load_dataset(tiny_promenade).split("test")
 

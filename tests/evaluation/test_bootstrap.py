@@ -7,13 +7,14 @@ import pytest
 
 from faap.data import Split
 from faap.errors import FaapError
-from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, paired_bootstrap
-from faap.evaluation.matching import match_image, rank
+from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, matching
+from faap.evaluation.bootstrap import gap_changes, replicate
+from faap.evaluation.matching import match_image, weighted_averages
 
 
 def weighted(records, detections, categories, weights):
     """AP and AR@100 of one weighting, by the code under test: mean over the categories that are there."""
-    values = [rank(records, detections, category).accumulate(weights[:, None])[:, 0] for category in categories]
+    values = [weighted_averages(records, detections, category, weights[:, None])[:, 0] for category in categories]
     return np.nanmean(values, axis=0)
 
 
@@ -90,7 +91,7 @@ def test_equal_scores_of_images_in_any_order_of_ids(split_of):
 def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
-    result = paired_bootstrap(split, before, after, samples=samples, seed=3)
+    result = gap_changes(*replicate(split, before, after, samples=samples, seed=3))
     weights = bootstrap.draw(split, samples, 3)
 
     def gaps(detections, copies):
@@ -153,7 +154,7 @@ def test_unpaired_groups_are_drawn_apart(split_of):
 
 def test_no_change_is_no_change(split_of):
     split, before, _ = split_of(2)
-    for gap in paired_bootstrap(split, before, before, samples=20).values():
+    for gap in gap_changes(*replicate(split, before, before, samples=20)).values():
         assert gap["change"] == 0
         assert gap["ci95"] == [0, 0]
         assert gap["p_value"] == 1
@@ -165,7 +166,7 @@ def test_a_clear_change_is_told_from_noise(split_of):
         Detections(r.image_id, np.linspace(1, 0.9, len(r.labels)), r.labels, r.boxes) if r.group == "female" else d
         for r, d in zip(split.records, before, strict=True)
     ]
-    gap = paired_bootstrap(split, before, lifted, samples=200)["AP"]
+    gap = gap_changes(*replicate(split, before, lifted, samples=200))["AP"]
     assert gap["ci95"][1] < 0
     assert gap["p_value"] == pytest.approx(2 / 201)
 
@@ -179,9 +180,9 @@ def test_standard_error_is_the_spread_over_data_sets(split_of):
 
 def test_pieces_of_the_table_do_not_matter(split_of, monkeypatch):
     split, before, after = split_of(1)
-    whole = paired_bootstrap(split, before, after, samples=30)
-    monkeypatch.setattr(bootstrap, "_TABLE", 300)
-    assert paired_bootstrap(split, before, after, samples=30) == whole
+    whole = gap_changes(*replicate(split, before, after, samples=30))
+    monkeypatch.setattr(matching, "_TABLE", 300)
+    assert gap_changes(*replicate(split, before, after, samples=30)) == whole
 
 
 def test_replicates_without_ground_truth_are_left_out(record):
@@ -197,13 +198,13 @@ def test_replicates_without_ground_truth_are_left_out(record):
     copies = bootstrap.draw(split, 60, 0)[0, 1:]
     assert (copies == 0).any()
     assert (copies > 0).any()
-    gap = paired_bootstrap(split, before, after, samples=60)["AP"]
+    gap = gap_changes(*replicate(split, before, after, samples=60))["AP"]
     assert np.isfinite(gap["ci95"]).all()
     nothing = [
         replace(r, boxes=np.zeros((0, 4)), labels=r.labels[:0], areas=r.areas[:0], crowd=r.crowd[:0]) for r in records
     ]
     split = Split(name="test", records=tuple(nothing), categories={1: "person"}, anchor="female", reference="male")
-    gap = paired_bootstrap(split, before, after, samples=5)["AP"]
+    gap = gap_changes(*replicate(split, before, after, samples=5))["AP"]
     assert np.isnan(gap["change"])
     assert gap["ci95"] is None
     assert gap["p_value"] is None
@@ -211,7 +212,7 @@ def test_replicates_without_ground_truth_are_left_out(record):
 
 def test_without_samples_there_is_no_interval(split_of):
     split, before, after = split_of(0)
-    gap = paired_bootstrap(split, before, after, samples=0)["AP"]
+    gap = gap_changes(*replicate(split, before, after, samples=0))["AP"]
     assert gap["ci95"] is None
     assert gap["p_value"] is None
     assert gap_with_error(split, before, samples=0)["AP"]["standard_error"] is None
@@ -220,8 +221,8 @@ def test_without_samples_there_is_no_interval(split_of):
 def test_too_little_to_resample_is_refused(split_of):
     split, before, after = split_of(0, images=1)
     with pytest.raises(FaapError, match="group 'female' has a single image or scene"):
-        paired_bootstrap(split, before, after, samples=10)
-    assert paired_bootstrap(split, before, after, samples=0)["AP"]["ci95"] is None
+        gap_changes(*replicate(split, before, after, samples=10))
+    assert gap_changes(*replicate(split, before, after, samples=0))["AP"]["ci95"] is None
     split, before, after = split_of(0)
     with pytest.raises(FaapError, match="-1 bootstrap samples"):
-        paired_bootstrap(split, before, after, samples=-1)
+        gap_changes(*replicate(split, before, after, samples=-1))

@@ -31,7 +31,7 @@ def judged(perturbed, baseline=BASELINE, *, own=1e-6, shared=0.02, **options):
     rng = np.random.default_rng(0)
     moves = dict.fromkeys(baseline, shared * rng.normal(size=200))
     replicates = [drawn(baseline, rng, moves, 0.0), drawn(perturbed, rng, moves, own)]
-    result = success_criteria(baseline, perturbed, replicates, anchor="f", reference="m", **options)
+    result = success_criteria(baseline, perturbed, replicates, **options)
     for entry in result.values():
         assert entry["met"] == (entry["verdict"] == MET)
         assert verdict_of(entry) == entry["verdict"]
@@ -90,7 +90,7 @@ def test_the_interval_is_of_sizes_in_every_replicate():
          for group, each in values.items()}
         for values in (metrics(0.4, 0.41, 0.01), metrics(0.4, 0.405, 0.01))
     ]  # fmt: skip
-    found = success_criteria(metrics(0.4, 0.41, 0.01), metrics(0.4, 0.405, 0.01), replicates, anchor="f", reference="m")
+    found = success_criteria(metrics(0.4, 0.41, 0.01), metrics(0.4, 0.405, 0.01), replicates)
     before, after = replicates
     expected = [
         abs(after["m"]["AP"][i] - after["f"]["AP"][i]) - 0.94 * abs(before["m"]["AP"][i] - before["f"]["AP"][i])
@@ -114,7 +114,7 @@ def test_where_nothing_changes_nothing_is_lost_and_nothing_reduced():
     others = {"AP": np.array([0.5, 0.4, 0.5, 0.5, 0.5]), "AR100": np.array([0.6, 0.6, 0.5, 0.5, 0.5])}
     replicates = [{"f": values, "m": others}] * 2
     same = {group: {name: each[0] for name, each in by_name.items()} for group, by_name in replicates[0].items()}
-    found = success_criteria(same, same, replicates, anchor="f", reference="m")
+    found = success_criteria(same, same, replicates)
     assert [found[name]["verdict"] for name in KEYS] == [NOT_MET, NOT_MET, NOT_MET, MET]
 
 
@@ -128,13 +128,13 @@ def test_a_share_of_a_gap_that_is_none_cannot_be_told(reference_ap):
     before = metrics(0.404, reference_ap, -0.01)
     for after in (metrics(0.404, reference_ap - 0.05, 0.0), metrics(0.404, 0.404, 0.0), before):
         assert verdicts(after, before)[:2] == [UNKNOWN, UNKNOWN]
-    said = warnings_about(before, before, anchor="f", reference="m")
+    said = warnings_about(before, before)
     assert f"the AP gap (m − f) is {reference_ap - 0.404:.4f}" in said[0]
     assert "the AR gap (m − f) is -0.0100" in said[1]
     assert "cannot be told" in said[0]
     # against an absolute bound it can
     assert verdicts(metrics(0.404, 0.404, 0.0), before, absolute=True)[:2] == [MET, MET]
-    assert warnings_about(before, before, anchor="f", reference="m", absolute=True) == []
+    assert warnings_about(before, before, absolute=True) == []
 
 
 def test_without_replicates_or_numbers_nothing_can_be_told():
@@ -142,11 +142,11 @@ def test_without_replicates_or_numbers_nothing_can_be_told():
         {group: {name: np.array([value]) for name, value in each.items()} for group, each in values.items()}
         for values in (BASELINE, GOOD)
     ]
-    found = success_criteria(BASELINE, GOOD, single, anchor="f", reference="m")
+    found = success_criteria(BASELINE, GOOD, single)
     assert {(entry["verdict"], entry["ci95"]) for entry in found.values()} == {(UNKNOWN, None)}
     unknown = metrics(np.nan, 0.5, np.nan)
     assert verdicts(unknown, unknown, own=0.0) == [UNKNOWN, UNKNOWN, UNKNOWN, MET]
-    (said,) = warnings_about(unknown, unknown, anchor="f", reference="m")
+    (said,) = warnings_about(unknown, unknown)
     assert "nothing to find of group f" in said
 
 
@@ -161,14 +161,14 @@ def test_a_detector_that_finds_nobody_meets_nothing(dead, other):
     for before, after in ((dead, other), (other, dead)):
         for absolute in (False, True):
             assert MET not in verdicts(after, before, shared=0.0, absolute=absolute)
-    (said,) = [text for text in warnings_about(dead, dead, anchor="f", reference="m") if "finds" in text]
+    (said,) = [text for text in warnings_about(dead, dead) if "finds" in text]
     assert said.startswith("Without the generator the detector finds nobody")
     assert "right checkpoint? right class names?" in said
 
 
 def test_a_generator_that_blinds_the_detector_is_told_from_a_wrong_detector():
     assert verdicts(DEAD, shared=0.0) == [UNKNOWN, UNKNOWN, NOT_MET, NOT_MET]
-    (said,) = warnings_about(BASELINE, DEAD, anchor="f", reference="m")
+    (said,) = warnings_about(BASELINE, DEAD)
     assert said.startswith("With the generator the detector finds nobody to speak of (f AP 0.0000, m AP 0.0000)")
     assert "checkpoint" not in said
 
@@ -179,9 +179,7 @@ def test_one_group_that_is_not_found():
     # losing men is no way to be fair to women who are not found, and nothing is no more than nothing
     assert verdicts(fewer, half, own=0.0) == [UNKNOWN, UNKNOWN, NOT_MET, NOT_MET]
     assert verdicts(fewer, half, own=0.0, absolute=True)[0] == NOT_MET
-    assert (
-        "finds nobody of group f to speak of (f AP 0.0000)" in warnings_about(half, fewer, anchor="f", reference="m")[0]
-    )
+    assert "finds nobody of group f to speak of (f AP 0.0000)" in warnings_about(half, fewer)[0]
     # found at last, they count
     assert verdicts(GOOD, half, own=1e-6) == [MET] * 4
 

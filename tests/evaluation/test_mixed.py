@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from faap.data import Split
-from faap.evaluation import Detections, gap_with_error, group_metrics, paired_bootstrap
+from faap.evaluation import Detections, gap_with_error, group_metrics
+from faap.evaluation.bootstrap import gap_changes, replicate
 
 HER, HIM, LATER = [10, 10, 30, 60], [80, 10, 30, 60], [140, 10, 30, 60]
 
@@ -76,14 +77,14 @@ def test_a_third_group_may_be_a_single_image(mixed, record):
     few = split.subset(kept)
     few = replace(few, records=(*few.records, record(999, "fourth", [HER])))
     found = [[entries[i] for i in kept] + [everybody(few.records[-1], [0.5])] for entries in (before, after)]
-    assert np.isfinite(paired_bootstrap(few, *found, samples=10)["AP"]["p_value"])
+    assert np.isfinite(gap_changes(*replicate(few, *found, samples=10))["AP"]["p_value"])
 
 
 def test_the_bootstrap_measures_the_same_gap(mixed):
     split, before, after = mixed
     metrics = [group_metrics(split, found) for found in (before, after)]
     gaps = [values["male"]["AP"] - values["female"]["AP"] for values in metrics]
-    result = paired_bootstrap(split, before, after, samples=20)["AP"]
+    result = gap_changes(*replicate(split, before, after, samples=20))["AP"]
     assert (result["baseline"], result["perturbed"]) == pytest.approx(gaps)
     errors = gap_with_error(split, before, samples=20)["AP"]
     assert errors["value"] == pytest.approx(gaps[0])

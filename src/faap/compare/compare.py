@@ -14,13 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from faap.compare.gather import gather, outcome, title
-from faap.compare.local import LocalRunner, Runner
+from faap.compare.local import LocalRunner
 from faap.compare.standing import standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
-from faap.files import atomic_write
+from faap.files import write_text
 from faap.report import write_comparison
+from faap.runs import writing
 
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
 
@@ -61,7 +62,7 @@ def compare(
     *,
     seeds: int = 1,
     jobs: int | None = None,
-    runner: Runner | None = None,
+    runner: LocalRunner | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train every recipe with every seed, and gather what came out.
@@ -92,10 +93,8 @@ def compare(
     _refuse(runs)
     # an error of all runs is one error, and said now
     load_dataset(**runs[0].data())
-    try:
+    with writing(root):
         (root / "logs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FaapError(f"{root}: cannot be written to ({error}). Choose another --output_dir.") from None
     say = partial(console.print, markup=False, highlight=False)
     states = [standing(run) for run in runs]
     for each in states:
@@ -109,8 +108,7 @@ def compare(
     with runner.open(waiting, console) if waiting else nullcontext():
         failed = _make(waiting, runner, root / "logs", at_once, threads, say)
     comparison = gather(runs, failed)
-    with atomic_write(root / "compare.json") as temporary:
-        temporary.write_text(json.dumps(comparison, indent=1) + "\n", encoding="utf-8")
+    write_text(root / "compare.json", json.dumps(comparison, indent=1) + "\n")
     write_comparison(comparison, root / "compare.html")
     return comparison
 
@@ -134,7 +132,7 @@ def _refuse(runs: Sequence[Recipe]) -> None:
 
 
 def _make(
-    runs: Sequence[Recipe], runner: Runner, logs: Path, at_once: int, threads: int, say: Callable[..., None]
+    runs: Sequence[Recipe], runner: LocalRunner, logs: Path, at_once: int, threads: int, say: Callable[..., None]
 ) -> dict[str, str]:
     """Make runs, some at a time; return what went wrong, by their folders."""
     failed: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """What runs left, read as one comparison."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
 from faap.evaluation.gaps import GAPS, HEADLINE, headline
+from faap.report.charts import curves_of
 from faap.report.words import difference, number
 from faap.runs import Run
 
@@ -100,10 +101,8 @@ def read(run: Recipe) -> Result:
     metrics, log = folder.read_metrics(), folder.read_log()
     groups = dict.fromkeys(_groups(run), dict.fromkeys(GAPS.values(), (float, None)))
     both = {"baseline": groups, "perturbed": groups}
-    more = {"gap": {"AP": {"ci95": (list, None)}}, "success": {key: {"met": bool} for key in HEADLINE}}
-    said = {"warnings?": [str], "provenance?": {"split_sha256?": str}}
-    conform(metrics, both | more | said, str(folder.metrics))
-    conform(log, [{"validation": both, "losses?": [str]}], str(folder.log))
+    conform(metrics, both, str(folder.metrics))
+    conform(log, [{"validation": both}], str(folder.log))
     if not log:
         raise FaapError(f"{folder.log}: holds no epoch.")
     return Result(run, metrics, log)
@@ -165,7 +164,6 @@ def _run_row(result: Result) -> dict[str, Any]:
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
     if _is_blind(result):
         verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
-    validation = [headline(row["validation"]["perturbed"], *groups) for row in log]
     return {
         "seed": run.seed,
         "run_dir": run.output_dir,
@@ -177,19 +175,8 @@ def _run_row(result: Result) -> dict[str, Any]:
         "verdicts": verdicts,
         "seconds": sum(row["seconds"] for row in log),
         "images": sum(row["images"] for row in log),
-        "curves": {
-            "epoch": [row["epoch"] for row in log],
-            "losses": log[-1].get("losses"),
-            "validation": _curves(HEADLINE, validation),
-            "train": _curves(log[0]["train"], [row["train"] for row in log]),
-        },
+        "curves": curves_of(log, *groups, "train"),
     }
-
-
-def _curves(names: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """Six digits of each number in each row; None where it is not known."""
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return {name: [None if v is None else float(f"{v:.6g}") for v in column] for name, column in columns.items()}
 
 
 def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where runs are made, and the first such place: processes of this machine."""
+"""Where runs are made: in processes of this machine."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -20,35 +19,30 @@ from faap.errors import FaapError
 from faap.training import train
 
 
-class Runner(ABC):
+class LocalRunner:
     """Makes the runs of one comparison, several at a time from as many threads.
+
+    Each is a process of its own, which ends when this one does; of several GPUs it gets one. Another place for runs is
+    a subclass that makes them elsewhere.
 
     Attributes:
         jobs: runs at the same time, unless said otherwise; None: all, for the place has a queue of its own.
+        command: what a process is started with. -P: like the command faap, it imports nothing because of the folder
+            that it is started in.
     """
 
     jobs: ClassVar[int | None] = 1
+    command = (sys.executable, "-P", "-m", "faap.compare")
 
     def __init__(self) -> None:
         self._stops: list[Callable[[], object]] = []  # end the runs under way, and do nothing to one that has ended
         self._ended = False
+        self._lock = threading.Lock()
+        self._lent: list[int] = []  # a GPU's number for each run on it
 
     def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:
         """Return the block in which these runs can be made."""
         return nullcontext()
-
-    @abstractmethod
-    def train(self, recipe: Recipe, log: Path, threads: int) -> None:
-        """Make one run.
-
-        Args:
-            recipe: what to train.
-            log: what is printed is added to this file.
-            threads: of the run, unless OMP_NUM_THREADS says otherwise.
-
-        Raises:
-            FaapError: if the run fails.
-        """
 
     def end(self) -> None:
         """End the runs under way, and those that begin from now on."""
@@ -62,20 +56,17 @@ class Runner(ABC):
         if self._ended:
             stop()
 
-
-class LocalRunner(Runner):
-    """Trains each recipe in a process of its own, which ends when this one does; of several GPUs it gets one."""
-
-    # -P: like the command faap, it imports nothing because of the folder that it is started in
-    command = (sys.executable, "-P", "-m", "faap.compare")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-        self._lent: list[int] = []  # a GPU's number for each run on it
-
     def train(self, recipe: Recipe, log: Path, threads: int) -> None:
-        """Make one run; the error of one that fails is the last line that it printed."""
+        """Make one run.
+
+        Args:
+            recipe: what to train.
+            log: what is printed is added to this file.
+            threads: of the run, unless OMP_NUM_THREADS says otherwise.
+
+        Raises:
+            FaapError: if the run fails; of a process, it is the last line that it printed.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         # threads that wait spin a little, but do not starve those of another run
         environment = {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000", **os.environ}

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from faap.compare.gather import title
-from faap.compare.local import LocalRunner, Runner, rebuilt, sent
+from faap.compare.local import LocalRunner, rebuilt, sent
 from faap.compare.standing import standing
 from faap.config import Recipe
 from faap.errors import FaapError
@@ -22,7 +22,7 @@ from faap.errors import FaapError
 _SHARED = "The working directory and output_dir must lie on storage that every node shares."
 
 
-class RayRunner(Runner):
+class RayRunner(LocalRunner):
     """Joins a Ray cluster, or starts one on this machine that ends with the comparison.
 
     Every node must see this working directory and the data, and have the same Python environment. A run whose worker is

@@ -1,32 +1,18 @@
 """Group-wise detection metrics, gaps between groups and their errors, success criteria, image quality."""
 
-from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, gap_with_error, paired_bootstrap
-from faap.evaluation.criteria import verdict_of
-from faap.evaluation.detections import Detections, detect
-from faap.evaluation.evaluate import evaluate
-from faap.evaluation.gaps import HEADLINE, headline, validation_row
-from faap.evaluation.metrics import METRICS, coco_metrics, group_metrics
-from faap.evaluation.quality import image_quality
-from faap.evaluation.selection import best_epoch
-from faap.evaluation.statistics import t_interval
-
-__all__ = [
-    "HEADLINE",
-    "METRICS",
-    "Detections",
-    "best_epoch",
-    "check_resampling",
-    "coco_metrics",
-    "detect",
-    "detect_baseline",
-    "evaluate",
-    "gap_with_error",
-    "group_metrics",
-    "headline",
-    "image_quality",
-    "paired_bootstrap",
-    "t_interval",
-    "validation_row",
-    "verdict_of",
-]
+from faap.evaluation.baseline import detect_baseline as detect_baseline
+from faap.evaluation.bootstrap import check_resampling as check_resampling
+from faap.evaluation.bootstrap import gap_with_error as gap_with_error
+from faap.evaluation.criteria import verdict_of as verdict_of
+from faap.evaluation.detections import Detections as Detections
+from faap.evaluation.detections import detect as detect
+from faap.evaluation.evaluate import evaluate as evaluate
+from faap.evaluation.gaps import HEADLINE as HEADLINE
+from faap.evaluation.gaps import headline as headline
+from faap.evaluation.gaps import validation_row as validation_row
+from faap.evaluation.metrics import METRICS as METRICS
+from faap.evaluation.metrics import coco_metrics as coco_metrics
+from faap.evaluation.metrics import group_metrics as group_metrics
+from faap.evaluation.quality import image_quality as image_quality
+from faap.evaluation.selection import best_epoch as best_epoch
+from faap.evaluation.statistics import t_interval as t_interval

@@ -11,12 +11,9 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.gaps import GAPS, gap
-from faap.evaluation.matching import rank
+from faap.evaluation.matching import weighted_averages
 from faap.evaluation.metrics import by_group, comparable
 from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
-
-# entries of the (detections × replicates) table worked on at once: large enough to be fast, some tens of megabytes
-_TABLE = 2_000_000
 
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
 Replicates = dict[str, dict[str, Floats]]
@@ -70,10 +67,7 @@ def _measure(split: Split, detections: Sequence[Detections], weights: npt.NDArra
     """
     values = {}
     for group, (positions, records, found) in by_group(split, detections).items():
-        copies, each = weights[positions], []
-        for ranking in (rank(records, found, category) for category in split.categories):
-            parts = np.array_split(copies, 1 + len(ranking.image) * copies.shape[1] // _TABLE, axis=1)
-            each.append(np.concatenate([ranking.accumulate(part) for part in parts], axis=1))
+        each = [weighted_averages(records, found, category, weights[positions]) for category in split.categories]
         values[group] = np.stack(each)  # (categories, 2, R)
     counted = comparable([~np.isnan(each) for each in values.values()])
     with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
@@ -104,11 +98,24 @@ def replicate(split: Split, *detections: Sequence[Detections], samples: int = 10
     return [_measure(split, each, weights) for each in detections]
 
 
-def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: str) -> dict[str, dict[str, Any]]:
-    """Return the change of each gap with its error; see `paired_bootstrap`."""
-    result = {}
+def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, Any]]:
+    """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
+
+    Args:
+        before: what `replicate` returns of the detections without the generator.
+        after: of those with it.
+
+    Returns:
+        For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
+        relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
+        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1; without replicates there is
+        no interval and no p-value. Replicates without ground truth for a group are left out.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+    """
+    groups, result = list(before)[:2], {}
     for name, metric in GAPS.items():
-        old, new = (gap(values, metric, anchor, reference) for values in (before, after))
+        old, new = (gap(values, metric, *groups) for values in (before, after))
         change = new - old
         result[name] = {
             "baseline": float(old[0]),
@@ -119,33 +126,6 @@ def gap_changes(before: Replicates, after: Replicates, anchor: str, reference: s
             "p_value": p_value(change[1:]),
         }
     return result
-
-
-def paired_bootstrap(
-    split: Split, baseline: Sequence[Detections], perturbed: Sequence[Detections], *, samples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
-
-    Args:
-        split: the images.
-        baseline: detections without the generator, one entry a record in the same order.
-        perturbed: detections with it.
-        samples: replicates, drawn as in `replicate`; 0 for none (then no interval and no p-value).
-        seed: 0 or more.
-
-    Returns:
-        For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
-        relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
-        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1. Replicates without ground
-        truth for a group are left out.
-
-    Raises:
-        FaapError: as `replicate`.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
-    """
-    before, after = replicate(split, baseline, perturbed, samples=samples, seed=seed)
-    return gap_changes(before, after, split.anchor, split.reference)
 
 
 def gap_with_error(

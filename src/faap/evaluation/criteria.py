@@ -20,13 +20,7 @@ GOALS = {"ap_gap": (0.94, 0.100), "ar_gap": (0.62, 0.005), "anchor_ap": (1.015, 
 
 
 def success_criteria(
-    baseline: Metrics,
-    perturbed: Metrics,
-    replicates: Sequence[Metrics],
-    *,
-    anchor: str,
-    reference: str,
-    absolute: bool = False,
+    baseline: Metrics, perturbed: Metrics, replicates: Sequence[Metrics], *, absolute: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Hold the metrics with the generator against the goals of the fourth recipe.
 
@@ -46,17 +40,17 @@ def success_criteria(
     in a group that the criterion is about, is not called met.
 
     Args:
-        baseline: group → metrics (AP, AR100, …) without the generator.
+        baseline: group → metrics (AP, AR100, …) without the generator, of the anchor group first and the reference
+            group second.
         perturbed: the same with it.
         replicates: baseline's and perturbed's from the same redrawn images.
-        anchor: name of the anchor group.
-        reference: name of the reference group.
         absolute: the study's own numbers instead of shares of the baseline.
 
     Returns:
         For ap_gap, ar_gap, anchor_ap and reference_ap: value (the metric with the generator), target (what it is held
         against, a bound on the size for a gap), difference of the two, its ci95, verdict, and met (whether it is).
     """
+    anchor, reference = list(baseline)[:2]
     numbers = [headline(each, anchor, reference) for each in (baseline, perturbed, *replicates)]
     unseen = all(is_dead(baseline[group]) for group in (anchor, reference))
     blind = {whose: is_dead(perturbed[group]) for whose, group in (("anchor", anchor), ("reference", reference))}
@@ -96,11 +90,9 @@ def is_dead(metrics: Mapping[str, float | None]) -> bool:
     return any((value := metrics.get(name)) is not None and value < floor for name, floor in _DEAD.items())
 
 
-def warnings_about(
-    baseline: Metrics, perturbed: Metrics, *, anchor: str, reference: str, absolute: bool = False
-) -> list[str]:
+def warnings_about(baseline: Metrics, perturbed: Metrics, *, absolute: bool = False) -> list[str]:
     """Say what makes a result worthless: who is not found at all, whose numbers are unknown, which gap is none."""
-    said = []
+    (anchor, reference), said = list(baseline)[:2], []
     if unknown := [group for group, metrics in baseline.items() if np.isnan(metrics["AP"])]:
         said.append(f"There is nothing to find of group {', '.join(unknown)} in what is measured: no numbers, no gap.")
     blind = [group for group in baseline if is_dead(baseline[group])]

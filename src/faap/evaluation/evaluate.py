@@ -75,9 +75,8 @@ def evaluate(
         perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True)
     after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
-    groups: dict[str, Any] = {"anchor": images.anchor, "reference": images.reference}
     categories, left_out = comparable_categories(images)
-    result: dict[str, Any] = without_nan(
+    return without_nan(
         {
             "split": split,
             "images": {group: len(images.positions(group)) for group in before},
@@ -86,12 +85,11 @@ def evaluate(
             **({"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}),
             "baseline": before,
             "perturbed": after,
-            "gap": gap_changes(drawn[0], drawn[1], **groups),
-            "success": success_criteria(before, after, drawn, **groups, absolute=absolute),
-            "warnings": warnings_about(before, after, **groups, absolute=absolute),
+            "gap": gap_changes(*drawn),
+            "success": success_criteria(before, after, drawn, absolute=absolute),
+            "warnings": warnings_about(before, after, absolute=absolute),
             "perturbation": {"epsilon": generator.epsilon, **mean_distance(perturbed)},
             "provenance": provenance(detector, generator, dataset, split),
             "detector_sha256": detector.tensors_sha256(),
         }
     )
-    return result

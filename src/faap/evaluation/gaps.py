@@ -41,12 +41,10 @@ def validation_row(baseline: Metrics, perturbed: Metrics, anchor: str, reference
         for metrics in (baseline, perturbed)
     )
     gaps = {name: gap(after, metric, anchor, reference) for name, metric in GAPS.items()}
-    row: dict[str, Any] = without_nan({"baseline": before, "perturbed": after, "gap": gaps})
-    return row
+    return without_nan({"baseline": before, "perturbed": after, "gap": gaps})
 
 
-def without_nan(value: Any) -> Any:
-    """Return a value ready for JSON: None for every number that could not be computed."""
-    if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values ready for JSON: None for every number that could not be computed."""
+    known = {key: without_nan(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in known.items()}

@@ -136,17 +136,29 @@ def _title(name: str) -> str:
 
 def draw_log(log: Sequence[Mapping[str, Any]], chosen: int, anchor: str, reference: str) -> dict[str, list[Drawn]]:
     """Draw a run's log, of at least one epoch, as `draw_training` does one recipe with one seed."""
-    before, after = (
-        [headline(row["validation"][which], anchor, reference) for row in log] for which in ("baseline", "perturbed")
-    )
-    parts = {"validation": after} | {part: [row[part] for row in log] for part in ("train", "schedule")}
-    curves: dict[str, Any] = {
-        part: {name: [row.get(name) for row in rows] for name in rows[0]} for part, rows in parts.items()
-    }
-    curves |= {"epoch": [row["epoch"] for row in log], "losses": log[-1].get("losses")}
-    recipe = {"name": "", "runs": [{"epoch": chosen, "curves": curves}]}
+    run = {"epoch": chosen, "curves": curves_of(log, anchor, reference, "train", "schedule")}
+    baseline = headline(log[0]["validation"]["baseline"], anchor, reference)
     groups = {"anchor": anchor, "reference": reference}
-    return draw_training({"recipes": [recipe], "validation_baseline": before[0], **groups}, gaps=("ap_gap", "ar_gap"))
+    recipes = [{"name": "", "runs": [run]}]
+    return draw_training({"recipes": recipes, "validation_baseline": baseline, **groups}, gaps=("ap_gap", "ar_gap"))
+
+
+def curves_of(log: Sequence[Mapping[str, Any]], anchor: str, reference: str, *parts: str) -> dict[str, Any]:
+    """Return a log, of at least one epoch, as curves for `draw_training`: of the validation split, and other parts.
+
+    They have six digits of each number, and None where it is not known.
+    """
+    rows = {"validation": [headline(row["validation"]["perturbed"], anchor, reference) for row in log]}
+    rows |= {part: [row[part] for row in log] for part in parts}
+    curves: dict[str, Any] = {"epoch": [row["epoch"] for row in log], "losses": log[-1].get("losses")}
+    for part, each in rows.items():
+        columns = {name: [row.get(name) for row in each] for name in each[0]}
+        curves[part] = {name: list(map(_six_digits, column)) for name, column in columns.items()}
+    return curves
+
+
+def _six_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 @style()

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from faap.files import write_text
 from faap.report.charts import Drawn, draw_trade_off, draw_training
-from faap.report.page import render, save
+from faap.report.page import render
 
 
 def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
@@ -18,7 +19,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    return save(render("comparison.html", comparison=comparison, drawn=_draw(comparison)), path)
+    return write_text(path, render("comparison.html", comparison=comparison, drawn=_draw(comparison)))
 
 
 def comparison_figures(comparison: Mapping[str, Any]) -> list[Drawn]:

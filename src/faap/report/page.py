@@ -15,9 +15,8 @@ from faap import recipes
 from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
-from faap.evaluation import HEADLINE, METRICS, Detections, best_epoch
-from faap.evaluation.gaps import GAPS
-from faap.files import atomic_write
+from faap.evaluation import METRICS, Detections, best_epoch
+from faap.files import write_text
 from faap.report import charts, words
 from faap.runs import Run
 
@@ -29,26 +28,6 @@ _LONGEST_EDGE = 640
 _EXACT_PIXELS = 256 * 256
 
 Pixels = npt.NDArray[np.uint8]
-
-# what the page needs of metrics.json, beyond what `Run` does
-_NUMBER = (float, None)
-_CHANGE = {"relative_change": _NUMBER, "p_value": _NUMBER, "ci95": (list, None)}
-_CRITERION = {"ci95?": (list, None)}
-_METRICS = {
-    "categories_left_out?": {str: [str]},
-    "gap": dict.fromkeys(GAPS, _CHANGE),
-    "success": dict.fromkeys(HEADLINE, _CRITERION),
-    "warnings?": [str],
-    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
-    "provenance?": {
-        "dataset": str,
-        "split_sha256": str,
-        "detector": dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str),
-        "generator": {"arch": str, "epsilon": float, "sha256": str},
-        "versions": {str: str},
-        "date": str,
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +70,22 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     """
     run = run if isinstance(run, Run) else Run(run)
     metrics, log = run.read_metrics(), run.read_log()
-    _check_metrics(metrics, str(run.metrics))
     groups = list(metrics["baseline"])
+    if len(groups) < 2:
+        raise FaapError(f"{run.metrics}: baseline: names {len(groups)} groups; it should be two or more.")
+    known = dict.fromkeys(groups, dict.fromkeys(METRICS, (float, None)))
+    conform(metrics, {"baseline": known, "perturbed": known}, str(run.metrics))
     both = dict.fromkeys(groups[:2], dict)
-    conform([row["validation"] for row in log], [{"baseline": both, "perturbed": both}], f"{run.log}: validation")
+    conform(log, [{"validation": {"baseline": both, "perturbed": both}}], str(run.log))
     chosen = best_epoch(log, groups[1]) if log else None
     drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
     config = recipes.read(run.config) if run.config.exists() else {}
     shown = examples[:MAX_EXAMPLES]
     # the largest that keeps every perturbation between black and white
     factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
-    known: dict[str, Any] = {"metrics": metrics, "log": log, "chosen": chosen, "config": config, "drawn": drawn}
-    known |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
-    return save(render("report.html", **known), run.report)
-
-
-def _check_metrics(metrics: dict[str, Any], place: str) -> None:
-    """Raise unless metrics.json has all that the page shows, of at least two groups."""
-    conform(metrics, _METRICS, place)
-    groups = dict.fromkeys(metrics["baseline"], dict.fromkeys(METRICS, _NUMBER))
-    if len(groups) < 2:
-        raise FaapError(f"{place}: baseline: names {len(groups)} groups; it should be two or more.")
-    conform(metrics, {"baseline": groups, "perturbed": groups}, place)
-    for part, names in (("gap", GAPS), ("success", HEADLINE)):
-        for name in names:
-            if (bounds := metrics[part][name].get("ci95")) is not None:
-                conform(bounds, [float], f"{place}: {part}: {name}: ci95")
-                if len(bounds) != 2:
-                    raise FaapError(f"{place}: {part}: {name}: ci95: holds {len(bounds)} bounds; it should be two.")
+    about: dict[str, Any] = {"metrics": metrics, "log": log, "chosen": chosen, "config": config, "drawn": drawn}
+    about |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
+    return write_text(run.report, render("report.html", **about))
 
 
 def render(template: str, **values: Any) -> str:
@@ -128,13 +95,6 @@ def render(template: str, **values: Any) -> str:
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
     environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, found_in=_found_in)
     return environment.get_template(template).render(values)
-
-
-def save(page: str, path: Path) -> Path:
-    """Write a page, in full or not at all; returns its path."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
 
 
 def _found_in(record: Record, detections: Detections) -> list[dict[str, Any]]:

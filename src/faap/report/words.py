@@ -68,11 +68,9 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
         said += " and now points the other way"
     if bounds is None:
         return f"{said}; no interval was computed, so nothing can be said about noise."
-    certainty = (
-        "is distinguishable from noise" if bounds[0] > 0 or bounds[1] < 0 else "is not distinguishable from noise"
-    )
+    certainty = "is" if bounds[0] > 0 or bounds[1] < 0 else "is not"
     p = "" if gap["p_value"] is None else f", p = {number(gap['p_value'], 3)}"
-    return f"{said}; the change {certainty} (95 % interval {interval(bounds)}{p})."
+    return f"{said}; the change {certainty} distinguishable from noise (95 % interval {interval(bounds)}{p})."
 
 
 def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
@@ -86,10 +84,8 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
         if lifted < 0 and raised < 0:
             text += "; both groups are found less well than before"
         elif abs(r_after - a_after) < abs(r - a):
-            cause = (
-                f"{anchor} images are found better" if lifted > -raised else f"{reference} images are found less well"
-            )
-            text += f"; the gap is smaller mostly because {cause}"
+            group, how = (anchor, "better") if lifted > -raised else (reference, "less well")
+            text += f"; the gap is smaller mostly because {group} images are found {how}"
     return f"{text}."
 
 
