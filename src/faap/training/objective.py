@@ -46,7 +46,8 @@ class Objective(nn.Module):
 
     def __init__(self, recipe: Recipe, feature_dim: int) -> None:
         super().__init__()
-        recipe.require_terms()
+        if recipe.terms and recipe.own is None:  # a file's word imports nothing
+            raise FaapError(f"the recipe has terms of your own: say --terms {recipe.terms} to import them.")
         self.recipe = recipe
         self.head: ProjectionHead | None = None
         if recipe.head != "none":

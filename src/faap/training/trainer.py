@@ -176,14 +176,14 @@ class Trainer:
         """
         check_state(state, place)
         ours = self.state_dict()
-        for key, trained, here, flag in (
-            ("data_sha256", "on other data", self.recipe.dataset_root, "dataset_root"),
-            ("detector_file_sha256", "against another detector", self.detector.name, "detr_checkpoint"),
+        for key, trained, flag in (
+            ("data_sha256", "on other data", "dataset_root"),
+            ("detector_file_sha256", "against another detector", "detr_checkpoint"),
         ):
             if state[key] != ours[key]:
                 raise FaapError(
-                    f"{place}: trained {trained} than {here} (SHA-256 {state[key][:12]}…, here {ours[key][:12]}…). "
-                    f"Resume with the --{flag} of that training."
+                    f"{place}: trained {trained} than {getattr(self.recipe, flag)} (SHA-256 {state[key][:12]}…, here "
+                    f"{ours[key][:12]}…). Resume with the --{flag} of that training."
                 )
         objective = dict(state["objective"])
         check_tensors(state["generator"], ours["generator"], f"{place}: generator")
