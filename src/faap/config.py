@@ -241,9 +241,10 @@ def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, n
         named: what of them the person typed or wrote; other code is neither imported nor called.
     """
     try:
-        for key, is_code in (("terms", bool), ("detr_checkpoint", _is_function)):
+        for key in ("terms", "detr_checkpoint"):
             value = values.get(key)
-            if value != named.get(key) and is_code(value):
+            said = not value or value == named.get(key)
+            if not said and (key == "terms" or (":" in str(value) and not os.path.exists(str(value)))):
                 never = f"{key} is {shown(value)}, which is code, and what a file says is never run"
                 raise FaapError(f"{never}. If you trust it, type --{key} {shown(value)[1:-1]}.")
         known = fields_of(kind=(found := kind()))
@@ -252,7 +253,3 @@ def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, n
         return found(**values)
     except FaapError as error:
         raise FaapError(f"{place}: {error}") from error
-
-
-def _is_function(detector: Any) -> bool:
-    return ":" in str(detector) and not os.path.exists(str(detector))
