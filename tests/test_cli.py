@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -83,14 +84,17 @@ def test_compare_trains_reports_and_says_what_failed(
     assert caught.err.startswith("error: 1 run failed")
 
 
-def test_original_entry_point(places: list[str], tmp_path: Path) -> None:
+def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, str(ROOT / "train_faap_simclr_infonce_4th.py"), *places, *SMALL]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--aug_strength", "none"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     checkpoints = tmp_path / "faap_outputs" / "faap_outputs_infonce_4th" / "checkpoints"
     assert (checkpoints / "epoch_0000.pth").is_file()
     resumed = ["--epochs", "2", "--resume", "faap_outputs/faap_outputs_infonce_4th/checkpoints/epoch_0000.pth"]
-    subprocess.run([*command[:2], *places, *resumed], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [command[1], *places, *resumed])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(command[1], run_name="__main__")
     assert (checkpoints / "epoch_0001.pth").is_file()
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from faap.conform import conform
+from faap.data.images import TRAINING_EDGES
 from faap.errors import FaapError, nearest
 from faap.files import atomic_write
 from faap.objectives import ROOMS, adversarial, alignment, heads, transport
@@ -24,7 +25,6 @@ from faap.schedules import schedules
 from faap.settings import SECTIONS, checked, setting, shown
 
 Values = Mapping[str, Any]
-EDGES = tuple(range(480, 801, 32))
 _run, _data, _groups, _generator, _training = (
     partial(setting, section=section) for section in ("run", "data", "groups", "generator", "training")
 )
@@ -74,7 +74,11 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     batch_size: int = _training(8, "images a step, even: half of each group", low=2)
     images_per_epoch: int = _training(0, "images an epoch; 0: twice the larger group's", low=0, high=10**9)
     train_edges: tuple[int, ...] = _training(
-        EDGES, "shortest edges drawn, in pixels if the detector's own is 800, else scaled", low=1, high=10_000
+        TRAINING_EDGES,
+        "shortest edges drawn, in pixels for a detector whose own is 800, scaled for others; unused where a detector "
+        "takes images as they are",
+        low=1,
+        high=10_000,
     )
     optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
@@ -105,11 +109,6 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
         if self.widths and (len(self.widths) != 3 or any(width % 8 for width in self.widths)):
             raise FaapError(f"widths is {self.widths}; it must be three multiples of 8, as in 16,48,96.")
 
-    def require_terms(self) -> None:
-        """Raise if the recipe has terms of a user's own and does not hold them: a file's word imports nothing."""
-        if self.terms and self.own is None:
-            raise FaapError(f"the recipe has terms of your own: say --terms {self.terms} to import them.")
-
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, section by section."""
         values = {name: getattr(self, name) for name in fields_of(kind=type(self))}
@@ -117,9 +116,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
 
     def data(self) -> dict[str, Any]:
         """Return the arguments of `faap.load_dataset`."""
-        theirs = {"dataset_root": "root", "anchor_group": "anchor", "reference_group": "reference"}
-        names = [name for name in fields_of("data", "groups") if name != "detr_checkpoint"]
-        return {theirs.get(name, name): getattr(self, name) for name in names}
+        return data_arguments(vars(self))
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
@@ -136,6 +133,13 @@ def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
     return tuple(
         each.name for part in sections or SECTIONS for each in fields(kind) if each.metadata["section"] == part
     )
+
+
+def data_arguments(settings: Values) -> dict[str, Any]:
+    """Return the arguments of `faap.load_dataset` that some fields of a recipe say."""
+    theirs = {"dataset_root": "root", "anchor_group": "anchor", "reference_group": "reference"}
+    names = [name for name in fields_of("data", "groups") if name in settings and name != "detr_checkpoint"]
+    return {theirs.get(name, name): settings[name] for name in names}
 
 
 def recipe_class(terms: Any = "", folder: Path = Path(), *, typed: bool = True) -> type[Recipe]:
@@ -237,9 +241,10 @@ def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, n
         named: what of them the person typed or wrote; other code is neither imported nor called.
     """
     try:
-        for key, is_code in (("terms", bool), ("detr_checkpoint", _is_function)):
+        for key in ("terms", "detr_checkpoint"):
             value = values.get(key)
-            if value != named.get(key) and is_code(value):
+            said = not value or value == named.get(key)
+            if not said and (key == "terms" or (":" in str(value) and not os.path.exists(str(value)))):
                 never = f"{key} is {shown(value)}, which is code, and what a file says is never run"
                 raise FaapError(f"{never}. If you trust it, type --{key} {shown(value)[1:-1]}.")
         known = fields_of(kind=(found := kind()))
@@ -248,7 +253,3 @@ def _made(kind: Callable[[], type[Recipe]], values: Values, place: str | Path, n
         return found(**values)
     except FaapError as error:
         raise FaapError(f"{place}: {error}") from error
-
-
-def _is_function(detector: Any) -> bool:
-    return ":" in str(detector) and not os.path.exists(str(detector))

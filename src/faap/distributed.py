@@ -70,10 +70,10 @@ def _launched() -> tuple[int, int]:
                 f"WORLD_SIZE is {given['WORLD_SIZE']!r}, so several processes should have been started, but {name} is "
                 f"{found}: start them with torchrun or accelerate launch, or unset WORLD_SIZE for a single one."
             )
-    count, number = int(given["WORLD_SIZE"]), int(given["RANK"])
+    count, number, local = (int(given[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if number >= count:
         raise FaapError(f"RANK is {number}; of {count} processes (WORLD_SIZE) the last is {count - 1}.")
-    return count, int(given["LOCAL_RANK"])
+    return count, local
 
 
 def shutdown() -> None:
@@ -132,12 +132,11 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
-    answer: list[Any] = _outcome(function) if rank() == 0 else [None, None]
-    if world() > 1:
-        dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    result: T = answer[0]
+    mine: Any = _outcome(function) if rank() == 0 else (None, None)
+    result: T
+    result, error = gather_objects([mine])[0]
+    if error is not None:
+        raise error
     return result
 
 
@@ -146,22 +145,21 @@ def host_first(function: Callable[[], T]) -> T:
 
     If it fails for the user's fault anywhere, every process raises such an error.
     """
-    answer: list[Any] = [None, None]
+    answer: Any = None, None
     for turn in (True, False):
         if (os.environ.get("LOCAL_RANK", "0") == "0") is turn:
             answer = _outcome(function)
-        errors = [answer[1], *gather_objects([answer[1]])]
-        if any(errors):
-            raise next(filter(None, errors))
+        for error in filter(None, [answer[1], *gather_objects([answer[1]])]):
+            raise error
     result: T = answer[0]
     return result
 
 
-def _outcome(function: Callable[[], Any]) -> list[Any]:
+def _outcome(function: Callable[[], Any]) -> Any:
     try:
-        return [function(), None]
+        return function(), None
     except (FaapError, OSError) as error:
-        return [None, error]
+        return None, error
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:

@@ -18,8 +18,7 @@ KINDS: dict[Any, Any] = {"str": str, "bool": bool, "int": int, "float": float, "
 _TEXT = "text in valid Unicode, without control characters"
 _WORDS = {str: _TEXT, bool: "true or false", int: "a whole number", float: "a number"}
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
-BOUNDS = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
-_HOLDS = {"at least": ge, "at most": le, "above": gt, "below": lt}
+BOUNDS = {"low": ("at least", ge), "high": ("at most", le), "above": ("above", gt), "below": ("below", lt)}
 # a whole number's upper bound where its field has none: more is a slip, and would be memory or time without end
 LARGEST = 1_000_000
 # of what a person reads: control characters, which move a terminal's cursor, and halves of characters
@@ -40,8 +39,7 @@ def setting(
         choices: the texts that it can be; all if there are none.
         bounds: of a number: low and high, which belong to what is allowed, above and below, which do not.
     """
-    named = {BOUNDS[name]: bound for name, bound in bounds.items()}
-    return field(default=default, metadata={"help": help, "section": section, "choices": choices, "bounds": named})
+    return field(default=default, metadata={"help": help, "section": section, "choices": choices, "bounds": bounds})
 
 
 def kind_of(setting: "Field[Any]") -> Any:
@@ -62,15 +60,15 @@ def checked(setting: "Field[Any]", value: Any) -> Any:
 
 
 def _checked(setting: "Field[Any]", kind: type, value: Any) -> Any:
-    found, choices, bounds = _read(kind, value), setting.metadata["choices"], dict(setting.metadata["bounds"])
+    found, choices, bounds = _read(kind, value), setting.metadata["choices"], setting.metadata["bounds"]
     if found is None:
         raise _refusal(setting, value, _WORDS[kind])
     if choices and found not in choices:
         raise _refusal(setting, found, f"one of {', '.join(choices)}", nearest(found, choices))
-    if kind is int and not bounds.keys() & {"at most", "below"}:
-        bounds["at most"] = LARGEST
-    if not all(_HOLDS[word](found, bound) for word, bound in bounds.items()):
-        raise _refusal(setting, value, " and ".join(f"{word} {bound}" for word, bound in bounds.items()))
+    if kind is int and not bounds.keys() & {"high", "below"}:
+        bounds = {**bounds, "high": LARGEST}
+    if not all(BOUNDS[name][1](found, bound) for name, bound in bounds.items()):
+        raise _refusal(setting, value, " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items()))
     return found
 
 

@@ -142,6 +142,11 @@ def test_the_generator_is_in_evaluation_mode_and_gets_its_own_back(dataset):
     detect(Quarters(), dataset.split("test"), generator)
     assert generator.modes == [False]
     assert generator.training
+    broken = Shift("a text").train()
+    with pytest.raises(TypeError):
+        detect(Quarters(), dataset.split("test"), broken)
+    assert broken.modes == [False]
+    assert broken.training
 
 
 def test_metrics_json(dataset):

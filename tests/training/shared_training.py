@@ -1,7 +1,13 @@
-"""Trains a few steps of several recipes and leaves what came out; the test starts it in one process and in two."""
+"""Trains a few steps of several recipes, and runs commands, in one process and in several, and leaves what came out.
+
+Torch is imported once; what a launcher starts anew is a fork here, with what a launcher says to it.
+"""
 
 import json
+import os
+import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +15,15 @@ from typing import Any
 import torch
 
 import faap
-from faap import distributed
+from faap import cli, distributed
 from faap.data import Batch
 from faap.evaluation import detect
 from faap.evaluation.detections import mean_distance
 from faap.perturbation import build_generator
 from faap.training import Trainer
 from faap.training.monitor import NullMonitor
+
+RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
 
 
 class Log(NullMonitor):
@@ -43,7 +51,7 @@ def in_double_precision(trainer: Trainer) -> list[tuple[int, int]]:
     return shapes
 
 
-def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
+def train(places: dict[str, str], out: Path, recipes: list[str]) -> int:
     torch.set_num_threads(1)
     device = distributed.resolve_device("cpu")
     split = faap.load_dataset(places["dataset_root"]).split("train")
@@ -80,7 +88,45 @@ def main(places: dict[str, str], out: Path, recipes: list[str]) -> None:
     }
     torch.save(result, out / f"{distributed.world()}_{distributed.rank()}.pth")
     distributed.shutdown()
+    return 0
+
+
+def together(processes: int, work: Callable[[], int], out: Path, name: str) -> None:
+    """Do something in as many processes; leave each one's standard error and its exit status."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launched = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    children = []
+    for rank in range(processes):
+        if child := os.fork():
+            children.append(child)
+            continue
+        os.environ |= {key: str(value) for key, value in {**launched, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        place = out / f"{name}_{processes}_{rank}"
+        os.dup2(os.open(f"{place}.err", os.O_WRONLY | os.O_CREAT), 2)
+        status = 1
+        try:
+            status = work()
+        finally:
+            Path(f"{place}.status").write_text(str(status))
+            sys.stderr.flush()
+            os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def main(places: dict[str, str], out: Path) -> None:
+    data, detector = (f"--{key}={places[key]}" for key in ("dataset_root", "detr_checkpoint"))
+    # of three processes one gets two images of the last batch, and the others one
+    for processes, recipes in ((1, RECIPES), (2, RECIPES), (3, RECIPES[:1])):
+        together(processes, lambda recipes=recipes: train(places, out, list(recipes)), out, "train")  # type: ignore[misc]
+    measure = ["evaluate", str(out / "generator"), data, detector, "--device=cpu"]
+    for processes in (1, 2):
+        words = [*measure, f"--output_dir={out}/measured_{processes}"]
+        together(processes, lambda words=words: cli.main(words), out, "evaluate")  # type: ignore[misc]
+    wrong = ["train", "infonce_4th", "--dataset_root=/nowhere", detector, "--device=cpu"]
+    together(2, lambda: cli.main(wrong), out, "wrong")
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

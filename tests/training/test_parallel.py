@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,16 @@ import pytest
 import torch
 
 import faap
+from faap import cli
 from faap.errors import FaapError
-from faap.perturbation import build_generator
+from faap.perturbation import build_generator, save_generator
 from faap.training import Trainer
 
-RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
+RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")  # as in the script
 SCRIPT = Path(__file__).with_name("shared_training.py")
 
 
-def launch(processes: int, command: Sequence[str], where: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a script or `-m module` with its arguments, in as many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    words = [sys.executable, *(launcher if processes > 1 else []), *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FAAP_CACHE_DIR": str(where / "cache")}
-    return subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, timeout=300)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +34,24 @@ def places(tiny_promenade: Path, tiny_detector: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture(scope="module")
-def trained(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def out(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one, two and three processes leave that train and measure."""
     out = tmp_path_factory.mktemp("shared")
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        torch.save(build_generator("light", 0.1).state_dict(), out / "generator.pth")
-    # of three processes one gets two images of the last batch, and the others one
-    for processes, recipes in ((1, RECIPES), (2, RECIPES), (3, RECIPES[:1])):
-        done = launch(processes, [str(SCRIPT), json.dumps(places), str(out), *recipes], out)
-        assert done.returncode == 0, done.stderr
+        generator = build_generator("light", 0.1)
+    torch.save(generator.state_dict(), out / "generator.pth")
+    save_generator(generator, out / "generator")
+    command = [sys.executable, str(SCRIPT), json.dumps(places), str(out)]
+    environment = ENVIRONMENT | {"FAAP_CACHE_DIR": str(out / "cache")}
+    subprocess.run(command, cwd=out, env=environment, check=True, capture_output=True, timeout=300)
+    for status in out.glob("[te]*.status"):
+        assert status.read_text() == "0", status.with_suffix(".err").read_text()
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(out: Path) -> dict[str, Any]:
     return {path.stem: torch.load(path, weights_only=True) for path in out.glob("?_?.pth")}
 
 
@@ -80,16 +84,29 @@ def test_both_processes_end_with_the_same_to_the_bit(trained: dict[str, Any], re
                 assert torch.equal(value, other[part][key]), key
 
 
-def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_in_two_processes_is_one_run(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the two, which are started as a user starts them, only the first writes and prints."""
     flags = [f"--{key}={value}" for key, value in places.items()]
     flags += ["--epochs=2", "--batch_size=4", "--images_per_epoch=10", "--device=cpu"]
-    metrics, logs = {}, {}
+    command = ["train", "infonce_4th", *flags, "--output_dir=run"]
     for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+    monkeypatch.chdir(tmp_path / "1")
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "1" / "cache"))
+    assert cli.main(command) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "faap"]
+    where = tmp_path / "2"
+    environment = ENVIRONMENT | {"FAAP_CACHE_DIR": str(where / "cache")}
+    done = subprocess.run(
+        [*launcher, *command], cwd=where, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    metrics, logs = {}, {}
+    for processes, shown in ((1, capsys.readouterr().out), (2, done.stdout)):
         where = tmp_path / str(processes)
-        where.mkdir()
-        done = launch(processes, ["-m", "faap", "train", "infonce_4th", *flags, "--output_dir=run"], where)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("run directory") == 1
+        assert shown.count("run directory") == 1
         assert {path.name for path in where.iterdir()} == {"run", "cache"}
         names = {str(path.relative_to(where / "run")) for path in (where / "run").rglob("*") if path.is_file()}
         assert {"metrics.json", "report.html", "config.yaml", "checkpoints/best.pth"} < names
@@ -102,12 +119,11 @@ def test_a_run_in_two_processes_is_one_run(places: dict[str, str], tmp_path: Pat
     for one, other in zip(logs[1], logs[2], strict=True):
         assert one["train"] == pytest.approx(other["train"], rel=1e-3, abs=1e-5)
         assert one["validation"]["baseline"] == other["validation"]["baseline"]
-    # a generator is measured alike by one process and by two, of which the second finds nothing to do
-    for processes in (1, 2):
-        command = ["-m", "faap", "evaluate", str(tmp_path / "2" / "run"), *flags[:2], "--device=cpu"]
-        done = launch(processes, [*command, f"--output_dir=measured_{processes}"], tmp_path)
-        assert done.returncode == 0, done.stderr
-    measured = [json.loads((tmp_path / f"measured_{n}" / "metrics.json").read_text()) for n in (1, 2)]
+
+
+def test_a_generator_is_measured_alike_by_one_process_and_by_two(out: Path) -> None:
+    """The second of the two finds the detector's own detections in the cache."""
+    measured = [json.loads((out / f"measured_{n}" / "metrics.json").read_text()) for n in (1, 2)]
     for each in measured:
         del each["provenance"]["date"]
     assert measured[0] == measured[1]
@@ -145,11 +161,10 @@ def test_more_processes_than_images_of_a_batch_are_refused(
         Trainer(recipe, torch.device("cpu"), detector, faap.load_dataset(recipe.dataset_root).split("train"))
 
 
-def test_an_error_of_all_processes_is_an_error_and_no_traceback(places: dict[str, str], tmp_path: Path) -> None:
-    flags = ["--dataset_root=/nowhere", f"--detr_checkpoint={places['detr_checkpoint']}", "--device=cpu"]
-    done = launch(2, ["-m", "faap", "train", "infonce_4th", *flags], tmp_path)
-    assert done.returncode
-    assert "error: data set /nowhere: " in done.stderr
-    package = str(Path(faap.__file__).parent)
-    assert [line for line in done.stderr.splitlines() if f'File "{package}' in line] == []
-    assert "peer" not in done.stderr
+def test_an_error_of_all_processes_is_an_error_and_no_traceback(out: Path) -> None:
+    for rank in (0, 1):
+        assert (out / f"wrong_2_{rank}.status").read_text() == "2"
+        said = (out / f"wrong_2_{rank}.err").read_text()
+        assert "error: data set /nowhere: " in said
+        assert f'File "{Path(faap.__file__).parent}' not in said
+        assert "peer" not in said

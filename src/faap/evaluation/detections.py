@@ -72,9 +72,7 @@ def detect(
         batch = collate([images[i] for i in range(start, min(start + batch_size, len(images)))]).to(device)
         pixels, distances = batch.pixel_values, [dict[str, float]() for _ in batch.sizes]
         if generator is not None:
-            mode = generator.training
-            perturbed = generator.eval().perturb(batch.pixel_values, batch.pixel_mask)
-            generator.train(mode)
+            perturbed = perturb_as_deployed(generator, batch.pixel_values, batch.pixel_mask)
             # padding is no part of the deployed image, and its zeros are no multiples of 1/255
             pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
             if with_distance:
@@ -88,6 +86,15 @@ def detect(
             result.append(Detections(image_id, scores, categories, boxes, distance))
     by_id = {each.image_id: each for each in distributed.gather_objects(result)}
     return [by_id[record.image_id] for record in split.records]
+
+
+def perturb_as_deployed(generator: Generator, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return what a generator makes of images in evaluation mode, before rounding; it gets its own mode back."""
+    mode = generator.training
+    try:
+        return generator.eval().perturb(pixels, mask)
+    finally:
+        generator.train(mode)
 
 
 def _distances(batch: Batch, perturbed: Tensor, rounded: Tensor) -> list[dict[str, float]]:

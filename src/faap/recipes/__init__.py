@@ -6,10 +6,11 @@ from pathlib import Path
 import yaml
 
 from faap.errors import FaapError, nearest
+from faap.files import read_text
 from faap.settings import shown
 
 RECIPES = Path(__file__).parent
-# bytes of a recipe's file; ours have less than a thousand
+# characters of a recipe's file; ours have less than a thousand
 _LARGEST = 100_000
 
 
@@ -39,16 +40,14 @@ def read(path: Path) -> dict[str, str]:
     Raises:
         FaapError: if the file cannot be read, or is not a flat mapping of different fields to single values.
     """
+    text = read_text(path)
+    if len(text) > _LARGEST:
+        raise FaapError(f"{path}: has more than {_LARGEST:,} characters; it is no recipe.")
     try:
-        small = path.stat().st_size <= _LARGEST
         # the tree of what is written and not what it stands for: an alias can stand for itself, or for a billion things
-        tree = yaml.compose(path.read_text("utf-8-sig"), Loader=yaml.BaseLoader) if small else None
-    except OSError as error:
-        raise FaapError(f"{path}: cannot be read: {error}") from error
+        tree = yaml.compose(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         raise FaapError(f"{path}: is not valid YAML: {str(error)[:400]}") from error
-    if not small:
-        raise FaapError(f"{path}: has more than {_LARGEST:,} bytes; it is no recipe.")
     if not isinstance(tree, yaml.MappingNode):
         raise FaapError(f"{path}: must be a mapping of fields to values, one a line, such as 'temperature: 0.07'.")
     own: dict[str, str] = {}

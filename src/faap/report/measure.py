@@ -12,6 +12,7 @@ from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
+from faap.evaluation.detections import perturb_as_deployed
 from faap.evaluation.evaluate import measurable
 from faap.perturbation import Generator, quantise
 from faap.report.page import MAX_EXAMPLES, Example, Pixels, write_report
@@ -74,7 +75,7 @@ def examples_of(
     for i in dict.fromkeys(chosen):
         pixels = collate([images[i]]).pixel_values.to(next(generator.parameters()).device)
         with torch.no_grad():
-            perturbed = quantise(generator.perturb(pixels))
+            perturbed = quantise(perturb_as_deployed(generator, pixels))
         examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))
     return examples
 

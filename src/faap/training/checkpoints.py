@@ -40,8 +40,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FaapError: if the file is missing, broken or not such a state, of an epoch that its recipe has.
     """
-    if not path.is_file():
-        raise FaapError(f"{path}: no such checkpoint to resume from.")
     content = read_tensors(path)
     check_state(content, f"{path}: not a checkpoint of faap's training")
     return dict(content)
@@ -86,13 +84,9 @@ def check_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str
 def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dict[str, Any]:
     """Return the moments that were read, held against an optimizer's parameters, with its own settings."""
     conform(theirs, ADAM, place)
-    parameters = enumerate(parameter for group in optimizer.param_groups for parameter in group["params"])
-    mine = {
-        f"{number}.{name}": like
-        for number, parameter in parameters
-        if number in theirs["state"]
-        for name, like in {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}.items()
-    }
-    found = {f"{number}.{name}": value for number, each in theirs["state"].items() for name, value in each.items()}
-    check_tensors(found, mine, f"{place}: state")
+    parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
+    for number, moments in theirs["state"].items():
+        like = parameters.get(number)
+        mine = {} if like is None else {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
+        check_tensors(moments, mine, f"{place}: state: {number}")
     return {"state": theirs["state"], "param_groups": optimizer.state_dict()["param_groups"]}

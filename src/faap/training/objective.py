@@ -1,7 +1,6 @@
 """What the generator minimises: the weighted terms of a recipe, and the numbers that are monitored beside them."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -46,7 +45,8 @@ class Objective(nn.Module):
 
     def __init__(self, recipe: Recipe, feature_dim: int) -> None:
         super().__init__()
-        recipe.require_terms()
+        if recipe.terms and recipe.own is None:  # a file's word imports nothing
+            raise FaapError(f"the recipe has terms of your own: say --terms {recipe.terms} to import them.")
         self.recipe = recipe
         self.head: ProjectionHead | None = None
         if recipe.head != "none":
@@ -60,7 +60,7 @@ class Objective(nn.Module):
         self,
         detector: FrozenDetector,
         out: DetectorOutput,
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[dict[str, Tensor]],
         groups: Sequence[str],
         matches: list[list[Match]] | None = None,
     ) -> View:
@@ -74,31 +74,20 @@ class Objective(nn.Module):
             matches: `detector.match_all_layers(out, targets)`, if it is known already.
         """
         names = (self.recipe.anchor_group, self.recipe.reference_group)
-        anchor, reference = (
-            torch.tensor([group == name for group in groups], device=out.logits.device) for name in names
-        )
+        masks = [torch.tensor([group == name for group in groups], device=out.logits.device) for name in names]
+        known = matches or detector.match_all_layers(out, targets)
         pooled = out.features.float().mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
         scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)
 
-        @cache
-        def matching() -> list[list[Match]]:
-            return matches or detector.match_all_layers(out, boxes)
-
         def matched_scores() -> Pair:
-            per_image = list(zip(detector.matched_scores(out, boxes, matching()), groups, strict=True))
+            per_image = list(zip(detector.matched_scores(out, targets, known), groups, strict=True))
             empty = out.logits.new_zeros(0)
             first, second = (torch.cat([empty, *(s for s, group in per_image if group == name)]) for name in names)
             return first, second
 
-        boxes = [dict(target) for target in targets]
-        return View(
-            (pooled[anchor], pooled[reference]),
-            (projected[anchor], projected[reference]),
-            (scores[anchor], scores[reference]),
-            matched_scores,
-            lambda: detector.loss(out, boxes, matching()),
-        )
+        pairs = [(values[masks[0]], values[masks[1]]) for values in (pooled, projected, scores)]
+        return View(pairs[0], pairs[1], pairs[2], matched_scores, lambda: detector.loss(out, targets, known))
 
     def forward(self, view: View, schedule: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -114,15 +103,10 @@ class Objective(nn.Module):
         factors = [term.weight * (schedule[term.schedule] if term.schedule else 1.0) for term in self.terms]
         total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), view.pooled[0].new_zeros(()))
         with torch.no_grad():
-            sim_f2m, sim_f2f = similarity_statistics(*view.projected)
-            seen = {name: value.detach() for name, value in values.items()} | {
-                "total": total.detach(),
-                "sim_f2m": sim_f2m,
-                "sim_f2f": sim_f2f,
-                "score_gap": view.scores[1].mean() - view.scores[0].mean(),
-                "n_f": total.new_tensor(len(view.scores[0])),
-                "n_m": total.new_tensor(len(view.scores[1])),
-            }
+            seen = {name: value.detach() for name, value in {**values, "total": total}.items()}
+            seen["sim_f2m"], seen["sim_f2f"] = similarity_statistics(*view.projected)
+            seen["score_gap"] = view.scores[1].mean() - view.scores[0].mean()
+            seen["n_f"], seen["n_m"] = (total.new_tensor(len(scores)) for scores in view.scores)
             for term in self.terms:
                 for name, value in getattr(term.state, "monitored", dict)().items():
                     if name in seen:

@@ -28,14 +28,13 @@ from faap.training.parallel import padded_alike, sum_gradients, whole_batch
 
 # what torch and the system say where processes that load images fail -> what it means, and what else may help
 _TROUBLES = {
-    "Too many open files|ancdata": ("Too many files are open at once", "or allow more (ulimit -n 65536)"),
+    "Too many open files|ancdata": "Too many files are open at once: allow more (ulimit -n 65536)",
     r"^(EOF|BrokenPipe|Connection\w*|BlockingIO)Error|Cannot allocate memory": (
-        "A process that loads images cannot start or has ended",
-        "or give it more memory",
+        "A process that loads images cannot start or has ended: give it more memory"
     ),
     r"DataLoader worker \(pid|shared memory|torch_shm": (
-        "Its memory, or that which workers share (/dev/shm), has run out, or it was killed",
-        "a smaller --batch_size, or more shared memory (docker run --shm-size)",
+        "Its memory, or that which workers share (/dev/shm), has run out, or it was killed: use a smaller "
+        "--batch_size, more shared memory (docker run --shm-size)"
     ),
 }
 
@@ -82,6 +81,7 @@ class Trainer:
         with seeded(recipe.seed):
             self.generator = build_generator(recipe.arch, recipe.epsilon_peak, recipe.widths or None).to(device)
             self.objective = Objective(recipe, detector.feature_dim).to(device)
+        self.trained = nn.ModuleList([self.generator, self.objective])
         self.parts = [list(part.parameters()) for part in (self.generator, self.objective.head) if part is not None]
         everything = list(itertools.chain(*self.parts))
         self.clipped = self.parts if recipe.clip_apart else [everything]
@@ -95,21 +95,18 @@ class Trainer:
             group["lr"] = schedule["learning_rate"]
         self.generator.epsilon = schedule["epsilon"]  # the bound belongs to the epoch's generator, wherever it is used
         self.batches.set_epoch(epoch)
-        self.generator.train()
-        self.objective.train()
+        self.trained.train()
         steps: list[dict[str, float]] = []
         progress = Progress(console=monitor.console, transient=True)
         with seeded(self.recipe.seed, epoch), progress, _loading():
             for number, batch in enumerate(progress.track(self.loader, description=f"epoch {epoch}")):
                 steps.append(self.step(padded_alike(batch.to(self.device)), epoch, schedule))
                 monitor.step(epoch * len(self.batches) + number, steps[-1] | schedule)
-        self.generator.eval()
-        self.objective.eval()
+        self.trained.eval()
         self.finished = epoch + 1
         images = round(sum(values["n_f"] + values["n_m"] for values in steps))
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
-        losses = self.objective.losses
-        return {"epoch": epoch, "images": images, "train": means, "losses": losses, "schedule": schedule}
+        return {"epoch": epoch, "images": images, "train": means, "losses": self.objective.losses, "schedule": schedule}
 
     def step(self, batch: Batch, epoch: int, schedule: Mapping[str, float]) -> dict[str, float]:
         """Make one optimizer step with this process's images of a batch; return every monitored number."""
@@ -144,7 +141,7 @@ class Trainer:
         said = f"the loss or its gradient is not finite in epoch {epoch} ({numbers})"
         if not _is_finite(self.detector):
             return f"{said}: weights of the detector {self.detector.name} are not; take another checkpoint of it."
-        if not _is_finite(self.generator) or not _is_finite(self.objective):
+        if not _is_finite(self.trained):
             return f"{said}: the trained weights are not; resume an earlier checkpoint with a lower --lr_g."
         if not self.optimizer.state and not self.finished:
             bf16 = " Try --precision no." if self.recipe.precision == "bf16" else ""
@@ -176,18 +173,18 @@ class Trainer:
         """
         check_state(state, place)
         ours = self.state_dict()
-        for key, trained, here, flag in (
-            ("data_sha256", "on other data", self.recipe.dataset_root, "dataset_root"),
-            ("detector_file_sha256", "against another detector", self.detector.name, "detr_checkpoint"),
+        for key, trained, flag in (
+            ("data_sha256", "on other data", "dataset_root"),
+            ("detector_file_sha256", "against another detector", "detr_checkpoint"),
         ):
             if state[key] != ours[key]:
                 raise FaapError(
-                    f"{place}: trained {trained} than {here} (SHA-256 {state[key][:12]}…, here {ours[key][:12]}…). "
-                    f"Resume with the --{flag} of that training."
+                    f"{place}: trained {trained} than {getattr(self.recipe, flag)} (SHA-256 {state[key][:12]}…, here "
+                    f"{ours[key][:12]}…). Resume with the --{flag} of that training."
                 )
+        for part in ("generator", "objective"):
+            check_tensors(state[part], ours[part], f"{place}: {part}")
         objective = dict(state["objective"])
-        check_tensors(state["generator"], ours["generator"], f"{place}: generator")
-        check_tensors(objective, ours["objective"], f"{place}: objective")
         for name, term in self.objective.states.items():
             key = f"states.{name}._extra_state"
             if isinstance(own := getattr(term, "optimizer", None), torch.optim.Adam) and key in objective:
@@ -243,10 +240,10 @@ def _loading() -> Iterator[None]:
         name, said = type(error).__name__, str(error).strip()
         # a worker wraps a message in its traceback
         own = said.rpartition(f"{name}: ")[2]
-        for signs, (reason, help) in _TROUBLES.items():
+        for signs, trouble in _TROUBLES.items():
             if re.search(signs, f"{name}: {said}"):
                 line = (own.splitlines() or [name])[-1]
-                raise FaapError(f"{line}\n{reason}: use fewer --num_workers, {help}.") from error
+                raise FaapError(f"{line}\n{trouble}, or use fewer --num_workers.") from error
         if isinstance(error, FaapError):
             raise FaapError(own) from None
         raise
