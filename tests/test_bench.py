@@ -79,10 +79,13 @@ def test_a_turn_is_every_job_once_and_the_first_is_a_warm_up(monkeypatch: pytest
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Runs a script of benchmarks/ as its users do, and returns what it prints."""
+def run(
+    tiny_promenade: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
+    """Runs a script of benchmarks/ as its users do, on pictures that are there, and returns what it prints."""
     threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(bench, "pictures", lambda folder: faap.load_dataset(tiny_promenade))
 
     def script(name: str, *flags: str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [name, "--device", "cpu", "--threads", "1", "--repeats", "1", *flags])

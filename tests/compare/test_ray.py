@@ -50,42 +50,43 @@ def recipes(tiny_promenade: Path, tiny_detector: Path) -> list[Recipe]:
     return [load_recipe(name, **small) for name in ("moco_4th", "infonce_4th")]
 
 
-def test_runs_on_two_nodes_are_those_made_here(
+def test_runs_on_two_nodes_are_those_made_here_and_end_as_they_do(
     cluster: str, recipes: list[Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # not what Ray gives a task of one CPU; the last bits show it
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.chdir(tmp_path)
-    there = compare(recipes, "there", runner=RayRunner(cluster), console=QUIET)
+    runner = RayRunner(cluster)
+    with runner.open([], QUIET):  # joined once, so that the processes on its nodes, which are slow to start, stay
+        there = compare(recipes, "there", runner=runner, console=QUIET)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        _fail_and_interrupt(runner, recipes)
     assert there["failed"] == []
     logs = [Path("there/logs", f"{recipe.name}_0.log").read_text().splitlines() for recipe in recipes]
     assert len({log[0] for log in logs}) == 2
-    for recipe in recipes:
-        faap.train(replace(recipe, output_dir=f"here/{recipe.name}"), console=QUIET)
+    faap.train(replace(recipes[0], output_dir="here"), console=QUIET)
     torch.set_num_threads(threads)
-    for recipe in recipes:
-        one, other = Path("here") / recipe.name, Path("there") / recipe.name / "seed_0"
-        measured = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
-        for metrics in measured:
-            metrics.get("provenance", {}).pop("date", None)
-        assert measured[0] == measured[1]
-        rows = [json.loads((run / "train_log.jsonl").read_text()) | {"seconds": 0} for run in (one, other)]
-        assert rows[0] == rows[1]
-        weights = [(run / "generator" / "model.safetensors").read_bytes() for run in (one, other)]
-        assert weights[0] == weights[1]
+    one, other = Path("here"), Path("there") / recipes[0].name / "seed_0"
+    measured = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
+    for metrics in measured:
+        metrics.get("provenance", {}).pop("date", None)
+    assert measured[0] == measured[1]
+    rows = [json.loads((run / "train_log.jsonl").read_text()) | {"seconds": 0} for run in (one, other)]
+    assert rows[0] == rows[1]
+    weights = [(run / "generator" / "model.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
     # no cluster is joined where nothing is to be made
     assert compare(recipes, "there", runner=RayRunner("nowhere:1"), console=QUIET) == there
 
 
-def test_a_run_that_fails_and_one_that_is_interrupted(cluster: str, recipes: list[Recipe], tmp_path: Path) -> None:
-    endless = replace(recipes[0], output_dir=str(tmp_path / "endless"), epochs=100_000)
-    bad = replace(recipes[1], output_dir=str(tmp_path / "bad"), dataset_root="/nowhere")
-    runner = RayRunner(cluster)
-    with ThreadPoolExecutor(1) as pool, runner.open([endless, bad], QUIET):
-        ends = pool.submit(runner.train, endless, tmp_path / "endless.log", 1)
-        with pytest.raises(FaapError, match=r"^data set /nowhere: .* \(exit status 2, log .*bad\.log\)$"):
-            runner.train(bad, tmp_path / "bad.log", 1)
+def _fail_and_interrupt(runner: RayRunner, recipes: list[Recipe]) -> None:
+    endless = replace(recipes[0], output_dir="endless", epochs=100_000)
+    bad = replace(recipes[1], output_dir="bad", dataset_root="/nowhere")
+    with ThreadPoolExecutor(1) as pool:
+        ends = pool.submit(runner.train, endless, Path("endless.log"), 1)
+        with pytest.raises(FaapError, match=r"^data set /nowhere: .* \(exit status 2, log bad\.log\)$"):
+            runner.train(bad, Path("bad.log"), 1)
         runner.end()
         assert ends.exception(timeout=60)
 

@@ -12,9 +12,9 @@ from faap.conform import conform
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
-from faap.evaluation.gaps import GAPS, HEADLINE, headline
+from faap.evaluation.gaps import GAPS, HEADLINE, difference, headline
 from faap.report.charts import curves_of
-from faap.report.words import difference, number
+from faap.report.words import number
 from faap.runs import Run
 
 RULE = (

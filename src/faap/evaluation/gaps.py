@@ -21,8 +21,12 @@ HEADLINE = {
 
 def gap(metrics: Metrics, metric: str, anchor: str, reference: str) -> Any:
     """Return reference − anchor in one metric, of numbers or arrays alike; None if either is None."""
-    low, high = metrics[anchor][metric], metrics[reference][metric]
-    return None if low is None or high is None else high - low
+    return difference(metrics[anchor][metric], metrics[reference][metric])
+
+
+def difference(before: Any, after: Any) -> Any:
+    """Return after − before; None if either is."""
+    return None if before is None or after is None else after - before
 
 
 def headline(metrics: Metrics, anchor: str, reference: str) -> dict[str, Any]:

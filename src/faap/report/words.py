@@ -6,6 +6,7 @@ from typing import Any
 
 from faap.evaluation import HEADLINE, headline, t_interval, verdict_of
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead
+from faap.evaluation.gaps import difference
 
 # changes below this are shown as none, because four decimals are printed
 _VISIBLE = 5e-5
@@ -37,11 +38,6 @@ def spread(values: Mapping[str, float | None], sign: str = " ± ") -> str:
     """A mean with its standard deviation, if there is one."""
     std = values["std"]
     return number(values["mean"]) + ("" if std is None else f"{sign}{number(std)}")
-
-
-def difference(before: float | None, after: float | None) -> float | None:
-    """after − before, None if either is."""
-    return None if before is None or after is None else after - before
 
 
 def change(before: float | None, after: float | None) -> tuple[str, str, str]:
