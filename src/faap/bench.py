@@ -35,7 +35,7 @@ from faap.evaluation import evaluate
 from faap.files import write_text
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
-from faap.training.trainer import Trainer, forked_rng
+from faap.training.trainer import Trainer, seeded
 
 SIZE = (320, 416)
 LARGE = (800, 1066)
@@ -78,7 +78,7 @@ def bench(
         The numbers of `FIGURES`, under "ranges" the lowest and highest of their turns, "seconds" (medians), "machine".
     """
     place = resolve_device(device)
-    with forked_rng(), tempfile.TemporaryDirectory() as folder, patch.dict(os.environ), ExitStack() as afterwards:
+    with seeded(0), tempfile.TemporaryDirectory() as folder, patch.dict(os.environ), ExitStack() as afterwards:
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
         seconds = take_turns(_jobs(place, Path(folder)), repeats, place, console)

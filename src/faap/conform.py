@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from faap.errors import FaapError
+from faap.settings import shown
 
 Shape = Any
 OPTIONAL = "?"
@@ -83,8 +84,4 @@ def _name(kind: Any) -> str:
 
 def _require(right: bool, value: Any, wanted: str, place: str) -> None:
     if not right:
-        try:
-            found = repr(value)
-        except Exception:  # nested too deep, or a number of too many digits
-            found = f"a {type(value).__name__}"
-        raise FaapError(f"{place}: is {found if len(found) <= 80 else found[:77] + '…'}; it should be {wanted}.")
+        raise FaapError(f"{place}: is {shown(value)}; it should be {wanted}.")

@@ -97,8 +97,7 @@ class Adversary(nn.Module):
             reference: (m, D) those of the reference group.
         """
         features = widen(torch.cat([anchor, reference]).detach())
-        labels = torch.zeros(len(features), dtype=torch.long, device=features.device)
-        labels[: len(anchor)] = 1
+        labels = (torch.arange(len(features), device=features.device) < len(anchor)).long()
         for _ in range(self.steps):
             loss = F.cross_entropy(self.discriminator(features), labels)
             self.optimizer.zero_grad(set_to_none=True)

@@ -197,17 +197,11 @@ class Trainer:
 
 
 @contextmanager
-def forked_rng() -> Iterator[None]:
-    """Leave torch's random numbers as they were; on a GPU only where something has used one."""
+def seeded(*numbers: int) -> Iterator[None]:
+    """Make torch's random numbers a function of `numbers` inside, and leave the caller's generators as they were."""
+    # a GPU's only where something has used one
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Make torch's random numbers a function of `numbers` inside, and leave the caller's generator as it was."""
-    with forked_rng():
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
         yield
 
