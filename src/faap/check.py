@@ -48,24 +48,18 @@ def check(dataset: Dataset, *, images: bool = True, console: Console | None = No
     for split in map(splits.__getitem__, parts):
         problems += _empty(dataset, split)
         notes += _unequal(split)
-    return {
-        "root": str(dataset.root),
-        "layout": dataset.layout,
-        "notes": list(dict.fromkeys(notes)),
-        "groups": [dataset.anchor, dataset.reference],
-        "splits": {
-            name: {
-                "images": len(split.records),
-                "categories": {str(key): category for key, category in split.categories.items()},
-                "groups": {group: _group(split, group) for group in split.counts()},
-                "mixed": sum(len(record.groups) > 1 for record in split.records),
-                "left_out": dataset.unchecked(name).left_out,
-            }
-            for name, split in splits.items()
-        },
-        "problems": [{name: str(getattr(each, name)) for name in _WORDS} for each in problems],
-        "counts": dict(Counter(each.kind for each in problems)),
-    }
+    result: dict[str, Any] = {"root": str(dataset.root), "layout": dataset.layout, "notes": list(dict.fromkeys(notes))}
+    result |= {"groups": [dataset.anchor, dataset.reference], "splits": {}}
+    for name, split in splits.items():
+        result["splits"][name] = {
+            "images": len(split.records),
+            "categories": {str(key): category for key, category in split.categories.items()},
+            "groups": {group: _group(split, group) for group in split.counts()},
+            "mixed": sum(len(record.groups) > 1 for record in split.records),
+            "left_out": dataset.unchecked(name).left_out,
+        }
+    result["problems"] = [{name: str(getattr(each, name)) for name in _WORDS} for each in problems]
+    return result | {"counts": dict(Counter(each.kind for each in problems))}
 
 
 def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
@@ -129,14 +123,12 @@ def _group(split: Split, group: str) -> dict[str, Any]:
     crowd = np.concatenate([record.crowd for record in records])
     areas, boxes = (np.concatenate([getattr(r, name) for r in records])[~crowd] for name in ("areas", "boxes"))
     sizes = sorted({(record.width, record.height) for record in records}, key=lambda size: (size[0] * size[1], size))
+    small, large = areas < SMALL, areas > LARGE
     return {
-        "images": len(records),
-        "objects": split.objects(group),
-        "small": int((areas < SMALL).sum()),
-        "medium": int(((areas >= SMALL) & (areas <= LARGE)).sum()),
-        "large": int((areas > LARGE).sum()),
+        **{"images": len(records), "objects": split.objects(group)},
+        **{"small": int(small.sum()), "medium": int((~small & ~large).sum()), "large": int(large.sum())},
         "crowds": int(crowd.sum()),
-        "image_sizes": [list(size) for size in (sizes[:1] if len(sizes) == 1 else [sizes[0], sizes[-1]])],
+        "image_sizes": [list(size) for size in dict.fromkeys((sizes[0], sizes[-1]))],
         "image_aspect": _range([record.width / record.height for record in records]),
         "box_height": _range(boxes[:, 3].tolist()),
     }

@@ -141,11 +141,9 @@ def demo(parser: Parser, console: Console) -> None:
         split = faap.load_dataset("promenade").split("test")
         control = faap.load_detector(detector_dir("control"), resolve_device(recipe.device))
         gap = gap_with_error(split, detect(control, split))["AP"]
-        console.print(
-            f"The control (same detector, trained without the planted bias) has an AP gap of {gap['value']:.4f} "
-            f"(standard error {gap['standard_error']:.4f}) on the same scenes: that much is the pictures'.",
-            highlight=False,
-        )
+        found = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f})"
+        said = f"The control (same detector, trained without the planted bias) has {found} on the same scenes"
+        console.print(f"{said}: that much is the pictures'.", highlight=False)
 
 
 def _data_flags(parser: Parser, *others: str) -> None:
@@ -185,9 +183,8 @@ def evaluate(parser: Parser, console: Console) -> None:
     parser.add_argument("generator", help="a run directory, a generator's folder or file")
     _data_flags(parser)
     parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
-    parser.add_argument(
-        "--output_dir", default="faap_outputs/evaluate", help="gets metrics.json and report.html (default: %(default)s)"
-    )
+    here, kept = "faap_outputs/evaluate", "gets metrics.json and report.html (default: %(default)s)"
+    parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
@@ -202,11 +199,8 @@ def evaluate(parser: Parser, console: Console) -> None:
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    run, split, absolute = Run(given["output_dir"]), given["split"], given["absolute"]
-    metrics = measure(
-        detector, generator, dataset, run, split=split, absolute=absolute, move_aside=True, console=console
-    )
-    _conclude(metrics, run, console)
+    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute")}
+    _conclude(measure(detector, generator, dataset, run, **how, move_aside=True, console=console), run, console)
 
 
 def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +222,8 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
         settings = {name: getattr(recipe, name) for name in names} | settings
     for name, what in (("dataset_root", "data set"), ("detr_checkpoint", "detector")):
         if name not in settings:
-            raise FaapError(
-                f"{given['generator']}: does not say which {what} to measure it with. Give --{name}; promenade is the "
-                "embedded benchmark's."
-            )
+            lacking = f"{given['generator']}: does not say which {what} to measure it with."
+            raise FaapError(f"{lacking} Give --{name}; promenade is the embedded benchmark's.")
     return settings
 
 
@@ -240,13 +232,8 @@ def compare(parser: Parser, console: Console) -> None:
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
     parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
     parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new",
-    )
+    cluster = "hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new"
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
     names = [name for name in _before_flags(parser.words) if not os.path.isdir(name)]
     _recipe_flags(parser, "RECIPE [RECIPE ...] ", names)

@@ -25,9 +25,8 @@ from faap.schedules import schedules
 from faap.settings import SECTIONS, checked, setting, shown
 
 Values = Mapping[str, Any]
-_run, _data, _groups, _generator, _training = (
-    partial(setting, section=section) for section in ("run", "data", "groups", "generator", "training")
-)
+_run, _data, _groups, _generator, _training = (partial(setting, section=section) for section in SECTIONS[:5])
+_EDGES = "shortest edges drawn, in pixels where a detector's own is 800; unused where it takes images as they are"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +72,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     seed: int = _training(0, "of weights, sample order, augmentation and dropout", low=0, below=2**63)
     batch_size: int = _training(8, "images a step, even: half of each group", low=2)
     images_per_epoch: int = _training(0, "images an epoch; 0: twice the larger group's", low=0, high=10**9)
-    train_edges: tuple[int, ...] = _training(
-        TRAINING_EDGES,
-        "shortest edges drawn, in pixels for a detector whose own is 800, scaled for others; unused where a detector "
-        "takes images as they are",
-        low=1,
-        high=10_000,
-    )
+    train_edges: tuple[int, ...] = _training(TRAINING_EDGES, _EDGES, low=1, high=10_000)
     optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)

@@ -43,7 +43,7 @@ def _join(device: torch.device) -> torch.device:
     if device.type == "cuda":
         if device.index is not None:
             raise FaapError(
-                f"device is '{device}', but {count} processes were started: use cuda, and each has its own."
+                f"device is '{device}', and {count} processes were started: use cuda, and each has its own."
             )
         if local >= (here := torch.cuda.device_count()):
             raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
@@ -66,10 +66,8 @@ def _launched() -> tuple[int, int]:
     for name, pattern in wanted.items():
         if not re.fullmatch(pattern, given.get(name, "")):
             found = repr(given[name]) if name in given else "not set"
-            raise FaapError(
-                f"WORLD_SIZE is {given['WORLD_SIZE']!r}, so several processes should have been started, but {name} is "
-                f"{found}: start them with torchrun or accelerate launch, or unset WORLD_SIZE for a single one."
-            )
+            said = f"WORLD_SIZE is {given['WORLD_SIZE']!r}, for several processes, but {name} is {found}"
+            raise FaapError(f"{said}: start them with torchrun or accelerate launch, or unset WORLD_SIZE for one.")
     count, number, local = (int(given[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if number >= count:
         raise FaapError(f"RANK is {number}; of {count} processes (WORLD_SIZE) the last is {count - 1}.")

@@ -114,11 +114,10 @@ def read_tensors(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()
-            raise FaapError(
-                f"{path}: holds more than tensors and plain values, and nothing else is ever unpickled, since it could "
-                f"run code ({reason[:200]}). Where you trust the file, save its tensors alone in a new one."
-            ) from error
+            reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()[:200]
+            never = "holds more than tensors and plain values, and nothing else is ever unpickled: it could run code"
+            advice = "Where you trust the file, save its tensors alone in a new one."
+            raise FaapError(f"{path}: {never} ({reason}). {advice}") from error
 
 
 def read_safetensors(path: Path) -> "dict[str, Tensor]":

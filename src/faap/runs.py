@@ -54,10 +54,8 @@ class Run:
     def of(cls, path: str | Path) -> "Run | None":
         """Return the run that a path is, or lies in as a checkpoint or a generator; None if it is of no run."""
         place = Path(path).resolve()
-        return next(
-            (run for run in map(cls, (place, *place.parents[:2])) if run.config.is_file() or run.checkpoints.is_dir()),
-            None,
-        )
+        runs = map(cls, (place, *place.parents[:2]))
+        return next((run for run in runs if run.config.is_file() or run.checkpoints.is_dir()), None)
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the place of one epoch's checkpoint."""
@@ -88,10 +86,8 @@ class Run:
         Raises:
             FaapError: if it is not a log of a training.
         """
-        lines = read_text(self.log).splitlines() if self.log.exists() else []
-        return [
-            _parsed(line, ROW, f"{self.log}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-        ]
+        lines = enumerate(read_text(self.log).splitlines() if self.log.exists() else [], 1)
+        return [_parsed(line, ROW, f"{self.log}, line {number}") for number, line in lines if line.strip()]
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
@@ -174,10 +170,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
-        said = getattr(error, "strerror", None) or error
-        raise FaapError(
-            f"output_dir {folder}: cannot be made or written to ({said}); give a folder of your own with --output_dir."
-        ) from error
+        said = f"output_dir {folder}: cannot be made or written to ({getattr(error, 'strerror', None) or error})"
+        raise FaapError(f"{said}; give a folder of your own with --output_dir.") from error
 
 
 def copy_file(source: Path, target: Path) -> None:

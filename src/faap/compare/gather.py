@@ -136,10 +136,8 @@ def _refuse_other_measurement(one: Result, other: Result) -> None:
     keys = [(group, key) for group in _groups(one.run) for key in GAPS.values()]
     before, after = ([each["baseline"][group][key] or 0 for group, key in keys] for each in (mine, theirs))
     if not same or not np.allclose(before, after, rtol=0, atol=ROUNDING):
-        raise FaapError(
-            f"{one.run.output_dir} and {other.run.output_dir} were measured on other data or another detector: nothing "
-            "can be compared. Use another --output_dir."
-        )
+        what = f"{one.run.output_dir} and {other.run.output_dir} were measured on other data or another detector"
+        raise FaapError(f"{what}: nothing can be compared. Use another --output_dir.")
 
 
 def _is_blind(result: Result) -> bool:

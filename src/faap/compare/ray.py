@@ -88,10 +88,8 @@ def _join(address: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
-        raise FaapError(
-            f"Ray cannot be reached at {address or 'this machine'}: {error}\n"
-            "--ray takes auto, HOST:PORT, ray://HOST:PORT or nothing, and stands after the recipes."
-        ) from error
+        advice = "--ray takes auto, HOST:PORT, ray://HOST:PORT or nothing, and stands after the recipes."
+        raise FaapError(f"Ray cannot be reached at {address or 'this machine'}: {error}\n{advice}") from error
 
 
 def _wanted(run: Recipe) -> tuple[int, list[int]]:

@@ -1,12 +1,10 @@
 """Make a frozen model faster without changing what it computes."""
 
 from collections import Counter
-from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import PreTrainedModel
 
@@ -31,10 +29,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     if library_model._supports_sdpa:
         # The empty key leaves the backbone alone, whose default is fused where it has attention.
         library_model.set_attn_implementation({"": "sdpa"})
-    # DAB-DETR, whose library code knows no other attention than the plain one.
-    for module in library_model.modules():
-        if type(module).__name__ in ("DetrAttention", "DabDetrAttention"):
-            module.forward = MethodType(_attend, module)
     return model
 
 
@@ -89,19 +83,3 @@ def _fold(convolution: nn.Conv2d, norm: Any) -> None:
     convolution.weight, convolution.bias = (
         nn.Parameter(value.detach().to(convolution.weight), requires_grad=False) for value in folded
     )
-
-
-def _attend(
-    self: Any, hidden_states: Tensor, attention_mask: Any = None, object_queries: Any = None, **given: Any
-) -> tuple[Tensor, None]:
-    """Compute what DAB-DETR's attention does, in the encoder and in the decoder, with the fused kernel."""
-    if object_queries is None:
-        query, key, value = hidden_states, given["key_states"], given["value_states"]
-        heads, project = self.attention_heads, self.output_proj
-    else:  # the encoder's, which holds the projections too
-        positioned = hidden_states + object_queries
-        query, key, value = self.q_proj(positioned), self.k_proj(positioned), self.v_proj(hidden_states)
-        heads, project = self.num_heads, self.out_proj
-    query, key, value = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (query, key, value))
-    mixed = F.scaled_dot_product_attention(query, key, value, attention_mask)
-    return project(mixed.transpose(1, 2).flatten(2)), None

@@ -36,10 +36,8 @@ def check_resampling(split: Split) -> list[list[list[int]]]:
         strata[frozenset(group for i in members for group in split.records[i].groups)].append(members)
     for group in (split.anchor, split.reference):
         if sum(len(drawn) for groups, drawn in strata.items() if group in groups) < 2:
-            raise FaapError(
-                f"group '{group}' has a single image or scene; a confidence interval needs at least two of each "
-                "group, so add images"
-            )
+            wanted = "a confidence interval needs at least two of each group, so add images"
+            raise FaapError(f"group '{group}' has a single image or scene; {wanted}")
     return list(strata.values())
 
 
@@ -113,18 +111,14 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
-    groups, result = list(before)[:2], {}
+    groups, result = list(before)[:2], dict[str, dict[str, Any]]()
     for name, metric in GAPS.items():
         old, new = (gap(values, metric, *groups) for values in (before, after))
         change = new - old
-        result[name] = {
-            "baseline": float(old[0]),
-            "perturbed": float(new[0]),
-            "change": float(change[0]),
-            "relative_change": float(change[0] / old[0]) if old[0] else None,
-            "ci95": percentile_interval(change[1:]),
-            "p_value": p_value(change[1:]),
-        }
+        relative = float(change[0] / old[0]) if old[0] else None
+        result[name] = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": float(change[0])}
+        result[name] |= {"relative_change": relative, "ci95": percentile_interval(change[1:])}
+        result[name]["p_value"] = p_value(change[1:])
     return result
 
 
@@ -147,10 +141,8 @@ def gap_with_error(
         FaapError: as `replicate`.
     """
     (found,) = replicate(split, detections, samples=samples, seed=seed)
-    return {
-        name: {
-            **estimate(gap(found, metric, split.anchor, split.reference)),
-            "groups": {group: estimate(values[metric]) for group, values in found.items()},
-        }
-        for name, metric in GAPS.items()
-    }
+    result = {}
+    for name, metric in GAPS.items():
+        groups = {group: estimate(values[metric]) for group, values in found.items()}
+        result[name] = estimate(gap(found, metric, split.anchor, split.reference)) | {"groups": groups}
+    return result

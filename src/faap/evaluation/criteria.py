@@ -55,7 +55,7 @@ def success_criteria(
     unseen = all(is_dead(baseline[group]) for group in (anchor, reference))
     blind = {whose: is_dead(perturbed[group]) for whose, group in (("anchor", anchor), ("reference", reference))}
     blind["gap"] = any(blind.values())
-    result = {}
+    result = dict[str, dict[str, Any]]()
     for name, (share, bound) in GOALS.items():
         before, after, drawn_before, drawn_after = (each[name] for each in numbers)
         whose, _ = HEADLINE[name]
@@ -68,14 +68,8 @@ def success_criteria(
             edge = -_ROUNDING if share == 1 else _ROUNDING
             met = MET if not (unseen or blind[whose]) else UNKNOWN
             verdict = met if low > edge else NOT_MET if high <= edge else UNKNOWN
-        result[name] = {
-            "value": float(after),
-            "target": float(target),
-            "difference": difference,
-            "ci95": interval,
-            "verdict": verdict,
-            "met": verdict == MET,
-        }
+        result[name] = {"value": float(after), "target": float(target), "difference": difference, "ci95": interval}
+        result[name] |= {"verdict": verdict, "met": verdict == MET}
     return result
 
 

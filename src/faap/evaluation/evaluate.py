@@ -76,20 +76,12 @@ def evaluate(
     after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
     categories, left_out = comparable_categories(images)
-    return without_nan(
-        {
-            "split": split,
-            "images": {group: len(images.positions(group)) for group in before},
-            "categories": categories,
-            "categories_left_out": left_out,
-            **({"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}),
-            "baseline": before,
-            "perturbed": after,
-            "gap": gap_changes(*drawn),
-            "success": success_criteria(before, after, drawn, absolute=absolute),
-            "warnings": warnings_about(before, after, absolute=absolute),
-            "perturbation": {"epsilon": generator.epsilon, **mean_distance(perturbed)},
-            "provenance": provenance(detector, generator, dataset, split),
-            "detector_sha256": detector.tensors_sha256(),
-        }
-    )
+    result: dict[str, Any] = {"split": split, "images": {group: len(images.positions(group)) for group in before}}
+    result |= {"categories": categories, "categories_left_out": left_out}
+    result |= {"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}
+    result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn)}
+    result["success"] = success_criteria(before, after, drawn, absolute=absolute)
+    result["warnings"] = warnings_about(before, after, absolute=absolute)
+    result["perturbation"] = {"epsilon": generator.epsilon, **mean_distance(perturbed)}
+    result["provenance"] = provenance(detector, generator, dataset, split)
+    return without_nan(result | {"detector_sha256": detector.tensors_sha256()})

@@ -30,10 +30,8 @@ def check_aligned(records: Sequence[Record], detections: Sequence[Detections]) -
         raise FaapError(f"{len(detections)} entries of detections for {len(records)} images; there must be one each")
     for position, (record, detected) in enumerate(zip(records, detections, strict=True)):
         if record.image_id != detected.image_id:
-            raise FaapError(
-                f"detections out of order: entry {position} is of image {detected.image_id}, "
-                f"the split has image {record.image_id} there"
-            )
+            found = f"entry {position} is of image {detected.image_id}, where the split has image {record.image_id}"
+            raise FaapError(f"detections out of order: {found}")
 
 
 def coco_metrics(
@@ -60,13 +58,10 @@ def coco_metrics(
 
 
 def _accumulated(records: Sequence[Record], found: Sequence[Detections], categories: Mapping[int, str]) -> Any:
-    coco = COCO(
-        {
-            "images": [{"id": record.image_id} for record in records],
-            "annotations": _entries(records, bbox="boxes", category_id="labels", area="areas", iscrowd="crowd"),
-            "categories": [{"id": number, "name": name} for number, name in categories.items()],
-        }
-    )
+    images = [{"id": record.image_id} for record in records]
+    truth = _entries(records, bbox="boxes", category_id="labels", area="areas", iscrowd="crowd")
+    named = [{"id": number, "name": name} for number, name in categories.items()]
+    coco = COCO({"images": images, "annotations": truth, "categories": named})
     result = coco.loadRes(_entries(found, bbox="boxes", category_id="labels", score="scores"))
     evaluator = COCOeval_faster(coco, result, "bbox")
     evaluator.evaluate()

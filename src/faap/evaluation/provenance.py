@@ -15,19 +15,13 @@ from faap.weights import tensors_sha256
 
 def provenance(detector: FrozenDetector, generator: nn.Module, dataset: Dataset, split: str) -> dict[str, Any]:
     """Return what identifies a measurement, ready for JSON."""
+    hashes = {"file_sha256": detector.file_sha256, "tensors_sha256": detector.tensors_sha256()}
+    about = {"arch": getattr(generator, "arch", type(generator).__name__), "epsilon": generator.epsilon}
     return {
         "dataset": str(dataset.root),
         "split_sha256": dataset.split(split).fingerprint(),
-        "detector": {
-            "name": detector.name,
-            "file_sha256": detector.file_sha256,
-            "tensors_sha256": detector.tensors_sha256(),
-        },
-        "generator": {
-            "arch": getattr(generator, "arch", type(generator).__name__),
-            "epsilon": generator.epsilon,
-            "sha256": tensors_sha256(generator.state_dict()),
-        },
+        "detector": {"name": detector.name, **hashes},
+        "generator": {**about, "sha256": tensors_sha256(generator.state_dict())},
         "versions": {"faap": faap.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

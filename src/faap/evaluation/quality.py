@@ -28,8 +28,5 @@ def image_quality(original: Tensor, perturbed: Tensor) -> dict[str, float]:
     similarity = math.nan
     if min(original.shape[-2:]) >= _WINDOW:
         similarity = float(ssim(original[None], perturbed[None], _WINDOW, padding="valid").mean())
-    return {
-        "linf_pixels": 255.0 * float(difference.abs().max()),
-        "psnr_db": -10.0 * math.log10(error) if error else math.inf,
-        "ssim": similarity,
-    }
+    largest, noise = 255.0 * float(difference.abs().max()), -10.0 * math.log10(error) if error else math.inf
+    return {"linf_pixels": largest, "psnr_db": noise, "ssim": similarity}

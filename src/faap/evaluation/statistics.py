@@ -26,11 +26,8 @@ def p_value(replicates: Floats) -> float | None:
 def estimate(values: Floats) -> dict[str, Any]:
     """Return a value with its error from the value itself and, after it, its replicates."""
     finite = values[1:][np.isfinite(values[1:])]
-    return {
-        "value": float(values[0]),
-        "standard_error": float(finite.std(ddof=1)) if len(finite) > 1 else None,
-        "ci95": percentile_interval(finite),
-    }
+    spread = float(finite.std(ddof=1)) if len(finite) > 1 else None
+    return {"value": float(values[0]), "standard_error": spread, "ci95": percentile_interval(finite)}
 
 
 def t_interval(mean: float, std: float, count: int) -> list[float]:

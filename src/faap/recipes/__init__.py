@@ -25,10 +25,8 @@ def find(name_or_path: str | Path) -> Path:
     if str(name_or_path) in known:
         return RECIPES / f"{name_or_path}.yaml"
     if not os.path.isfile(name_or_path):
-        raise FaapError(
-            f"{shown(str(name_or_path), 300)[1:-1]}: no recipe of this name, and no file."
-            f"{nearest(str(name_or_path), known)} Recipes: {', '.join(known)}."
-        )
+        hint = f"{nearest(str(name_or_path), known)} Recipes: {', '.join(known)}."
+        raise FaapError(f"{shown(str(name_or_path), 300)[1:-1]}: no recipe of this name, and no file.{hint}")
     return Path(name_or_path)
 
 

@@ -71,9 +71,8 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
 
 def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
     """What happened to the AP of both groups, and which of them moved the gap."""
-    (a, a_after), (r, r_after) = (
-        [metrics[which][group]["AP"] for which in ("baseline", "perturbed")] for group in (anchor, reference)
-    )
+    a, r = (metrics["baseline"][group]["AP"] for group in (anchor, reference))
+    a_after, r_after = (metrics["perturbed"][group]["AP"] for group in (anchor, reference))
     text = f"The AP of {anchor} images {_moved(a, a_after)}, that of {reference} images {_moved(r, r_after)}"
     lifted, raised = difference(a, a_after), difference(r, r_after)
     if lifted is not None and raised is not None and abs(raised - lifted) >= _VISIBLE:
@@ -147,9 +146,7 @@ def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
     if not known:
         return ["No run has measured an AP gap."]
     if _finds_nobody(before):
-        return [
-            "The detector finds nobody, without any generator: right checkpoint? right class names? No recipe counts."
-        ]
+        return ["The detector alone finds nobody: right checkpoint? right class names? No recipe counts."]
     best = min(known, key=lambda recipe: abs(recipe["summary"]["ap_gap"]["mean"]))
     gap, start = best["summary"]["ap_gap"], before["ap_gap"]
     seeds = sum(run["ap_gap"] is not None for run in best["runs"])

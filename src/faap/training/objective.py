@@ -23,10 +23,8 @@ def _terms(recipe: Recipe, feature_dim: int, projected_dim: int) -> list[Term]:
         if term.name in schedules or any(term.name == other.name for other in found[:number]):
             raise FaapError(f"{recipe.terms}: {term.name} is the name of another term or schedule; choose another.")
         if term.schedule is not None and term.schedule not in schedules:
-            raise FaapError(
-                f"{recipe.terms}: the term {term.name} has the schedule {term.schedule!r}; there is none but "
-                f"{', '.join(schedules)}.{nearest(str(term.schedule), schedules)}"
-            )
+            known = f"there is none but {', '.join(schedules)}.{nearest(str(term.schedule), schedules)}"
+            raise FaapError(f"{recipe.terms}: the term {term.name} has the schedule {term.schedule!r}; {known}")
     return [term for term in found if term.weight]
 
 

@@ -54,15 +54,9 @@ def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, fir
     tensors = [out.logits, out.boxes, out.features, *chain(*out.aux)]
     rows = distributed.gather(torch.cat([widen(tensor.flatten(1)) for tensor in tensors], 1))[order]
     columns = torch.split(rows, [tensor.shape[1:].numel() for tensor in tensors], 1)
-    logits, boxes, features, *aux = (
-        part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)
-    )
-    return (
-        DetectorOutput(logits, boxes, features, list(zip(aux[::2], aux[1::2], strict=True))),
-        [{key: value.to(device) for key, value in target.items()} for target in targets],
-        groups,
-        matches,
-    )
+    parts = [part.view(-1, *tensor.shape[1:]) for part, tensor in zip(columns, tensors, strict=True)]
+    whole = DetectorOutput(parts[0], parts[1], parts[2], list(zip(parts[3::2], parts[4::2], strict=True)))
+    return whole, [{key: value.to(device) for key, value in target.items()} for target in targets], groups, matches
 
 
 @torch.no_grad()

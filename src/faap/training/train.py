@@ -58,10 +58,8 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", recipe.precision):
-        raise FaapError(
-            f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}: say it with "
-            "--precision (no or bf16) and leave accelerate's at no."
-        )
+        said = f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}"
+        raise FaapError(f"{said}: say it with --precision (no or bf16) and leave accelerate's at no.")
     try:
         with seeded(recipe.seed):
             return _train(recipe, console or Console())

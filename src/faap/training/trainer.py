@@ -26,16 +26,13 @@ from faap.training.monitor import NullMonitor
 from faap.training.objective import Objective
 from faap.training.parallel import padded_alike, sum_gradients, whole_batch
 
+_ENDED = "A process that loads images cannot start or has ended"
+_LESS = "use a smaller --batch_size, more shared memory (/dev/shm; docker run --shm-size)"
 # what torch and the system say where processes that load images fail -> what it means, and what else may help
 _TROUBLES = {
     "Too many open files|ancdata": "Too many files are open at once: allow more (ulimit -n 65536)",
-    r"^(EOF|BrokenPipe|Connection\w*|BlockingIO)Error|Cannot allocate memory": (
-        "A process that loads images cannot start or has ended: give it more memory"
-    ),
-    r"DataLoader worker \(pid|shared memory|torch_shm": (
-        "Its memory, or that which workers share (/dev/shm), has run out, or it was killed: use a smaller "
-        "--batch_size, more shared memory (docker run --shm-size)"
-    ),
+    r"^(EOF|BrokenPipe|Connection\w*|BlockingIO)Error|Cannot allocate memory": f"{_ENDED}: give it more memory",
+    r"DataLoader worker \(pid|shared memory|torch_shm": f"{_ENDED}, perhaps for want of memory: {_LESS}",
 }
 
 
@@ -56,10 +53,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
         if distributed.world() > 1 and recipe.arch == "unet":
-            raise FaapError(
-                "arch is 'unet', whose batch norm looks at the whole batch, and a process has a part of it. Use --arch "
-                "light, or one process."
-            )
+            advice = "and a process has a part of it. Use --arch light, or one process."
+            raise FaapError(f"arch is 'unet', whose batch norm looks at the whole batch, {advice}")
         self.recipe, self.device, self.detector = recipe, device, detector
         self.data_sha256 = split.fingerprint()
         self.schedules = recipe.schedules()
@@ -68,14 +63,12 @@ class Trainer:
         images = FaapImages(
             split, detector.preprocessing, labels, training=True, seed=recipe.seed, edges=recipe.train_edges
         )
-        anchors, references = (
-            [i for i, record in enumerate(split.records) if record.group == group]
-            for group in (recipe.anchor_group, recipe.reference_group)
-        )
-        share = {"rank": distributed.rank(), "world": distributed.world()}
-        self.batches = GroupBalancedBatches(
-            anchors, references, recipe.batch_size, recipe.seed, recipe.images_per_epoch, shape=images.shape, **share
-        )
+        groups = [record.group for record in split.records]  # empty where people of several are in the image
+        names = (recipe.anchor_group, recipe.reference_group)
+        anchors, references = (np.flatnonzero([group == name for group in groups]).tolist() for name in names)
+        how: Any = {"shape": images.shape, "rank": distributed.rank(), "world": distributed.world()}
+        how |= {"batch_size": recipe.batch_size, "images_per_epoch": recipe.images_per_epoch, "seed": recipe.seed}
+        self.batches = GroupBalancedBatches(anchors, references, **how)
         _allow_files(recipe)
         self.loader = DataLoader(images, batch_sampler=self.batches, collate_fn=collate, num_workers=recipe.num_workers)
         with seeded(recipe.seed):
@@ -172,16 +165,13 @@ class Trainer:
             FaapError: if it is not such a state, or one of another training; then nothing has changed.
         """
         check_state(state, place)
-        ours = self.state_dict()
-        for key, trained, flag in (
-            ("data_sha256", "on other data", "dataset_root"),
-            ("detector_file_sha256", "against another detector", "detr_checkpoint"),
-        ):
+        ours, detector = self.state_dict(), ("against another detector", "detr_checkpoint")
+        what = {"data_sha256": ("on other data", "dataset_root"), "detector_file_sha256": detector}
+        for key, (trained, flag) in what.items():
             if state[key] != ours[key]:
-                raise FaapError(
-                    f"{place}: trained {trained} than {getattr(self.recipe, flag)} (SHA-256 {state[key][:12]}…, here "
-                    f"{ours[key][:12]}…). Resume with the --{flag} of that training."
-                )
+                hashes = f"SHA-256 {state[key][:12]}…, here {ours[key][:12]}…"
+                other = f"{place}: trained {trained} than {getattr(self.recipe, flag)} ({hashes})"
+                raise FaapError(f"{other}. Resume with the --{flag} of that training.")
         for part in ("generator", "objective"):
             check_tensors(state[part], ours[part], f"{place}: {part}")
         objective = dict(state["objective"])
@@ -215,13 +205,11 @@ def _allow_files(recipe: Recipe) -> None:
     # a worker is two batches ahead; an image has two tensors of its own, a batch five
     need = 256 + 2 * recipe.num_workers * (2 * recipe.batch_size + 5)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = [limit == resource.RLIM_INFINITY or limit >= need for limit in (soft, hard)]
-    if not any(enough):
-        raise FaapError(
-            f"{recipe.num_workers} workers may have {need} files open with a batch_size of {recipe.batch_size}, and "
-            f"{hard} are allowed: use fewer --num_workers, or allow more (ulimit -n {need})."
-        )
-    if not enough[0]:
+    if hard < need and hard != resource.RLIM_INFINITY:
+        said = f"{recipe.num_workers} workers may have {need} files open with a batch_size of {recipe.batch_size}"
+        advice = f"use fewer --num_workers, or allow more (ulimit -n {need})"
+        raise FaapError(f"{said}, and {hard} are allowed: {advice}.")
+    if soft < need and soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
