@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = metadata.version("faap")
 
-_PLACES = {
-    "FaapError": "faap.errors",
-    "Recipe": "faap.config",
-    "TrainResult": "faap.training",
-    "evaluate": "faap.evaluation",
-    "load_dataset": "faap.data",
-    "load_detector": "faap.detectors",
-    "load_generator": "faap.perturbation",
-    "load_recipe": "faap.config",
-    "train": "faap.training",
-}
+_PLACES = {"FaapError": "faap.errors", "Recipe": "faap.config", "load_recipe": "faap.config"}
+_PLACES |= {"load_dataset": "faap.data", "load_detector": "faap.detectors", "load_generator": "faap.perturbation"}
+_PLACES |= {"train": "faap.training", "TrainResult": "faap.training", "evaluate": "faap.evaluation"}
 
 __all__ = [*_PLACES, "objectives"]
 

@@ -125,8 +125,11 @@ def _group(split: Split, group: str) -> dict[str, Any]:
     sizes = sorted({(record.width, record.height) for record in records}, key=lambda size: (size[0] * size[1], size))
     small, large = areas < SMALL, areas > LARGE
     return {
-        **{"images": len(records), "objects": split.objects(group)},
-        **{"small": int(small.sum()), "medium": int((~small & ~large).sum()), "large": int(large.sum())},
+        "images": len(records),
+        "objects": split.objects(group),
+        "small": int(small.sum()),
+        "medium": int((~small & ~large).sum()),
+        "large": int(large.sum()),
         "crowds": int(crowd.sum()),
         "image_sizes": [list(size) for size in dict.fromkeys((sizes[0], sizes[-1]))],
         "image_aspect": _range([record.width / record.height for record in records]),

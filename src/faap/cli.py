@@ -295,9 +295,8 @@ def recipes(parser: Parser, console: Console) -> None:
     print(json.dumps(shown, indent=2)) if given["json"] else console.print(table)
 
 
-COMMANDS: dict[str, Callable[[Parser, Console], int | None]] = {
-    command.__name__: command for command in (train, demo, check, evaluate, compare, bench, recipes)
-}
+Command = Callable[[Parser, Console], int | None]
+COMMANDS: dict[str, Command] = {each.__name__: each for each in (train, demo, check, evaluate, compare, bench, recipes)}
 
 
 def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:

@@ -123,9 +123,8 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
 
 def fields_of(*sections: str, kind: type[Recipe] = Recipe) -> tuple[str, ...]:
     """Return the names of the fields that are about something, or all: see `faap.settings.SECTIONS`."""
-    return tuple(
-        each.name for part in sections or SECTIONS for each in fields(kind) if each.metadata["section"] == part
-    )
+    every = [(each.metadata["section"], each.name) for each in fields(kind)]
+    return tuple(name for part in sections or SECTIONS for section, name in every if section == part)
 
 
 def data_arguments(settings: Values) -> dict[str, Any]:

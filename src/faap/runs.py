@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 _NUMBER = (float, None)
 _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
 # a line of the log
-ROW = {
-    "epoch": int,
-    "images": int,
-    "train": {str: _NUMBER},
-    "losses?": [str],
-    "schedule": {str: float},
-    "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}},
-    "seconds": float,
-}
+ROW: dict[str, Any] = {"epoch": int, "images": int, "seconds": float, "schedule": {str: float}, "losses?": [str]}
+ROW |= {"train": {str: _NUMBER}, "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}}}
 
 
 class Run:
@@ -157,11 +150,8 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
     """Say in which fields a stored recipe and another differ, but for those of the sections in `free`."""
     then, now = {each.name: each.default for each in fields(recipe)} | dict(stored), recipe.to_dict()
     names = [each.name for each in fields(recipe) if each.metadata["section"] not in free]
-    return [
-        f"{name} was {then[name]!r}, is {now[name]!r}"
-        for name in names
-        if then[name] not in (now[name], getattr(recipe, name))
-    ]
+    changed = (name for name in names if then[name] not in (now[name], getattr(recipe, name)))
+    return [f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed]
 
 
 @contextmanager

@@ -69,12 +69,9 @@ def learning_rate(recipe: Settings, epoch: int) -> float:
 
 def schedules(recipe: Settings, rooms: Iterable[Any]) -> dict[str, list[float]]:
     """Return a value for each epoch of every schedule: the recipe's own, and those that its terms' rooms bring."""
-    found = [
-        ("epsilon", partial(epsilon, recipe)),
-        ("beta", partial(beta, recipe)),
-        *(pair for room in rooms for pair in getattr(room, "schedules", lambda _: ())(recipe)),
-        ("learning_rate", partial(learning_rate, recipe)),
-    ]
+    theirs = (pair for room in rooms for pair in getattr(room, "schedules", lambda _: ())(recipe))
+    found = [("epsilon", partial(epsilon, recipe)), ("beta", partial(beta, recipe)), *theirs]
+    found.append(("learning_rate", partial(learning_rate, recipe)))
     for name, count in Counter(name for name, _ in found).items():
         if count > 1:
             raise FaapError(f"there are two schedules {name!r}; name the terms' own one otherwise.")

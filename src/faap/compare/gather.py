@@ -67,28 +67,18 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
     baseline = headline(metrics["baseline"], *groups)
     settings = {name: _settings(results[0].run) for name, results in by_name.items()}
     first: dict[str, Any] = next(iter(settings.values()), {})
-    return {
-        "split": "test",
-        "anchor": anchor,
-        "reference": reference,
-        "images": metrics["images"],
-        "rule": RULE,
-        "detector_sha256": metrics["detector_sha256"],
-        "baseline": baseline,
-        "validation_baseline": headline(log[0]["validation"]["baseline"], *groups),
-        "shared": {k: v for k, v in first.items() if all(each.get(k) == v for each in settings.values())},
-        "recipes": [
-            {
-                "name": name,
-                **{key: getattr(results[0].run, key) for key in ("description", "epochs", "batch_size")},
-                "differs": {k: v for k, v in settings[name].items() if v != first.get(k)},
-                **_recipe_row([*map(_run_row, results)], baseline),
-            }
-            for name, results in by_name.items()
-        ],
-        "warnings": _warnings(found),
-        "failed": [{"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]} for run in lost],
-    }
+    rows = []
+    for name, results in by_name.items():
+        row = {"name": name, **{key: getattr(results[0].run, key) for key in ("description", "epochs", "batch_size")}}
+        row["differs"] = {k: v for k, v in settings[name].items() if v != first.get(k)}
+        rows.append(row | _recipe_row([*map(_run_row, results)], baseline))
+    result = {"split": "test", "anchor": anchor, "reference": reference, "images": metrics["images"], "rule": RULE}
+    result |= {"detector_sha256": metrics["detector_sha256"], "baseline": baseline}
+    result["validation_baseline"] = headline(log[0]["validation"]["baseline"], *groups)
+    result["shared"] = {k: v for k, v in first.items() if all(each.get(k) == v for each in settings.values())}
+    result |= {"recipes": rows, "warnings": _warnings(found)}
+    result["failed"] = [{"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]} for run in lost]
+    return result
 
 
 def read(run: Recipe) -> Result:
@@ -162,19 +152,11 @@ def _run_row(result: Result) -> dict[str, Any]:
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
     if _is_blind(result):
         verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
-    return {
-        "seed": run.seed,
-        "run_dir": run.output_dir,
-        "epoch": best_epoch(log, run.reference_group),
-        **headline(metrics["perturbed"], *groups),
-        "ap_gap_change": gap["change"],
-        "ap_gap_ci95": gap["ci95"],
-        "success": {key: verdict == MET for key, verdict in verdicts.items()},
-        "verdicts": verdicts,
-        "seconds": sum(row["seconds"] for row in log),
-        "images": sum(row["images"] for row in log),
-        "curves": curves_of(log, *groups, "train"),
-    }
+    row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": best_epoch(log, run.reference_group)}
+    row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
+    row |= {"success": {key: verdict == MET for key, verdict in verdicts.items()}, "verdicts": verdicts}
+    row |= {name: sum(epoch[name] for epoch in log) for name in ("seconds", "images")}
+    return row | {"curves": curves_of(log, *groups, "train")}
 
 
 def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]) -> dict[str, Any]:
@@ -185,14 +167,10 @@ def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]
         # the baseline is one number, so that a change varies as what it changes
         summary[key] = spread | {"change": difference(baseline[key], spread["mean"]), "change_std": spread["std"]}
         verdicts[key] = dict.fromkeys((MET, NOT_MET, UNKNOWN), 0) | Counter(run["verdicts"][key] for run in runs)
-    return {
-        "summary": summary,
-        "success": {key: counts[MET] for key, counts in verdicts.items()},
-        "verdicts": verdicts,
-        "seconds": _spread([run["seconds"] for run in runs]),
-        "detector_passes": dict.fromkeys(("forward", "backward"), runs[0]["images"]),
-        "runs": runs,
-    }
+    success = {key: counts[MET] for key, counts in verdicts.items()}
+    passes = dict.fromkeys(("forward", "backward"), runs[0]["images"])
+    cost = {"seconds": _spread([run["seconds"] for run in runs]), "detector_passes": passes}
+    return {"summary": summary, "success": success, "verdicts": verdicts, **cost, "runs": runs}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:

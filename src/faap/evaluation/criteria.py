@@ -1,4 +1,4 @@
-"""The success criteria of infonce_4th (spec/recipes.md, "Success criteria"), and what makes them worthless."""
+"""The success criteria of infonce_4th (docs/recipes.md, "Success criteria"), and what makes them worthless."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,8 +102,6 @@ def warnings_about(baseline: Metrics, perturbed: Metrics, *, absolute: bool = Fa
     for name, metric in GAPS.items():
         size = gap(baseline, metric, anchor, reference)
         if size <= 0 and not absolute and not {anchor, reference} <= set(blind):
-            said.append(
-                f"Without the generator the {name} gap ({reference} − {anchor}) is {size:.4f}: {anchor} is found no "
-                "worse there, so there is nothing to shrink, and whether it shrank as it should cannot be told."
-            )
+            none = f"Without the generator the {name} gap ({reference} − {anchor}) is {size:.4f}"
+            said.append(f"{none}: nothing is there to shrink, and whether it shrank as it should cannot be told.")
     return said

@@ -9,23 +9,12 @@ _INTERVAL = ([float, float], None)
 _GAP = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_value"), _NUMBER) | {"ci95": _INTERVAL}
 _CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": (bool, None), "ci95?": _INTERVAL}
 
-SHAPE: dict[str, Any] = {
-    "split": str,
-    "images": {str: int},
-    "categories_left_out?": {str: [str]},
-    "baseline": {str: {str: _NUMBER}},
-    "perturbed": {str: {str: _NUMBER}},
-    "gap": dict.fromkeys(GAPS, _GAP),
-    "success": dict.fromkeys(HEADLINE, _CRITERION),
-    "warnings?": [str],
-    "perturbation": dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER),
-    "provenance?": {
-        "dataset": str,
-        "split_sha256": str,
-        "detector": dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str),
-        "generator": {"arch": str, "epsilon": float, "sha256": str},
-        "versions": {str: str},
-        "date": str,
-    },
-    "detector_sha256": str,
-}
+_DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
+_SOURCE: dict[str, Any] = {"dataset": str, "split_sha256": str, "versions": {str: str}, "date": str}
+_SOURCE["detector"] = dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str)
+_SOURCE["generator"] = {"arch": str, "epsilon": float, "sha256": str}
+
+SHAPE: dict[str, Any] = {"split": str, "images": {str: int}, "categories_left_out?": {str: [str]}, "warnings?": [str]}
+SHAPE |= {"baseline": {str: {str: _NUMBER}}, "perturbed": {str: {str: _NUMBER}}, "gap": dict.fromkeys(GAPS, _GAP)}
+SHAPE |= {"success": dict.fromkeys(HEADLINE, _CRITERION), "perturbation": _DISTANCE, "provenance?": _SOURCE}
+SHAPE["detector_sha256"] = str

@@ -110,7 +110,7 @@ class Settings:
     """Of every contrastive term, and of the memory that momentum contrast has."""
 
     contrastive: str = setting(
-        "infonce", "contrastive term: in the batch, without negatives, or with a queue", choices=tuple(WEIGHTINGS)
+        "infonce", "contrast in a batch, without negatives, or by a queue", choices=(*WEIGHTINGS,)
     )
     temperature: float = setting(0.1, "temperature of the contrastive term", above=0)
     lambda_contrastive: float = setting(1.0, "weight of the contrastive terms after their warm-up", low=0)
@@ -118,9 +118,7 @@ class Settings:
     f2m_weight: float = setting(1.0, "weight of anchor → reference within the contrastive term", low=0)
     m2f_weight: float = setting(0.0, "weight of reference → anchor InfoNCE, which no scores weigh, in it", low=0)
     detach_reference: bool = setting(True, "contrast and mean alignment send the reference group no gradient")
-    score_weighting: str = setting(
-        "none", "contrast's weights: from differences of scores, or reference scores", choices=WEIGHTINGS["infonce"]
-    )
+    score_weighting: str = setting("none", "how scores weigh the contrast's pairs", choices=WEIGHTINGS["infonce"])
     score_alpha: float = setting(1.0, "strength of the sigmoid weighting", low=0)
     queue_size: int = setting(2048, "anchor features that momentum contrast remembers", low=1)
     centroid_momentum: float = setting(0.99, "share of the reference centroid that a batch leaves", low=0, below=1)

@@ -96,10 +96,8 @@ def _moved(before: float | None, after: float | None, verb: str = "", note: str 
 
 def notes(metrics: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any number: warnings, and categories that are not measured."""
-    left_out = [
-        f"{name} ({', '.join(groups)} {'has' if len(groups) == 1 else 'have'} none)"
-        for name, groups in metrics.get("categories_left_out", {}).items()
-    ]
+    lacking = metrics.get("categories_left_out", {}).items()
+    left_out = [f"{name} ({', '.join(each)} {'has' if len(each) == 1 else 'have'} none)" for name, each in lacking]
     said = [f"Left out, since not all groups have them: {', '.join(left_out)}."] if left_out else []
     return [*metrics.get("warnings", []), *said]
 

@@ -118,12 +118,9 @@ def keep_best(run: Run, reference: str) -> int:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    validation = row["validation"]
-    groups = [
-        f"{group} {number(validation['perturbed'][group]['AP'])} (baseline {number(metrics['AP'])})"
-        for group, metrics in validation["baseline"].items()
-    ]
-    gap = f"validation AP gap {number(validation['gap']['AP'])}, {', '.join(groups)}"
+    before, after, gaps = (row["validation"][name] for name in ("baseline", "perturbed", "gap"))
+    groups = [f"{group} {number(after[group]['AP'])} (baseline {number(before[group]['AP'])})" for group in before]
+    gap = f"validation AP gap {number(gaps['AP'])}, {', '.join(groups)}"
     terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())
     return f"[bold]epoch {row['epoch']}[/bold]  {gap}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"

@@ -143,16 +143,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that another trainer needs to go on exactly after the last finished epoch."""
-        return {
-            "epoch": self.finished - 1,
-            "generator": self.generator.state_dict(),
-            "generator_config": self.generator.config(),
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "recipe": self.recipe.to_dict(),
-            "detector_file_sha256": self.detector.file_sha256,
-            "data_sha256": self.data_sha256,
-        }
+        parts = ("generator", "objective", "optimizer")
+        state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in parts}
+        state |= {"epoch": self.finished - 1, "generator_config": self.generator.config()}
+        state |= {"detector_file_sha256": self.detector.file_sha256, "data_sha256": self.data_sha256}
+        return state | {"recipe": self.recipe.to_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], place: str = "state") -> None:
         """Go on where another trainer of these data and this detector was; the settings stay this trainer's own.
