@@ -1,7 +1,7 @@
 """Shared fixtures: tiny random detectors with batch-norm statistics that matter, and a tiny Promenade."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,15 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.promenade import build_promenade
 
 KINDS = ("detr", "conditional_sigmoid", "conditional_softmax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Pages without their pictures, which take half the time of a small training; the tests of reports draw them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "report" not in request.path.parts and request.path.stem not in ("test_docs", "test_bench"):
+            patch.setattr("faap.report.charts.embed", lambda figure: "data:,")
+        yield
 
 
 def _tiny(kind: str, layer_type: str = "basic") -> PreTrainedModel:

@@ -1,5 +1,4 @@
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -7,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+import faap
 from faap import cli
+from faap.compare import LocalRunner
 from faap.perturbation import build_generator, save_generator
 from faap.process import outcome
 
@@ -63,7 +65,10 @@ def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp
 def test_compare_trains_reports_and_says_what_failed(
     places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # processes take long to start; tests/compare has some
+    monkeypatch.setattr(
+        LocalRunner, "train", lambda runner, recipe, *_: faap.train(recipe, console=Console(quiet=True))
+    )
     broken = tmp_path / "broken.yaml"
     broken.write_text("base: infonce_4th\ndetr_checkpoint: /nowhere\n")
     out = tmp_path / "out"
@@ -85,17 +90,15 @@ def test_compare_trains_reports_and_says_what_failed(
 
 
 def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, str(ROOT / "train_faap_simclr_infonce_4th.py"), *places, *SMALL]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--aug_strength", "none"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    checkpoints = tmp_path / "faap_outputs" / "faap_outputs_infonce_4th" / "checkpoints"
-    assert (checkpoints / "epoch_0000.pth").is_file()
-    resumed = ["--epochs", "2", "--resume", "faap_outputs/faap_outputs_infonce_4th/checkpoints/epoch_0000.pth"]
+    checkpoints = Path("faap_outputs", "faap_outputs_infonce_4th", "checkpoints")
+    script = str(ROOT / "train_faap_simclr_infonce_4th.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [command[1], *places, *resumed])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(command[1], run_name="__main__")
-    assert (checkpoints / "epoch_0001.pth").is_file()
+    resumed = ["--epochs", "2", "--resume", str(checkpoints / "epoch_0000.pth")]
+    for epoch, flags in enumerate(([*SMALL, "--aug_strength", "none"], resumed)):
+        monkeypatch.setattr(sys, "argv", [script, *places, *flags])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(script, run_name="__main__")
+        assert (checkpoints / f"epoch_{epoch:04d}.pth").is_file()
 
 
 # Literally, so that a flag is never added, renamed or lost by accident: scripts of users hold these names.

@@ -66,8 +66,8 @@ def _launched() -> tuple[int, int]:
     for name, pattern in wanted.items():
         if not re.fullmatch(pattern, given.get(name, "")):
             found = repr(given[name]) if name in given else "not set"
-            said = f"WORLD_SIZE is {given['WORLD_SIZE']!r}, for several processes, but {name} is {found}"
-            raise FaapError(f"{said}: start them with torchrun or accelerate launch, or unset WORLD_SIZE for one.")
+            said = f"WORLD_SIZE is {given['WORLD_SIZE']!r}, for several processes, but {name} is {found}: start them"
+            raise FaapError(f"{said} with torchrun or accelerate launch, or unset WORLD_SIZE for a single one.")
     count, number, local = (int(given[name]) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if number >= count:
         raise FaapError(f"RANK is {number}; of {count} processes (WORLD_SIZE) the last is {count - 1}.")

@@ -354,9 +354,9 @@ def test_whatever_a_file_holds_it_loads_or_is_refused_in_words(name, broken):
         right |= {"do_resize": True, "do_pad": True, "resample": 2, "pad_size": {"height": 80, "width": 80}}
         right |= {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255}
     outcomes = []
-    for said, wrong in mutants(right, 75, seed=0):
+    for said, wrong in mutants(right, 40, seed=0):
         (broken / name).write_text(json.dumps(wrong))
         outcomes.append(outcome(lambda: load_detector(broken), said))
     told = [text for text in outcomes if text is not None]
-    assert 0 < len(told) < 75
+    assert 0 < len(told) < 40
     assert all(str(broken) in text for text in told)

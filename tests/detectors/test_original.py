@@ -221,11 +221,11 @@ def test_whatever_a_checkpoint_holds_it_loads_or_is_refused_in_words(tmp_path: P
     state = dict(make(classes=3, layers=1, depths=(1, 1, 1, 1)).state_dict())
     right = {"model": state, "epoch": 3, "args": {"nheads": 8, "dilation": False, "lr": 1e-4}}
     outcomes = []
-    for said, wrong in mutants(right, 75, seed=0, odd=PLAIN + TENSORS):
+    for said, wrong in mutants(right, 40, seed=0, odd=PLAIN + TENSORS):
         torch.save(wrong, tmp_path / "mutant.pth")
         outcomes.append(outcome(lambda: load_original(tmp_path / "mutant.pth"), said))
     told = [text for text in outcomes if text is not None]
-    assert 0 < len(told) < 75
+    assert 0 < len(told) < 40
     assert all(str(tmp_path) in text for text in told)
 
 

@@ -50,7 +50,7 @@ def test_each_group_on_its_own_anchor_and_reference_first(split_of, pycocotools)
 
 def test_detections_of_other_images_are_refused(split_of):
     split, detections, _ = split_of(0)
-    with pytest.raises(FaapError, match="entry 0 is of image 11, the split has image 10"):
+    with pytest.raises(FaapError, match="entry 0 is of image 11, where the split has image 10"):
         group_metrics(split, [detections[1], detections[0], *detections[2:]])
     with pytest.raises(FaapError, match="23 entries of detections for 24 images"):
         group_metrics(split, detections[1:])

@@ -237,14 +237,14 @@ def test_whatever_a_file_holds_it_loads_or_is_refused_in_words(kind: str, tmp_pa
     if kind.endswith("pth"):
         right = {"epoch": 3, "generator": dict(generator.state_dict()), "generator_config": right}
     outcomes = []
-    for said, wrong in mutants(right, 150, seed=0, odd=PLAIN + (TENSORS if kind.endswith("pth") else [])):
+    for said, wrong in mutants(right, 60, seed=0, odd=PLAIN + (TENSORS if kind.endswith("pth") else [])):
         if kind.endswith("pth"):
             torch.save(wrong, tmp_path / kind)
         else:
             (tmp_path / kind).write_text(json.dumps(wrong))
         outcomes.append(outcome(lambda: load_generator(tmp_path if kind == "config.json" else tmp_path / kind), said))
     told = [text for text in outcomes if text is not None]
-    assert 0 < len(told) < 150
+    assert 0 < len(told) < 60
     assert all(str(tmp_path) in text for text in told)
 
 

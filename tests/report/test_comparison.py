@@ -436,7 +436,7 @@ def test_a_detector_that_finds_nobody_makes_no_recipe_a_success(comparison):
     data["baseline"] = dead
     data["warnings"] = ["Without the generator the detector finds nobody <b>: right checkpoint?"]
     for text in (read(data).words, " ".join(printed(data).split())):
-        assert "finds nobody, without any generator: right checkpoint? right class names?" in text
+        assert "The detector alone finds nobody: right checkpoint? right class names?" in text
         assert "meet all four" not in text
         assert "smallest mean AP gap" not in text
         assert data["warnings"][0] in text

@@ -20,6 +20,7 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
 from faap.promenade import build_promenade
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
+from same import assert_same
 
 QUIET = Console(quiet=True)
 
@@ -60,23 +61,6 @@ def contents(run_dir: Path, epoch: int) -> dict[str, Any]:
 
 def undated(metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics | {"provenance": metrics["provenance"] | {"date": None}}
-
-
-def assert_same(first: Any, second: Any) -> None:
-    """Equal to the bit, through dicts and lists."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_same(first[key], second[key])
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    else:
-        assert first == second
 
 
 def assert_same_training(first: Path, second: Path, epoch: int) -> None:
