@@ -72,7 +72,7 @@ def test_compare_trains_reports_and_says_what_failed(
     broken = tmp_path / "broken.yaml"
     broken.write_text("base: infonce_4th\ndetr_checkpoint: /nowhere\n")
     out = tmp_path / "out"
-    command = ["compare", "moco_4th", "contrastive_1st", *places[:2], *SMALL, "--jobs", "2", "--output_dir", str(out)]
+    command = ["compare", "moco_4th", "contrastive_1st", *places[:2], *SMALL, "--jobs", "1", "--output_dir", str(out)]
     assert cli.main([*command, "--detr_checkpoint", places[3]]) == 0
     shown = capsys.readouterr().out
     assert "2 to go" in shown
