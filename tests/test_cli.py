@@ -96,7 +96,7 @@ def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: py
     resumed = ["--epochs", "2", "--resume", str(checkpoints / "epoch_0000.pth")]
     for epoch, flags in enumerate(([*SMALL, "--aug_strength", "none"], resumed)):
         monkeypatch.setattr(sys, "argv", [script, *places, *flags])
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(script, run_name="__main__")
         assert (checkpoints / f"epoch_{epoch:04d}.pth").is_file()
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from faap import cli
 from faap.perturbation import build_generator, save_generator
+from faap.promenade import build_promenade
 
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
 
@@ -41,8 +42,9 @@ def original(tmp_path):
     return str(tmp_path / "detr-r50-tiny.pth")
 
 
-def test_an_original_checkpoint_with_split_folders(original, tiny_promenade, tmp_path):
-    places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", original]
+def test_an_original_checkpoint_with_split_folders(original, tmp_path):
+    few = build_promenade(tmp_path, {"train": 2, "val": 2, "test": 2})  # each is seen at 800 pixels
+    places = ["--dataset_root", str(few), "--detr_checkpoint", original]
     run = tmp_path / "run"
     assert cli.main(["train", "infonce_4th", *places, *SMALL, "--train_edges", "96", "--output_dir", str(run)]) == 0
     assert cli.main(["evaluate", str(run), *places, "--output_dir", str(tmp_path / "again")]) == 0

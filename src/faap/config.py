@@ -26,7 +26,7 @@ from faap.settings import SECTIONS, checked, setting, shown
 
 Values = Mapping[str, Any]
 _run, _data, _groups, _generator, _training = (partial(setting, section=section) for section in SECTIONS[:5])
-_EDGES = "shortest edges drawn, in pixels where a detector's own is 800; unused where it takes images as they are"
+_EDGES = "shortest edges drawn, in pixels for a detector of 800, scaled for others; unused where images keep their size"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,8 +83,9 @@ def refuse_lfs_pointer(path: Path) -> None:
 def read_text(path: Path) -> str:
     """Read text in UTF-8, or in UTF-16 or -32, with or without a byte-order mark; else raise a FaapError."""
     refuse_lfs_pointer(path)
-    with reading(path, "is no text in UTF-8; save it with that encoding"):
+    with reading(path, "cannot be read"):
         content = path.read_bytes()
+    with reading(path, "is no text in UTF-8; save it with that encoding"):
         return content.decode(json.detect_encoding(content))
 
 

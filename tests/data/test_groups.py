@@ -77,7 +77,7 @@ def test_places_can_be_told(tmp_path):
     dataset = opened(tmp_path, annotations="labels/{split}_gender.json", images_dir="pictures/{split}-set")
     assert dataset.splits == ("train", "test")
     assert dataset.split("test").records[0].path == tmp_path / "pictures" / "test-set" / "11.jpg"
-    with pytest.raises(FaapError, match=r"labels/nothing\.json does not exist; --annotations names"):
+    with pytest.raises(FaapError, match=r"there is no .*labels/nothing\.json; --annotations names"):
         opened(tmp_path, annotations="labels/nothing.json")
 
 

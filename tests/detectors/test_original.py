@@ -254,7 +254,12 @@ def test_what_is_no_detr_is_refused(saved: Path, tmp_path: Path, capsys: pytest.
     )
     refused(
         {"model": {k: v for k, v in good.items() if k != "query_embed.weight"}},
-        "missing, or of other dimensions: 'query_embed.weight'",
+        "not a DETR that faap knows: it has no query_embed.weight of 2 dimensions",
+    )
+    refused({"model": good | {"query_embed.weight": torch.zeros(())}}, "no query_embed.weight of 2 dimensions")
+    projection = "transformer.encoder.layers.0.self_attn.in_proj_weight"
+    refused(
+        {"model": good | {projection: torch.zeros(5, 32)}}, rf"{projection} is of shape \(5, 32\), which has no three"
     )
     refused(
         {"model": {**good, "class_embed.bias": torch.zeros(5)}}, "class_labels_classifier.bias .* of the wrong shape"

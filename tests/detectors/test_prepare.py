@@ -179,6 +179,35 @@ def test_a_relu_that_reads_something_else_overwrites_nothing():
     assert torch.equal(images, kept)
 
 
+class Place(nn.Module):
+    """A child that is called without a tensor."""
+
+    def forward(self):
+        return 1.0
+
+
+class Keeping(nn.Module):
+    """Keeps what its convolution made, and adds something that has nothing to do with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.place, self.kept = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Place(), None
+
+    def forward(self, x):
+        self.kept = self.conv(x)
+        return self.norm(self.kept) + self.place()
+
+
+def test_looking_at_a_module_leaves_nothing_in_it():
+    module = Keeping().eval()
+    images = torch.randn(1, 3, 5, 5)
+    expected = module(images)
+    module.kept = None
+    fold_norms(module)
+    assert module.kept is None
+    torch.testing.assert_close(module(images), expected)
+
+
 class Scaled(nn.Conv2d):
     def forward(self, x):
         return 2 * super().forward(x)

@@ -190,3 +190,10 @@ def test_every_edge_of_the_draw_ends_in_the_one_size():
         for seed in range(20)
     }
     assert shapes == {(3, 32, 32)}
+
+
+def test_what_is_switched_off_may_be_anything(tmp_path):
+    off = {"do_resize": False, "max_size": 0, "do_rescale": False, "rescale_factor": 0}
+    off |= {"do_normalize": False, "image_mean": "none", "do_pad": False, "pad_size": {"height": 0}}
+    own = read_preprocessing(write(tmp_path / "preprocessor_config.json", off))
+    assert (own.shortest_edge, own.pad_size) == (None, None)

@@ -112,7 +112,8 @@ def together(processes: int, work: Callable[[], int], out: Path, name: str) -> N
             sys.stderr.flush()
             os._exit(0)
     for child in children:
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, f"{name}: a process of {processes} was killed by signal {status}"
 
 
 def main(places: dict[str, str], out: Path) -> None:

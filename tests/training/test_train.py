@@ -254,14 +254,13 @@ def test_a_broken_image_is_named_by_workers_too(recipe: Recipe, tiny_promenade: 
     root = shutil.copytree(tiny_promenade, tmp_path / "data")
     for image in (root / "women_split" / "train").iterdir():
         image.write_bytes(image.read_bytes()[:1500])  # the header is whole
-    for workers in (0, 2):
-        with pytest.raises(FaapError) as caught:
-            train(replace(recipe, dataset_root=str(root), num_workers=workers), console=QUIET)
-        message = str(caught.value)
-        del caught  # its frames keep the loader's workers
-        gc.collect()
-        assert str(root / "women_split" / "train") in message
-        assert "\n" not in message
+    with pytest.raises(FaapError) as caught:
+        train(replace(recipe, dataset_root=str(root), num_workers=2), console=QUIET)
+    message = str(caught.value)
+    del caught  # its frames keep the loader's workers
+    gc.collect()
+    assert str(root / "women_split" / "train") in message
+    assert "\n" not in message
 
 
 def test_a_test_split_too_small_for_errors_is_found_before_training(recipe: Recipe, tmp_path: Path) -> None:

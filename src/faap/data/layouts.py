@@ -136,7 +136,7 @@ class Dataset:
             if self.skip_bad:
                 with ThreadPoolExecutor() as pool:
                     found = pool.map(self._undecodable, [record.path for record in reading.records])
-                bad |= {record: broken for record, broken in zip(reading.records, found, strict=True) if broken}
+                    bad |= {record: broken for record, broken in zip(reading.records, found, strict=True) if broken}
             kept = [record for record in reading.records if record not in bad]
             problems = [*reading.problems, *dict.fromkeys(bad.values())]
             self._readings[name] = replace(reading, records=kept, problems=problems)
@@ -305,11 +305,13 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
             result.records += found.records
             result.problems += found.problems
             result.notes += found.notes
-            for key, label in found.categories.items():
-                for other, name in result.categories.items():
-                    if (key == other) != (folded(label) == folded(name)):
-                        reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
-                        result.problems.append(place(path)("unknown_category", reason))
+            unlike = [
+                f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
+                for key, label in found.categories.items()
+                for other, name in result.categories.items()
+                if (key == other) != (folded(label) == folded(name))
+            ]
+            result.problems += [place(path)("unknown_category", reason) for reason in unlike[:1]]
             result.categories = found.categories | result.categories
         if len({record.image_id for record in result.records}) < len(result.records):
             result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
@@ -317,9 +319,9 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
 
     present = [split for split in (*NAMES, WHOLE) if any(split in found for found in files.values())]
     if not present:
-        names = ", ".join(str(root / pattern) for pattern, _ in places.values())
-        advice = f"--annotations names the COCO JSON, or give {LAYOUTS}"
-        raise FaapError(f"data set {root}: {names} does not exist; {advice}")
+        names = " and ".join(str(root / pattern) for pattern, _ in places.values())
+        advice = "--annotations names the COCO JSON, or " if "" in places else ""
+        raise FaapError(f"data set {root}: there is no {names}; {advice}give {LAYOUTS}")
     return {split: partial(read, split) for split in present}
 
 

@@ -72,10 +72,12 @@ def opening(path: Path, make: MakeProblem, what: str = "file") -> Iterator[None]
     """
     try:
         yield
+    except FaapError:
+        raise
     except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             advice = "Too many files are open, or memory ran out: use fewer --num_workers, or raise ulimit -n."
-            raise FaapError(f"{path}: cannot be read now: {error or 'out of memory'}. {advice}") from error
+            raise FaapError(f"{path}: cannot be read now: {str(error) or 'out of memory'}. {advice}") from error
         told = f"cannot be read{' as an image' if what == 'image' else ''}: {getattr(error, 'strerror', None) or error}"
         raise make(f"unreadable_{what}", lfs_pointer(path) or told) from error
 

@@ -198,7 +198,7 @@ def assemble(
         preprocessing = Preprocessing() if images is None else read_preprocessing(images, kind, config)
         identity = file_sha256(*files)
         detector = HuggingFaceDetector(prepare(model), name=name, preprocessing=preprocessing, file_sha256=identity)
-        _try_out(detector, source)
+        try_out(detector, source)
     return detector
 
 
@@ -207,7 +207,7 @@ _TRIAL_EDGE, _LARGEST_TRIAL = 640, 1344
 
 
 @torch.no_grad()
-def _try_out(detector: HuggingFaceDetector, source: Path) -> None:
+def try_out(detector: HuggingFaceDetector, source: Path) -> None:
     """Let a detector look at a grey image, so that whatever is wrong with it is known now."""
     own = detector.preprocessing
     wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from faap.conform import conform
-from faap.detectors.hugging_face import HuggingFaceDetector, assemble
+from faap.detectors.hugging_face import HuggingFaceDetector, assemble, try_out
 from faap.errors import FaapError
-from faap.files import read_tensors, read_text, reading
+from faap.files import read_tensors, read_text
 from faap.weights import check_finite, unwrapped
 
 # COCO's 91 ids as the original names its classes; ids that COCO never used stay unnamed
@@ -95,11 +96,11 @@ def load_original(path: Path) -> HuggingFaceDetector:
             architecture, or there are more or fewer names than classes.
     """
     state, arguments = _read(path)
-    with reading(path, "not a DETR that faap knows: missing, or of other dimensions"):
-        content = _configuration(path, state, arguments)
+    content = _configuration(path, state, arguments)
     detector = assemble(path, content, _renamed(path, state), [path], path.stem, None)
     if arguments.get("dilation", "dc5" in path.name.lower()):
         _dilate(detector.model)
+        try_out(detector, path)
     return detector
 
 
@@ -139,12 +140,17 @@ def _configuration(path: Path, state: Mapping[str, Tensor], arguments: Mapping[s
     def count(pattern: str) -> int:
         return len({found[1] for name in state if (found := re.match(pattern, name))})
 
-    body, (queries, width) = "backbone.0.body", state["query_embed.weight"].shape
-    stem, deep = len(state[f"{body}.conv1.weight"]), f"{body}.layer1.0.conv3.weight" in state
+    def size(name: str, dimensions: int = 2) -> torch.Size:
+        if name not in state or state[name].ndim != dimensions:
+            raise FaapError(f"{path}: not a DETR that faap knows: it has no {name} of {dimensions} dimensions.")
+        return state[name].shape
+
+    body, (queries, width) = "backbone.0.body", size("query_embed.weight")
+    stem, deep = size(f"{body}.conv1.weight", 4)[0], f"{body}.layer1.0.conv3.weight" in state
     heads = arguments.get("nheads", 8)
     if heads < 1 or width % heads:
         raise FaapError(f"{path}: args: nheads: is {heads}; it should divide the width {width}.")
-    names = _names(path.with_suffix(".classes.txt"), len(state["class_embed.weight"]) - 1)
+    names = _names(path.with_suffix(".classes.txt"), size("class_embed.weight")[0] - 1)
     backbone: dict[str, Any] = {"model_type": "resnet", "embedding_size": stem, "out_features": ["stage4"]}
     backbone |= {"layer_type": "bottleneck" if deep else "basic"}
     backbone |= {"hidden_sizes": [stem * (4 if deep else 1) * 2**stage for stage in range(4)]}
@@ -154,7 +160,7 @@ def _configuration(path: Path, state: Mapping[str, Tensor], arguments: Mapping[s
     for side in ("encoder", "decoder"):
         layers = rf"transformer\.{side}\.layers\.(\d+)\."
         content |= {f"{side}_layers": count(layers), f"{side}_attention_heads": heads}
-        content[f"{side}_ffn_dim"] = len(state[f"transformer.{side}.layers.0.linear1.weight"])
+        content[f"{side}_ffn_dim"] = size(f"transformer.{side}.layers.0.linear1.weight")[0]
     return content
 
 
@@ -184,7 +190,9 @@ def _renamed(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for original, value in state.items():
         name, parts = original, {"": value}
         if found := re.fullmatch(r"(.*attn\.)in_proj_(weight|bias)", original):
-            thirds = zip("qkv", (value if value.ndim else value[None]).tensor_split(3), strict=True)
+            if not value.ndim or len(value) % 3:
+                raise FaapError(f"{path}: {original} is of shape {tuple(value.shape)}, which has no three equal parts.")
+            thirds = zip("qkv", value.tensor_split(3), strict=True)
             name, parts = found[1], {f"{part}_proj.{found[2]}": third for part, third in thirds}
         if original.startswith("backbone."):
             name = re.sub(r"(layer|conv|bn)(\d)", lambda found: f"{found[1]}{int(found[2]) - 1}", original)

@@ -1,5 +1,6 @@
 """Make a frozen model faster without changing what it computes."""
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -45,7 +46,8 @@ def fold_norms(model: nn.Module) -> None:
         if not any(map(_is_batch_norm, parent.children())):
             continue
         try:
-            nodes = [node for node in _Tracer().trace(parent).nodes if node.op in ("call_module", "get_attr")]
+            # of a copy: what a forward keeps would be a tracer's, and not a tensor
+            nodes = [n for n in _Tracer().trace(copy.deepcopy(parent)).nodes if n.op in ("call_module", "get_attr")]
         # whatever keeps the module from being traced keeps it as it is
         except Exception:
             continue
@@ -53,7 +55,7 @@ def fold_norms(model: nn.Module) -> None:
         own = {name: child for name, child in parent.named_children() if uses[name] == owners[child] == 1}
         calls: dict[Any, Any] = {node: own[node.target] for node in nodes if node.target in own}
         for node, norm in calls.items():
-            source = node.all_input_nodes[0]
+            source: Any = next(iter(node.all_input_nodes), None)
             # a subclass may do more than its name says
             if _is_batch_norm(norm) and type(calls.get(source)) is nn.Conv2d and len(source.users) == 1:
                 _fold(calls[source], norm)

@@ -15,6 +15,8 @@ from faap.files import read_json
 _SIDE = Between(1, 10_000, 1)  # pixels
 _SIDES = {"height": _SIDE, "width": _SIDE}
 _EDGES = {"shortest_edge": _SIDE, "longest_edge?": (_SIDE, None)}
+_SWITCHED = {"do_resize": ("size", "max_size"), "do_pad": ("pad_size",), "do_rescale": ("rescale_factor",)}
+_SWITCHED["do_normalize"] = ("image_mean", "image_std")
 _CONFIG: dict[str, Any] = {
     "max_size?": _SIDE,
     "pad_size?": _SIDES,
@@ -49,7 +51,7 @@ def read_preprocessing(path: Path, kind: str = "detr", model_config: Any = None)
     for key in ("do_center_crop", "size_divisor"):
         if does.get(key):
             raise FaapError(f"{path}: {key} is {does[key]!r}, which is not supported; it should be left out")
-    unused = [key for switch, key in (("do_resize", "size"), ("do_pad", "pad_size")) if not does[switch]]
+    unused = [key for switch, keys in _SWITCHED.items() if not does[switch] for key in keys]
     config = {key: value for key, value in content.items() if value is not None and key not in unused}
     size = config.get("size", {})
     shape = _SIDE if not isinstance(size, dict) else _SIDES if size.get("height") else _EDGES

@@ -38,8 +38,7 @@ def read(path: Path) -> dict[str, str]:
     Raises:
         FaapError: if the file cannot be read, or is not a flat mapping of different fields to single values.
     """
-    text = read_text(path)
-    if len(text) > _LARGEST:
+    if (path.is_file() and path.stat().st_size > 4 * _LARGEST) or len(text := read_text(path)) > _LARGEST:
         raise FaapError(f"{path}: has more than {_LARGEST:,} characters; it is no recipe.")
     try:
         # the tree of what is written and not what it stands for: an alias can stand for itself, or for a billion things
