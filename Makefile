@@ -12,10 +12,10 @@ demo: export GOMP_SPINCOUNT := 10000
 demo: $(STAMP)
 	$(BIN)/faap demo
 
-# Two test processes on two cores: one thread each.
+# Two test processes on two cores: one thread each, and who is done takes over from the other.
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/faap bench

@@ -125,7 +125,7 @@ def test_an_image_of_another_size_than_annotated_is_named(split, tmp_path):
         FaapImages(wrong, PREPROCESSING, {1: 0})[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     edges=st.tuples(st.integers(8, 120), st.none() | st.integers(30, 160)) | st.just((None, None)),

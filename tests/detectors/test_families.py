@@ -245,6 +245,8 @@ def test_a_size_that_strides_or_windows_do_not_divide_is_refused(case, multiple,
             FaapError, match=rf"{case}.preprocessor_config.json: .*size is .* takes multiples of {multiple} "
         ):
             load_detector(directory)
+    if case not in ("rt_detr", "lw_detr"):  # one of each kind of divisor
+        return
     # by the edges sides are cut to multiples, and where images keep their size each is looked at
     path.write_text(json.dumps({"size": {"shortest_edge": 70, "longest_edge": 150}}))
     assert load_detector(directory).preprocessing.multiple == multiple
