@@ -13,7 +13,7 @@ import yaml
 from faap.conform import conform
 from faap.data.images import TRAINING_EDGES
 from faap.errors import FaapError, nearest
-from faap.files import atomic_write
+from faap.files import write_text
 from faap.objectives import ROOMS, adversarial, alignment, heads, transport
 from faap.objectives.own import OwnTerms, blaming, own_terms
 from faap.recipes import RECIPES as RECIPES
@@ -113,8 +113,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
 
     def save(self, path: str | Path) -> None:
         """Write all fields to a YAML file that `load_recipe` reads; the file is complete or absent."""
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
 
     def schedules(self) -> dict[str, list[float]]:
         """Return each epoch's `epsilon`, `beta`, `contrastive_weight`, `learning_rate` and those of its terms."""

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from faap.data import Problem, load_dataset, read_image
-from faap.data.problems import lfs_pointer
+from faap.data.problems import lfs_pointer, opening
+from faap.data.problems import place as located
 from faap.errors import FaapError
 
 SIZE = (300, 240)
@@ -393,6 +394,13 @@ def test_what_the_machine_lacks_is_no_fault_of_the_files(tmp_path, error, skip_b
     ):
         load_dataset(root, skip_bad=skip_bad).split("all")
     assert not isinstance(caught.value, Problem)
+
+
+def test_what_is_said_already_is_not_said_to_be_unreadable(tmp_path):
+    said = located(tmp_path / "a.json")("missing_group", "has no group")
+    with pytest.raises(Problem) as caught, opening(tmp_path / "b.jpg", located(tmp_path / "b.jpg"), "image"):
+        raise said
+    assert caught.value is said
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import faap
-from faap.detectors import DetectorOutput
+from faap.detectors import DetectorOutput, original
 from faap.detectors.original import load_original
 from faap.errors import FaapError
 from mutants import PLAIN, TENSORS, mutants, outcome
@@ -227,6 +227,14 @@ def test_whatever_a_checkpoint_holds_it_loads_or_is_refused_in_words(tmp_path: P
     told = [text for text in outcomes if text is not None]
     assert 0 < len(told) < 40
     assert all(str(tmp_path) in text for text in told)
+
+
+def test_a_dilated_detector_is_tried_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = make(classes=3, layers=1, depths=(1, 1, 1, 1)).state_dict()
+    torch.save({"model": state, "args": {"dilation": True}}, tmp_path / "mine.pth")
+    monkeypatch.setattr(original, "_dilate", lambda model: model.class_labels_classifier.weight.fill_(torch.inf))
+    with pytest.raises(FaapError, match=r"mine\.pth: makes a detector whose outputs for a grey image are NaN"):
+        load_original(tmp_path / "mine.pth")
 
 
 class Harmful:
