@@ -111,7 +111,7 @@ RECIPE_FLAGS = """
     --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
     --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --num_workers
     --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resume
-    --score_alpha --score_top_k --score_weighting --seed --skip_bad --temperature --terms --train_edges
+    --scenes --score_alpha --score_top_k --score_weighting --seed --skip_bad --temperature --terms --train_edges
     --wass_scores --weight_decay --widths
 """
 FLAGS = {
@@ -120,9 +120,9 @@ FLAGS = {
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
     "evaluate": """
         --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --group_csv --group_field
-        --images_dir --output_dir --reference_group --skip_bad --split
+        --images_dir --output_dir --reference_group --scenes --skip_bad --split
     """,
-    "check": "--anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group",
+    "check": "--anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes",
     "bench": "--device --json --repeats --threads",
     "recipes": "--json",
 }

@@ -63,7 +63,7 @@ def test_short_trainings_have_finite_schedules(epochs: int) -> None:
 def test_the_sections_have_the_fields_that_other_rooms_take_them_for() -> None:
     assert fields_of("run") == ("name", "description", "output_dir", "resume", "device", "num_workers")
     assert fields_of("data") == (
-        "dataset_root", "annotations", "images_dir", "group_field", "group_csv", "skip_bad", "detr_checkpoint",
+        "dataset_root", "annotations", "images_dir", "group_field", "group_csv", "skip_bad", "scenes", "detr_checkpoint",
     )  # fmt: skip
     assert fields_of("groups") == ("anchor_group", "reference_group")
     assert fields_of("generator") == ("arch", "widths")

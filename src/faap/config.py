@@ -61,6 +61,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     group_field: str = _data("", "field or column that holds the group; empty: gender")
     group_csv: str = _data("", "CSV in dataset_root from image ids or file names to groups; empty: none")
     skip_bad: bool = _data(False, "go on without the broken records of the data set instead of refusing it")
+    scenes: int = _data(0, "training scenes of each group of promenade; 0: 12,000", low=0, high=100_000)
     detr_checkpoint: str = _data("promenade", "the frozen detector: folder, or promenade, the embedded one")
 
     anchor_group: str = _groups("female", "the disadvantaged group, which is lifted")

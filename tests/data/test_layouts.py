@@ -56,9 +56,13 @@ def test_colliding_image_ids_are_renumbered(write_dataset, tmp_path):
 
 def test_promenade_is_built_when_asked_for(dataset_root, monkeypatch):
     module = types.ModuleType("faap.promenade")
-    module.build_promenade = lambda: dataset_root
+    asked = []
+    module.build_promenade = lambda scenes: asked.append(scenes) or dataset_root
     monkeypatch.setitem(sys.modules, "faap.promenade", module)
-    assert load_dataset("promenade").root == dataset_root
+    assert load_dataset("promenade").root == load_dataset("promenade", scenes=5).root == dataset_root
+    assert asked == [None, {"train": 5}]
+    with pytest.raises(FaapError, match="scenes is 5; it is a size of promenade"):
+        load_dataset(dataset_root, scenes=5)
 
 
 def test_boxes_one_pixel_outside_are_cut(edit):

@@ -1,4 +1,10 @@
+import hashlib
+import itertools
 import json
+import os
+import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +14,7 @@ from PIL import Image
 from faap.data import load_dataset
 from faap.errors import FaapError
 from faap.files import cache_dir
-from faap.promenade import build, build_promenade, compose, detector_dir
+from faap.promenade import Scene, build, build_promenade, compose, detector_dir
 
 FEW = {"train": 4, "val": 2, "test": 3}
 
@@ -49,19 +55,57 @@ def test_other_sizes_are_another_folder(tmp_path: Path) -> None:
     assert build_promenade(tmp_path, FEW) != build_promenade(tmp_path, FEW | {"train": 5})
 
 
-def test_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(range(6))
-    real = build.compose
+def test_interrupted_it_is_absent_and_goes_on_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build_promenade(tmp_path / "whole", FEW)
+    monkeypatch.setattr(build, "PART", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1), raising=False)
+    calls, real = list[tuple[str, int, str]](), build.compose
 
-    def fails_later(*arguments: object) -> object:
-        if next(calls) == 5:
+    def fails(seed: int, split: str, index: int, group: str) -> Scene:
+        calls.append((split, index, group))
+        if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(seed, split, index, group)
 
-    monkeypatch.setattr(build, "compose", fails_later)
+    monkeypatch.setattr(build, "compose", fails)
     with pytest.raises(KeyboardInterrupt):
         build_promenade(tmp_path, FEW)
-    assert list(tmp_path.iterdir()) == []
+    assert [each.name for each in tmp_path.glob("[!.]*")] == ["whole"]
+    again = build_promenade(tmp_path, FEW)
+    # of the four parts that were begun, the last was not complete
+    assert Counter(calls) == {(s, i, g): 1 + ((s, g) == ("train", "male") and i < 2) for s, i, g in calls}
+    assert len(set(calls)) == 2 * sum(FEW.values())
+    assert files_of(again) == files_of(whole)
+
+
+def test_several_processes_write_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = {"train": 2 * build.PART + 3, "val": 1, "test": 1}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    several = build_promenade(tmp_path / "several", many)
+    monkeypatch.setattr(build, "compose", lambda *_: pytest.fail("not in this process"))
+    assert build_promenade(tmp_path / "several", many) == several
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1), raising=False)
+    assert files_of(several) == files_of(build_promenade(tmp_path / "one", many))
+
+
+def test_a_process_that_fails_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2), raising=False)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(FaapError, match="a process that writes Promenade has failed"):
+        build_promenade(tmp_path, FEW | {"train": 2 * build.PART})
+
+
+def test_val_and_test_are_what_they_always_were() -> None:
+    digest = hashlib.sha256()
+    for split, index, group in itertools.product(("val", "test"), range(0, 250, 10), ("female", "male")):
+        scene = compose(build.SEED, split, index, group)
+        digest.update(scene.image.tobytes() + scene.boxes.tobytes())
+    assert digest.hexdigest() == "81548510507751fb9b2dafce0acf4af545f1116e0ded706f3f542a6deb9a10ff"
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -219,6 +219,7 @@ def load_dataset(
     group_field: str = "",
     group_csv: str = "",
     skip_bad: bool = False,
+    scenes: int = 0,
 ) -> Dataset:
     """Open a data set; see docs/data.md for the layouts.
 
@@ -233,6 +234,7 @@ def load_dataset(
             In FACET the attribute, by default gender_presentation.
         group_csv: table from image ids or file names to groups, relative to `root`.
         skip_bad: leave broken records out instead of refusing them.
+        scenes: training scenes of each group of "promenade"; 0: 12,000.
 
     Returns:
         The data set; annotations are read when a split is asked for.
@@ -243,7 +245,9 @@ def load_dataset(
     if root == "promenade":
         from faap.promenade import build_promenade
 
-        root = build_promenade()
+        root = build_promenade(scenes={"train": scenes} if scenes else None)
+    elif scenes:
+        raise FaapError(f"scenes is {scenes}; it is a size of promenade, and the data set {root} has its own.")
     home = Path(root)
     if not home.exists():
         raise FaapError(f"data set {home}: no such folder or file; give {LAYOUTS}")

@@ -1,23 +1,29 @@
 """Write Promenade to disk in the split-folder layout, once, under the user's cache folder."""
 
 import hashlib
+import itertools
 import json
+import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from PIL import Image
-from rich.progress import track
+from rich.progress import Progress
 
 from faap.errors import FaapError
-from faap.files import cache_dir
+from faap.files import cache_dir, write_text
 from faap.promenade.scenes import HEIGHT, SPLITS, WIDTH, compose
 
 SEED = 0
-SCENES: Mapping[str, int] = {"train": 1600, "val": 250, "test": 700}  # for each of the two groups
+SCENES: Mapping[str, int] = {"train": 12_000, "val": 250, "test": 700}  # for each of the two groups
+PART = 200  # scenes
 FOLDERS = {"female": "women", "male": "men"}
 
 
@@ -37,38 +43,40 @@ def detector_dir(arm: str = "biased") -> Path:
 
 
 def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | None = None) -> Path:
-    """Return the folder of the benchmark, writing it first if it is not there yet.
+    """Return the folder of the benchmark, writing it first, with all cores, if it is not there yet.
 
-    The folder is complete or absent: it is written beside its place and moved there in one step. Its name carries a
-    hash of everything that determines the pictures, so a new version never reads an old one's files.
+    The folder is complete or absent: it is written beside its place and moved there in one step. Whoever is interrupted
+    goes on from there the next time. Its name carries a hash of everything that determines the pictures, so a new
+    version never reads an old one's files.
 
     Args:
         directory: parent folder; faap's cache folder by default.
-        scenes: {split: scenes for each group}; `SCENES` by default.
+        scenes: {split: scenes for each group}, where they are not as in `SCENES`.
 
     Returns:
         `<directory>/promenade-<hash>` with `women_split/` and `men_split/`.
+
+    Raises:
+        FaapError: if it cannot be written.
     """
-    scenes = SCENES if scenes is None else scenes
+    scenes = {**SCENES, **(scenes or {})}
     home = cache_dir() if directory is None else directory
     target = home / f"promenade-{_fingerprint(scenes)}"
     if target.is_dir():
         return target
+    begun = home / f".{target.name}"
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".promenade-", dir=home))
+        begun.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{begun}.lock"):  # another process may be writing the same
+            if not target.is_dir():
+                _write(begun, scenes)
+                _assemble(begun, scenes)
+                begun.rename(target)
+        shutil.rmtree(begun, ignore_errors=True)
+        Path(f"{begun}.lock").unlink(missing_ok=True)
     except OSError as error:
         advice = "set FAAP_CACHE_DIR to a folder of yours"
         raise FaapError(f"{home}: cannot be made or written to ({error.strerror}); {advice}.") from error
-    try:
-        _write(temporary, scenes)
-        temporary.chmod(0o755)
-        temporary.rename(target)
-    except OSError:
-        if not target.is_dir():  # else another process was faster, with the same content
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -80,24 +88,70 @@ def _fingerprint(scenes: Mapping[str, int]) -> str:
     return digest.hexdigest()[:12]
 
 
+def _parts(scenes: Mapping[str, int]) -> Iterator[tuple[str, str, range]]:
+    for split, group in itertools.product(SPLITS, FOLDERS):
+        for start in range(0, scenes[split], PART):
+            yield split, group, range(start, min(start + PART, scenes[split]))
+
+
 def _write(root: Path, scenes: Mapping[str, int]) -> None:
-    jobs = [(split, group, index) for split in SPLITS for group in FOLDERS for index in range(scenes[split])]
-    files: dict[Path, dict[str, Any]] = {}
-    for split, group, index in track(jobs, "Building Promenade", transient=True):
-        folder = root / f"{FOLDERS[group]}_split"
+    """Write what is missing of a folder's parts, a process on each core."""
+    parts = len(list(_parts(scenes)))
+    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, parts // 2)
+    if workers < 2:
+        write_parts(root, scenes)
+        return
+    command = [sys.executable, "-m", "faap.promenade", str(root), json.dumps(dict(scenes)), str(workers)]
+    running = [subprocess.Popen([*command, str(number)]) for number in range(workers)]
+    try:
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("Building Promenade", total=parts)
+            while any(each.poll() is None for each in running):
+                progress.update(bar, completed=len(list(root.glob("*.json"))))
+                time.sleep(0.2)
+    finally:
+        for each in running:
+            each.kill()  # which does nothing to those that are done
+            each.wait()
+    if any(each.returncode for each in running):
+        raise FaapError(f"{root}: a process that writes Promenade has failed; what it printed says why.")
+
+
+def write_parts(root: Path, scenes: Mapping[str, int], workers: int = 1, number: int = 0) -> None:
+    """Write the pictures of every so manieth part, and a JSON file with its annotations when it is complete."""
+    for place, (split, group, indices) in enumerate(_parts(scenes)):
+        file = root / f"{place}.json"
+        if place % workers != number or file.exists():
+            continue
         info = {"description": f"Promenade, {split}, {group}: rendered scenes, CC0-derived people"}
-        empty = {"info": info, "images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
-        annotations = files.setdefault(folder / f"gender_{FOLDERS[group]}_{split}.json", empty)
-        scene = compose(SEED, split, index, group)
-        image_id, name = 2 * index + 1 + (group == "male"), f"{index:05d}.jpg"
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(scene.image).save(folder / split / name, quality=92, subsampling=0)
-        image = {"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT}
-        # training scenes have no twin
-        annotations["images"].append(image if split == "train" else image | {"scene": f"{split}-{index}"})
-        for person, (box, identity) in enumerate(zip(scene.boxes, scene.identities, strict=True)):
-            place = {"bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": 0, "identity": identity}
-            number = {"id": 10 * image_id + person, "image_id": image_id, "category_id": 1}
-            annotations["annotations"].append(number | place)
+        found: dict[str, Any] = {"info": info, "images": [], "annotations": []}
+        folder = f"{FOLDERS[group]}_split"
+        (root / folder / split).mkdir(parents=True, exist_ok=True)
+        for index in indices:
+            scene = compose(SEED, split, index, group)
+            image_id, name = 2 * index + 1 + (group == "male"), f"{index:05d}.jpg"
+            Image.fromarray(scene.image).save(root / folder / split / name, quality=92, subsampling=0)
+            image = {"id": image_id, "file_name": name, "width": WIDTH, "height": HEIGHT}
+            # training scenes have no twin
+            found["images"].append(image if split == "train" else image | {"scene": f"{split}-{index}"})
+            for person, (box, identity) in enumerate(zip(scene.boxes, scene.identities, strict=True)):
+                about = {"bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": 0, "identity": identity}
+                ids = {"id": 10 * image_id + person, "image_id": image_id, "category_id": 1}
+                found["annotations"].append(ids | about)
+        path = f"{folder}/gender_{FOLDERS[group]}_{split}.json"
+        write_text(file, json.dumps({"path": path} | found | {"categories": [{"id": 1, "name": "person"}]}))
+
+
+def _assemble(root: Path, scenes: Mapping[str, int]) -> None:
+    """Join the annotations of all parts; they stay until the last file is there."""
+    parts = [root / f"{place}.json" for place, _ in enumerate(_parts(scenes))]
+    files: dict[str, dict[str, Any]] = {}
+    for part in map(json.loads, map(Path.read_text, parts)):
+        whole = files.setdefault(part.pop("path"), part)
+        if whole is not part:
+            whole["images"] += part["images"]
+            whole["annotations"] += part["annotations"]
     for path, content in files.items():
-        path.write_text(json.dumps(content))
+        write_text(root / path, json.dumps(content))
+    for each in parts:
+        each.unlink()

@@ -59,7 +59,8 @@ def colour(sprite: np.ndarray, colours: np.ndarray) -> np.ndarray:
         (h, w, 4) uint8 RGBA.
     """
     palette = np.concatenate([np.zeros((1, 3)), colours, np.zeros((2, 3))])
-    shade = (sprite & 31)[..., None] / 31.0
-    rgb = np.clip(palette[sprite >> 5] * shade, 0, 255).astype(np.uint8)
-    alpha = np.where(sprite > 0, 255, 0).astype(np.uint8)
-    return np.concatenate([rgb, alpha[..., None]], axis=-1)
+    values = np.arange(256)
+    rgba = np.empty((256, 4), np.uint8)  # of every value that a pixel of a sprite can have
+    rgba[:, :3] = np.clip(palette[values >> 5] * ((values & 31) / 31.0)[:, None], 0, 255)
+    rgba[:, 3] = np.where(values > 0, 255, 0)
+    return np.take(rgba, sprite, axis=0)

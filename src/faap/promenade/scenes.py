@@ -130,10 +130,11 @@ def _draw(canvas: Image.Image, people: People, person: _Person, group: str) -> n
     scale = person.height / people.height
     size = (max(1, round(rgba.width * scale)), max(1, round(person.height)))
     small = rgba.resize(size, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
-    layer = Image.new("RGBA", (WIDTH, HEIGHT))
-    layer.paste(small, (round(person.centre - size[0] / 2), round(person.feet) - size[1]))
-    canvas.paste(layer, (0, 0), layer)
-    return np.asarray(np.asarray(layer)[..., 3] > 127)
+    corner = (round(person.centre - size[0] / 2), round(person.feet) - size[1])
+    canvas.paste(small, corner, small)
+    cover = Image.new("L", (WIDTH, HEIGHT))
+    cover.paste(small.getchannel("A"), corner)
+    return np.asarray(np.asarray(cover) > 127)
 
 
 def _tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
@@ -251,10 +252,12 @@ def _develop(rng: np.random.Generator, canvas: Image.Image) -> np.ndarray:
     blur = float(rng.choice([0.0, rng.uniform(0.3, 0.9)]))
     if blur:
         canvas = canvas.filter(ImageFilter.GaussianBlur(blur))
-    picture = np.asarray(canvas, np.float32)
-    gain = np.float32(rng.uniform(0.6, 1.15)) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    picture = np.array(canvas, np.float32)
+    picture *= np.float32(rng.uniform(0.6, 1.15)) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
     slope = np.linspace(1 - rng.uniform(0, 0.3), 1, WIDTH, dtype=np.float32)
     if rng.random() < 0.5:
         slope = slope[::-1]
     noise = rng.standard_normal((HEIGHT, WIDTH, 1), dtype=np.float32) * np.float32(rng.uniform(1, 6))
-    return np.clip(picture * gain * slope[None, :, None] + noise, 0, 255).astype(np.uint8)
+    picture *= slope[None, :, None]
+    picture += noise
+    return picture.clip(0, 255, out=picture).astype(np.uint8)
