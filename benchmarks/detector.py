@@ -23,13 +23,13 @@ def main() -> None:
     stock, prepared = bench.stock_detector(device), bench.prepared_detector(device, size)
     with scenes() as data:
         step, batch = one_step(prepared, args.batch, data)
-    pixels, mask = batch.pixel_values, batch.pixel_mask
+    pixels = batch.pixel_values
     light, unet = (build_generator(arch).eval().to(device) for arch in ("light", "unet"))
 
-    floor = bench.through(lambda images: stock(pixel_values=images, pixel_mask=mask.long()), "pred_boxes", pixels)
+    floor = bench.through(lambda images: stock(pixel_values=images), "pred_boxes", pixels)
     jobs: dict[str, bench.Job] = {
         "stock": floor,
-        "prepared": bench.through(lambda images: prepared(images, mask), "boxes", pixels),
+        "prepared": bench.through(lambda images: prepared(images), "boxes", pixels),
         "step": step,
     }
     ratios = {"prepared_over_stock": ("prepared", "stock"), "step_over_floor": ("step", "stock")}
@@ -37,17 +37,17 @@ def main() -> None:
     if args.compile:
         compiled = bench.prepared_detector(device, size)
         compiled.compile(dynamic=False)
-        jobs["compiled"] = bench.through(lambda images: compiled(images, mask), "boxes", pixels)
+        jobs["compiled"] = bench.through(lambda images: compiled(images), "boxes", pixels)
         ratios["compiled_over_prepared"] = ("compiled", "prepared")
         started = time.perf_counter()
         jobs["compiled"]()
         first["first_compiled_seconds"] = time.perf_counter() - started
     alone = torch.no_grad()
     jobs |= {
-        "stock forward": alone(lambda: stock(pixel_values=pixels, pixel_mask=mask.long())),
-        "prepared forward": alone(lambda: prepared(pixels, mask)),
-        "light": alone(lambda: light.perturb(pixels, mask)),
-        "unet": alone(lambda: unet.perturb(pixels, mask)),
+        "stock forward": alone(lambda: stock(pixel_values=pixels)),
+        "prepared forward": alone(lambda: prepared(pixels)),
+        "light": alone(lambda: light.perturb(pixels)),
+        "unet": alone(lambda: unet.perturb(pixels)),
     }
     ratios |= {
         "prepared_forward_over_stock": ("prepared forward", "stock forward"),

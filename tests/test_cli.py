@@ -11,6 +11,7 @@ from rich.console import Console
 import faap
 from faap import cli
 from faap.compare import LocalRunner
+from faap.evaluation import NONE_WORTH_IT
 from faap.perturbation import build_generator, save_generator
 from faap.process import outcome
 
@@ -33,6 +34,8 @@ def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.C
     first, again = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "again"))
     dates = [metrics["provenance"].pop("date") for metrics in (first, again)]
     assert dates[0] < dates[1]
+    assert NONE_WORTH_IT in first["warnings"]  # which is known of the run alone
+    first["warnings"].remove(NONE_WORTH_IT)
     assert first == again
     assert (tmp_path / "again" / "report.html").is_file()
 
@@ -105,11 +108,13 @@ def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: py
 RECIPE_FLAGS = """
     --adv_entropy_weight --adv_reference_weight --adv_steps --anchor_group --annotations --arch --aug_strength
     --batch_size --beta --beta_final --centroid_momentum --clip_apart --compile --contrastive
+    --ema
     --contrastive_warmup_epochs --dataset_root --detach_reference --detr_checkpoint --device --epochs
     --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs --epsilon_peak --epsilon_start
     --epsilon_warmup_epochs --f2m_weight --group_csv --group_field --head --images_dir --images_per_epoch
     --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
-    --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --num_workers
+    --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --memory
+    --no_object_weight --num_workers
     --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resume
     --scenes --score_alpha --score_top_k --score_weighting --seed --skip_bad --temperature --terms --train_edges
     --wass_scores --weight_decay --widths
@@ -119,10 +124,12 @@ FLAGS = {
     "demo": RECIPE_FLAGS,
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
     "evaluate": """
-        --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --group_csv --group_field
-        --images_dir --output_dir --reference_group --scenes --skip_bad --split
+        --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --epsilon --group_csv
+        --group_field --images_dir --jpeg --num_workers --output_dir --reference_group --scenes --skip_bad --split
     """,
-    "check": "--anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes",
+    "check": """
+        --anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes
+    """,
     "bench": "--device --json --repeats --threads",
     "recipes": "--json",
 }
@@ -231,6 +238,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         "infonce_3rd_fix2",
         "infonce_4th",
         "wgan_7th",
+        "equal",
         "moco_4th",
     }
     assert cli.main(["recipes", "infonce_4th", "--json"]) == 0

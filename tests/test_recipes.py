@@ -9,6 +9,7 @@ import pytest
 
 import faap.config
 from faap.config import Recipe, load_recipe, recipe_names
+from faap.training.objective import Objective
 
 NAMES = ("contrastive_1st", "infonce_3rd", "infonce_3rd_fix2", "infonce_4th", "wgan_7th", "moco_4th")
 ABLATIONS = Path(faap.config.__file__).parent / "recipes" / "ablations" / "infonce_4th"
@@ -112,8 +113,18 @@ def test_a_recipe_says_who_it_is_and_leaves_the_rest_to_the_defaults() -> None:
         assert not changed, name
 
 
-def test_there_are_six() -> None:
-    assert set(recipe_names()) == set(NAMES)
+def test_there_are_six_that_were_published_and_equal() -> None:
+    assert set(recipe_names()) == {*NAMES, "equal"}
+
+
+def test_equal_is_the_detection_loss_alone() -> None:
+    recipe = load_recipe("equal")
+    assert [term.name for term in Objective(recipe, 8).terms] == ["detection"]
+    assert recipe.schedules()["beta"] == [1.0] * recipe.epochs
+    assert recipe.schedules()["epsilon"] == [0.1] * recipe.epochs
+    assert not recipe.no_object_weight
+    assert recipe.images_per_epoch % recipe.batch_size == 0  # no smaller batch at the end
+    assert recipe.epochs * recipe.images_per_epoch == 301_056
 
 
 def test_the_defaults_are_those_of_infonce_4th_on_the_embedded_benchmark() -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 from faap.config import Recipe, load_recipe
-from faap.data import Batch, Dataset, GroupBalancedBatches, Preprocessing, load_dataset
+from faap.data import Batch, Dataset, GroupBalancedBatches, Preprocessing, load, load_dataset
 from faap.data.images import TRAINING_EDGES, plan_training
 from faap.detectors import FrozenDetector
 from faap.detectors.hugging_face import HuggingFaceDetector
@@ -116,8 +116,9 @@ def training_step(recipe: Recipe, detector: FrozenDetector, scenes: Dataset) -> 
     device = next(detector.parameters()).device
     trainer = Trainer(recipe, device, detector, scenes.split("train"))
     schedule = {name: values[-1] for name, values in recipe.schedules().items()}
-    batches: list[Batch] = [batch.to(device) for batch in trainer.loader]
-    return lambda: [trainer.step(batch, 0, schedule) for batch in batches], batches
+    how: Any = {"batch_size": recipe.batch_size, "num_workers": 0, "device": device}
+    fed = [trainer.feed(batch, 0) for batch in load(trainer.images, trainer.batches, **how)]
+    return lambda: [trainer.step(*each, schedule) for each in fed], [batch for batch, _ in fed]
 
 
 def through(forward: Callable[[Tensor], Any], boxes: str, pixels: Tensor) -> Job:
@@ -174,7 +175,7 @@ def _jobs(device: torch.device, folder: Path) -> dict[str, Job]:
     scenes, stock, prepared = pictures(folder), stock_detector(device), prepared_detector(device)
     recipe = load_recipe("infonce_4th", batch_size=BATCH, images_per_epoch=BATCH)
     step, [batch] = training_step(recipe, prepared, scenes)
-    pixels, mask = batch.pixel_values, batch.pixel_mask
+    pixels = batch.pixel_values
     generator = build_generator().eval().to(device)
     large = torch.randn(1, 3, *LARGE, device=device).clamp(-2, 2)
 
@@ -185,10 +186,10 @@ def _jobs(device: torch.device, folder: Path) -> dict[str, Job]:
         again()
 
     return {
-        "floor": through(lambda images: stock(images, mask.long()), "pred_boxes", pixels),
+        "floor": through(lambda images: stock(images), "pred_boxes", pixels),
         "step": step,
-        "detector": torch.no_grad()(lambda: prepared(pixels, mask)),
-        "generator": torch.no_grad()(lambda: generator.perturb(pixels, mask)),
+        "detector": torch.no_grad()(lambda: prepared(pixels)),
+        "generator": torch.no_grad()(lambda: generator.perturb(pixels)),
         "detector, large": torch.no_grad()(lambda: prepared(large)),
         "generator, large": torch.no_grad()(lambda: generator.perturb(large)),
         "first": first,

@@ -185,6 +185,11 @@ def evaluate(parser: Parser, console: Console) -> None:
     parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     here, kept = "faap_outputs/evaluate", "gets metrics.json and report.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
+    parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="as JPEG files of this quality, 1 to 100")
+    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
+    )
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
@@ -194,12 +199,12 @@ def evaluate(parser: Parser, console: Console) -> None:
 
     settings = _trained_with(given)
     device = distributed.resolve_device(given["device"])
-    generator = faap.load_generator(given["generator"]).to(device)
+    generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
     detector = faap.load_detector(settings["detr_checkpoint"], device)
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute")}
+    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
     _conclude(measure(detector, generator, dataset, run, **how, move_aside=True, console=console), run, console)
 
 

@@ -54,6 +54,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     resume: str = _run("", "checkpoint to go on from; empty: start anew")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N")
     num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
+    memory: int = _run(2048, "MB of decoded images that are kept, without such processes", low=0, high=10**7)
 
     dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")
     annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
@@ -76,12 +77,16 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     train_edges: tuple[int, ...] = _training(TRAINING_EDGES, _EDGES, low=1, high=10_000)
     optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
+    ema: float = _training(0.0, "decay of the moving average of the generator that is kept; 0: none", low=0, below=1)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
+    no_object_weight: float = setting(
+        0.0, "no-object's weight in the detection loss, for softmax; 0: the detector's", low=0
+    )
     terms: str = setting("", "terms of your own: a .py file beside the recipe or here, or a module; see docs/terms.md")
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
 # a line of the log
 ROW: dict[str, Any] = {"epoch": int, "images": int, "seconds": float, "schedule": {str: float}, "losses?": [str]}
 ROW |= {"train": {str: _NUMBER}, "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}}}
+ROW["validation"] |= {"errors?": {str: _NUMBER}}
 
 
 class Run:

@@ -21,6 +21,7 @@ from faap.data import (
     collate,
     evaluation_transform,
     load_dataset,
+    normalise,
     read_image,
 )
 from faap.errors import FaapError
@@ -60,7 +61,7 @@ def test_crowds_and_unknown_categories_are_no_targets(split, training):
 def test_collate_pads_to_the_largest_and_says_where(split):
     images = FaapImages(split, PREPROCESSING, {1: 0})
     wide, tall = images[1], images[2]
-    wide.pixels, tall.pixels = torch.rand(3, 20, 50) + 1, torch.rand(3, 40, 30) + 1
+    wide.pixels, tall.pixels = torch.randint(1, 256, (3, 20, 50)), torch.randint(1, 256, (3, 40, 30))
     batch = collate([wide, tall])
     assert batch.pixel_values.shape == (2, 3, 40, 50)
     assert batch.pixel_mask.dtype == torch.bool
@@ -68,7 +69,9 @@ def test_collate_pads_to_the_largest_and_says_where(split):
     assert batch.sizes.tolist() == [[30, 40], [30, 40]]
     for index, sample in enumerate([wide, tall]):
         height, width = batch.valid[index].tolist()
-        assert torch.equal(batch.pixel_values[index, :, :height, :width], sample.pixels)
+        assert torch.equal(batch.images[index, :, :height, :width], sample.pixels)
+        values = normalise(sample.pixels / 255)
+        assert torch.equal(batch.pixel_values[index, :, :height, :width], values)
         assert batch.pixel_mask[index].sum() == height * width
         assert batch.pixel_mask[index, :height, :width].all()
         assert torch.equal(batch.targets[index]["boxes"], sample.boxes)
@@ -77,13 +80,33 @@ def test_collate_pads_to_the_largest_and_says_where(split):
     assert batch.image_ids.tolist() == [2, 3]
 
 
-def test_a_batch_moves_as_a_whole(split):
-    batch = collate([FaapImages(split, PREPROCESSING, {1: 0})[index] for index in (1, 2)])
+def test_a_batch_without_padding_has_no_mask(split):
+    images = FaapImages(split, PREPROCESSING, {1: 0})
+    assert collate([images[1], images[1]]).pixel_mask is None
+
+
+def test_what_a_device_computes_with_moves_and_what_is_read_stays(split):
+    wide, tall = (FaapImages(split, PREPROCESSING, {1: 0})[index] for index in (1, 2))
+    wide.pixels = wide.pixels[:, :-1]
+    batch = collate([wide, tall])
     moved = batch.to("meta")
-    tensors = [moved.pixel_values, moved.pixel_mask, moved.image_ids, moved.sizes, moved.valid]
+    tensors = [moved.images, moved.pixel_values, moved.pixel_mask, moved.targets.real]
     tensors += [value for target in moved.targets for value in target.values()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {tensor.device.type for tensor in (moved.image_ids, moved.sizes, moved.valid)} == {"cpu"}
     assert moved.groups == batch.groups
+    assert moved.targets.counts == batch.targets.counts
+
+
+def test_images_that_are_kept_are_read_once_and_no_more_than_there_is_room_for(split, monkeypatch):
+    size = 40 * 30 * 3
+    images = FaapImages(split, PREPROCESSING, {1: 0}, training=True, memory=2 * size + 1)
+    first = [images[epoch, index] for epoch in range(2) for index in range(3)]
+    read = []
+    monkeypatch.setattr("faap.data.dataset.read_image", lambda path: read.append(path) or read_image(path))
+    again = [images[epoch, index] for epoch in range(2) for index in range(3)]
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(first, again, strict=True))
+    assert read == [split.records[2].path] * 2
 
 
 def batches_of(split, workers, seed=0):

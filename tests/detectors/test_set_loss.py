@@ -3,14 +3,26 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from transformers import ConditionalDetrConfig, DetrConfig, ResNetConfig
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from faap.detectors.set_loss import SIGMOID, SOFTMAX, generalized_iou, match_layers, set_loss
+from faap.data.targets import Targets
+from faap.detectors.set_loss import (
+    SIGMOID,
+    SOFTMAX,
+    Matches,
+    _solve_there,
+    assign,
+    generalized_iou,
+    match_layers,
+    set_loss,
+)
 
 CRITERIA = {"softmax": SOFTMAX, "sigmoid": SIGMOID}
 
@@ -168,3 +180,43 @@ def test_a_diverged_detector_gives_a_loss_that_says_so():
     logits[0] = float("nan")
     loss = set_loss(logits, boxes, targets, match_layers(logits, boxes, targets, SOFTMAX), SOFTMAX)
     assert torch.isnan(loss)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 3), (1, 1), (1, 5), (3, 3), (3, 16), (5, 6), (8, 40)])
+@pytest.mark.parametrize("levels", [None, 3])
+def test_a_device_assigns_as_scipy_does(rows, columns, levels):
+    """With few levels many assignments cost the same: then only the cost is one."""
+    cost = torch.rand(60, rows, columns, generator=torch.Generator().manual_seed(rows)).double()
+    cost = cost * 7 - 3 if levels is None else (cost * levels).floor()
+    found = assign(cost)
+    assert found.shape == (60, rows)
+    for each, taken in zip(cost.numpy(), found.numpy(), strict=True):
+        assert len(set(taken.tolist())) == rows
+        target, query = linear_sum_assignment(each)
+        assert each[np.arange(rows), taken].sum() == pytest.approx(each[target, query].sum(), abs=1e-9)
+        assert levels or taken.tolist() == query.tolist()
+
+
+def test_matched_on_the_device_or_not_is_the_same(monkeypatch):
+    """What fills an image's targets up takes no query that a real one needs."""
+    generator = torch.Generator().manual_seed(3)
+    logits, boxes = torch.randn(3, 4, 6, 3, generator=generator), torch.rand(3, 4, 6, 4, generator=generator) / 2 + 0.2
+    targets = [
+        {"labels": torch.zeros(n, dtype=torch.long), "boxes": torch.rand(n, 4, generator=generator) / 2 + 0.2}
+        for n in (0, 4, 1, 2)
+    ]
+    wanted = match_layers(logits, boxes, targets, SOFTMAX)
+    monkeypatch.setattr("faap.detectors.set_loss._solve_here", _solve_there)
+    found = match_layers(logits, boxes, targets, SOFTMAX)
+    assert torch.equal(found.queries, wanted.queries)
+    assert [[len(query) for query, _ in layer] for layer in found] == [[0, 4, 1, 2]] * 3
+
+
+def test_matches_are_read_back_as_they_were_given():
+    pairs = [[(torch.tensor([4, 0]), torch.tensor([0, 2])), (torch.tensor([], dtype=torch.long),) * 2]]
+    targets = Targets.of([{"labels": torch.zeros(n, dtype=torch.long), "boxes": torch.rand(n, 4)} for n in (3, 0)])
+    matches = Matches.of(pairs, targets)
+    assert matches.queries.tolist() == [[[4, -1, 0], [-1, -1, -1]]]
+    for (query, target), (wanted, its) in zip(matches[0], pairs[0], strict=True):
+        assert query.tolist() == wanted.tolist()
+        assert target.tolist() == its.tolist()

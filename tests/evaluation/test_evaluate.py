@@ -40,6 +40,8 @@ class Quarters(FrozenDetector):
         self.seen = []
 
     def forward(self, pixel_values, pixel_mask=None):
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
         self.seen.append((pixel_values.clone(), pixel_mask.clone()))
         logits = torch.tensor([-20.0, -20.0, 0.0]).repeat(len(pixel_values), 4, 1)
         for image, mask, row in zip(pixel_values, pixel_mask, logits, strict=True):
@@ -64,7 +66,7 @@ class Shift(nn.Module):
 
     def perturb(self, pixel_values, pixel_mask=None):
         self.modes.append(self.training)
-        return pixel_values + self.by * pixel_mask[:, None]
+        return pixel_values + self.by * (1 if pixel_mask is None else pixel_mask[:, None])
 
 
 def write_data(root, images):
@@ -189,7 +191,7 @@ def test_metrics_json(dataset):
     changes = [after["male"]["AP"] - before["male"]["AP"] for before, after in [drawn]]
     assert result["success"]["reference_ap"]["ci95"] == pytest.approx(np.percentile(changes[0][1:], [2.5, 97.5]))
     assert result["detector_sha256"] == detector.tensors_sha256()
-    assert list(result["perturbation"]) == ["epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
+    assert list(result["perturbation"]) == ["epsilon", "jpeg", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     perturbation = result["perturbation"]
     assert perturbation["epsilon"] == 0.1
     assert perturbation["linf_normalised"] == pytest.approx(0.08, abs=1e-6)

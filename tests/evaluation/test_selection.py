@@ -1,29 +1,45 @@
-"""The epoch that is kept."""
+"""The epoch that is kept, and whether it is worth deploying."""
+
+from typing import Any
 
 import pytest
 
-from faap.evaluation import best_epoch
+from faap.evaluation import best_epoch, is_worth_deploying
+
+BEFORE = {"f": 0.4, "m": 0.5}
 
 
-def row(epoch, gap, reference_ap):
-    before = {"f": {"AP": 0.4}, "m": {"AP": 0.5}}
-    return {
-        "epoch": epoch,
-        "validation": {"baseline": before, "perturbed": {"m": {"AP": reference_ap}}, "gap": {"AP": gap}},
-    }
+def row(epoch: int, f: float | None, m: float | None, *errors: float) -> dict[str, Any]:
+    """An epoch's APs of both groups, and the standard errors of their changes and of the gap's."""
+    before, after = ({g: {"AP": value} for g, value in each.items()} for each in (BEFORE, {"f": f, "m": m}))
+    gap = None if f is None or m is None else m - f
+    validation: dict[str, Any] = {"baseline": before, "perturbed": after, "gap": {"AP": gap}}
+    if errors:
+        validation["errors"] = dict(zip(("f", "m", "gap"), errors, strict=True))
+    return {"epoch": epoch, "validation": validation}
 
 
 @pytest.mark.parametrize(
-    ("rows", "chosen"),
+    ("rows", "chosen", "worth"),
     [
-        ([row(0, 0.09, 0.50), row(1, 0.07, 0.51), row(2, 0.05, 0.49)], 1),
-        ([row(0, 0.03, 0.46), row(1, 0.08, 0.49), row(2, 0.05, 0.48)], 1),
-        ([row(0, 0.09, 0.50), row(1, -0.20, 0.51)], 0),
-        ([row(4, 0.08, 0.50), row(5, 0.08, 0.52)], 4),
-        ([row(0, None, 0.50), row(1, 0.3, 0.45), row(2, float("nan"), 0.5)], 1),
-        ([row(3, None, None)], 3),
+        # the smallest gap of those that cost nobody
+        ([row(0, 0.42, 0.50), row(1, 0.46, 0.51), row(2, 0.47, 0.49)], 1, True),
+        ([row(0, 0.46, 0.51), row(1, 0.53, 0.51), row(2, 0.55, 0.51)], 1, True),
+        # what is lost within its error is chance
+        ([row(0, 0.45, 0.50, 0.01, 0.01, 0.01), row(1, 0.48, 0.495, 0.01, 0.01, 0.01)], 1, True),
+        ([row(0, 0.45, 0.50, 0.01, 0.01, 0.01), row(1, 0.48, 0.485, 0.01, 0.01, 0.01)], 0, True),
+        # levelling down is not worth it, of whomever
+        ([row(0, 0.40, 0.46), row(1, 0.39, 0.44)], 0, False),
+        ([row(0, 0.38, 0.50), row(1, 0.39, 0.50)], 1, False),
+        # what has hardly begun is not worth it either, and comes after what helps
+        ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.41, 0.50, 0.002, 0.002, 0.002)], 1, True),
+        ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.45, 0.45, 0.002, 0.002, 0.002)], 0, False),
+        # the earliest of equals, and numbers before none
+        ([row(4, 0.45, 0.50), row(5, 0.45, 0.50)], 4, True),
+        ([row(0, None, 0.50), row(1, 0.3, 0.45), row(2, float("nan"), 0.5)], 1, False),
+        ([row(3, None, None)], 3, False),
     ],
 )
-def test_smallest_gap_that_leaves_the_reference_group_its_ap(rows, chosen):
-    assert best_epoch(rows, "m") == chosen
-    assert best_epoch(rows[::-1], "m") == chosen
+def test_the_smallest_gap_of_those_that_cost_nobody(rows: list[dict[str, Any]], chosen: int, worth: bool) -> None:
+    assert best_epoch(rows) == best_epoch(rows[::-1]) == chosen
+    assert is_worth_deploying(next(row for row in rows if row["epoch"] == chosen)) == worth

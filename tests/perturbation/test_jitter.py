@@ -8,7 +8,7 @@ from torch import Tensor
 from faap.data.images import denormalise, normalise
 from faap.errors import FaapError
 from faap.perturbation import jitter as jitter_function
-from faap.perturbation.jitter import STRENGTHS, Strength, _jitter_one, _turn_hue
+from faap.perturbation.jitter import STRENGTHS, Strength, _draw, _turn_hue, apply
 
 
 def pixels(*shape: int, seed: int = 0) -> Tensor:
@@ -29,6 +29,10 @@ class Fixed:
 
     def random(self) -> float:
         return self.grey
+
+
+def _jitter_one(image: Tensor, ranges: Strength, rng: np.random.Generator) -> Tensor:
+    return denormalise(apply(normalise(image[None]), _draw(ranges, [rng])))[0]
 
 
 def pillow(image: Tensor) -> Image.Image:

@@ -26,6 +26,12 @@ from faap.training.monitor import NullMonitor
 RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")
 
 
+class InDouble(Batch):
+    @property
+    def pixel_values(self) -> torch.Tensor:
+        return super().pixel_values.double()
+
+
 class Log(NullMonitor):
     def __init__(self) -> None:
         self.values: list[dict[str, float]] = []
@@ -42,10 +48,10 @@ def in_double_precision(trainer: Trainer) -> list[tuple[int, int]]:
     step = trainer.step
 
     def stepping(batch: Batch, *rest: Any) -> dict[str, float]:
-        height, width = batch.pixel_mask.shape[1:]
+        height, width = batch.images.shape[2:]
         shapes.append((height, width))
-        targets = [target | {"boxes": target["boxes"].double()} for target in batch.targets]
-        return step(replace(batch, pixel_values=batch.pixel_values.double(), targets=targets), *rest)
+        targets = replace(batch.targets, boxes=batch.targets.boxes.double())
+        return step(InDouble(**vars(batch) | {"targets": targets}), *rest)
 
     trainer.step = stepping  # type: ignore[method-assign]
     return shapes

@@ -314,7 +314,7 @@ def test_a_compiled_detector_trains_the_same(
         return graph.forward
 
     # Inductor itself would take a minute for each shape, and tracing takes its time for each; the test split brings one
-    monkeypatch.setattr(sys.modules[TrainResult.__module__], "measure", lambda *_: {})
+    monkeypatch.setattr(sys.modules[TrainResult.__module__], "measure", lambda *_, **__: {})
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
     result = train(replace(recipe, compile=True, epochs=1), console=QUIET)

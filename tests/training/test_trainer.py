@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from faap.config import recipe_names
-from faap.data import FaapImages
+from faap.data import FaapImages, load
 from faap.errors import FaapError
 from faap.training import Trainer
 from faap.training.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
@@ -29,6 +29,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("moco_4th", {"arch": "unet", "widths": "8,8,8", "clip_apart": True}),
     ("wgan_7th", {"optimizer": "adamw", "precision": "bf16"}),
     ("contrastive_1st", {"optimizer": "adam", "precision": "bf16"}),
+    ("infonce_4th", {"ema": 0.9}),
+    ("moco_4th", {"ema": 0.5, "arch": "unet", "widths": "8,8,8"}),
 ]
 MUTANTS = 30
 
@@ -93,6 +95,36 @@ def test_gradients_are_clipped_together_or_apart(make_trainer: MakeTrainer, apar
     ]
     assert norms == pytest.approx([1e-3, 1e-3, 1e-3 * 2**0.5] if apart else [*norms[:2], 1e-3], rel=1e-3)
     assert apart or max(norms[:2]) < 0.9999e-3
+
+
+@pytest.mark.parametrize("arch", ["light", "unet"])
+def test_the_average_is_the_mean_of_the_weights_after_each_step(make_trainer: MakeTrainer, arch: str) -> None:
+    """Against the sum written out: w = d·w + (1 − d)·v, where d grows from 2/11 to the recipe's."""
+    trainer, step = make_trainer(ema=0.5, arch=arch, widths="8,8,8", images_per_epoch=16, batch_size=2), Trainer.step
+    wanted = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
+    decays: list[float] = []
+
+    def stepping(*given: Any) -> Any:
+        seen = step(trainer, *given)
+        decays.append(min(0.5, (2 + len(decays)) / (11 + len(decays))))
+        for name, value in trainer.generator.state_dict().items():
+            mean = decays[-1] * wanted[name] + (1 - decays[-1]) * value
+            wanted[name] = value.clone() if name.rpartition(".")[2].startswith(("running", "num")) else mean
+        return seen
+
+    trainer.step = stepping  # type: ignore[method-assign]
+    trainer.epoch(0, NullMonitor())
+    assert decays[0] < decays[5] < decays[-1] == 0.5 or len(decays) == 8
+    kept, trained = (getattr(trainer, name).state_dict() for name in ("kept", "generator"))
+    for name, value in wanted.items():
+        torch.testing.assert_close(kept[name], value)
+    assert any(not torch.equal(kept[name], trained[name]) for name in kept)
+    assert trainer.state_dict()["generator"].keys() == kept.keys()
+
+
+def test_without_an_average_what_is_trained_is_kept(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    assert trainer.kept is trainer.generator
 
 
 WRONG: tuple[Any, ...] = (
@@ -204,8 +236,9 @@ def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make
 
 def test_a_state_is_what_is_described(make_trainer: MakeTrainer) -> None:
     """These names are in the files of every run there is."""
-    assert make_trainer().state_dict().keys() == CHECKPOINT.keys()
-    assert set(CHECKPOINT) == {
+    assert make_trainer(ema=0.9).state_dict().keys() == {name.rstrip("?") for name in CHECKPOINT}
+    assert make_trainer().state_dict().keys() == CHECKPOINT.keys() - {"trained?"}
+    assert set(CHECKPOINT) - {"trained?"} == {
         "epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_file_sha256",
         "data_sha256",
     }  # fmt: skip
@@ -230,7 +263,7 @@ def test_a_loss_that_is_not_finite_names_who_is_to_blame(make_trainer: MakeTrain
     detector = str(broken(make_trainer(), "detector"))
     assert "weights of the detector" in detector
     assert "--lr_g" not in detector
-    assert "the trained weights are not" in str(broken(make_trainer(), "generator"))
+    assert "weights of the detector" not in str(broken(make_trainer(), "generator"))
 
 
 def test_the_learning_rate_is_blamed_only_after_a_step(
@@ -242,9 +275,11 @@ def test_the_learning_rate_is_blamed_only_after_a_step(
     with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce .* at the first step, so that no learning"):
         trainer.epoch(0, NullMonitor())
     monkeypatch.undo()
+    trainer = make_trainer()
     trainer.epoch(0, NullMonitor())
+    real = trainer.objective.forward
     monkeypatch.setattr(trainer.objective, "forward", lambda *a: (real(*a)[0] * float("nan"), real(*a)[1]))
-    with pytest.raises(FaapError, match=r"not finite in epoch 1 .*; try a lower --lr_g"):
+    with pytest.raises(FaapError, match=r"not finite in epoch 1 .*; resume an earlier checkpoint with a lower --lr_g"):
         trainer.epoch(1, NullMonitor())
 
 
@@ -287,15 +322,16 @@ def test_workers_get_the_files_they_need_or_an_error_says_so(
     limits, given = (64, 4096), []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
-    make_trainer(num_workers=4, batch_size=8)
-    assert given == [(424, 4096)]
-    make_trainer(batch_size=8)  # no worker, no need
+    images, how = make_trainer().images, {"batch_size": 8, "device": torch.device("cpu")}
+    load(images, [], num_workers=4, **how)
+    assert given == [(432, 4096)]
+    load(images, [], num_workers=0, **how)  # no worker, no need
     limits = (1024, resource.RLIM_INFINITY)
-    make_trainer(num_workers=4, batch_size=8)
+    load(images, [], num_workers=4, **how)
     assert len(given) == 1
     limits = (64, 400)
-    with pytest.raises(FaapError, match=r"4 workers may have 424 files open .* and 400 are allowed: use fewer --num_w"):
-        make_trainer(num_workers=4, batch_size=8)
+    with pytest.raises(FaapError, match=r"4 workers may have 432 files open .* and 400 are allowed: use fewer --num_w"):
+        load(images, [], num_workers=4, **how)
 
 
 @pytest.mark.parametrize(

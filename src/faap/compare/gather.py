@@ -152,7 +152,7 @@ def _run_row(result: Result) -> dict[str, Any]:
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
     if _is_blind(result):
         verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
-    row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": best_epoch(log, run.reference_group)}
+    row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": best_epoch(log)}
     row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
     row |= {"success": {key: verdict == MET for key, verdict in verdicts.items()}, "verdicts": verdicts}
     row |= {name: sum(epoch[name] for epoch in log) for name in ("seconds", "images")}

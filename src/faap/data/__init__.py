@@ -14,6 +14,8 @@ from faap.data.images import read_image as read_image
 from faap.data.images import training_transform as training_transform
 from faap.data.layouts import Dataset as Dataset
 from faap.data.layouts import load_dataset as load_dataset
+from faap.data.loading import load as load
+from faap.data.loading import loading as loading
 from faap.data.problems import Problem as Problem
 from faap.data.problems import refuse as refuse
 from faap.data.records import Record as Record

@@ -1,9 +1,8 @@
 """From records to batches of tensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +11,16 @@ from torch.utils import data
 
 from faap.data.images import (
     TRAINING_EDGES,
+    Pixels,
     Preprocessing,
     evaluation_transform,
+    normalise,
     plan_training,
     read_image,
     training_transform,
 )
 from faap.data.records import Split
+from faap.data.targets import Targets
 from faap.errors import FaapError
 
 
@@ -27,7 +29,7 @@ class Sample:
     """One image, ready for a detector.
 
     Attributes:
-        pixels: (3, H, W) float32, normalised.
+        pixels: (3, H, W) uint8.
         labels: (n,) int64, class indices of the detector.
         boxes: (n, 4) float32, cxcywh in [0, 1].
         group: the image's group.
@@ -47,44 +49,62 @@ class Sample:
 class Batch:
     """B images, padded at the bottom and the right to the largest of them.
 
+    What describes them lies where the images do; what tells them apart stays on the CPU, so that nobody waits for it.
+
     Attributes:
-        pixel_values: (B, 3, H, W) float32, normalised, 0 in the padding.
-        pixel_mask: (B, H, W) bool, True where the image is.
-        targets: B dicts with "labels" (n,) int64 and "boxes" (n, 4) cxcywh in [0, 1] of the image without padding.
+        images: (B, 3, H, W) uint8, 0 in the padding.
+        pixel_mask: (B, H, W) bool, True where the image is; None where nothing is padded.
+        targets: what is in them.
         groups: B names.
-        image_ids: (B,) int64.
-        sizes: (B, 2) int64, height and width of the original images in pixels.
-        valid: (B, 2) int64, height and width in `pixel_values`.
+        image_ids: (B,) int64, on the CPU.
+        sizes: (B, 2) int64, height and width of the original images in pixels, on the CPU.
+        valid: (B, 2) int64, height and width in `images`, on the CPU.
     """
 
-    pixel_values: Tensor
-    pixel_mask: Tensor
-    targets: list[dict[str, Tensor]]
+    images: Tensor
+    pixel_mask: Tensor | None
+    targets: Targets
     groups: tuple[str, ...]
     image_ids: Tensor
     sizes: Tensor
     valid: Tensor
 
+    @property
+    def pixel_values(self) -> Tensor:
+        """(B, 3, H, W) float32, ImageNet-normalised, 0 in the padding."""
+        values = normalise(self.images.float() / 255)
+        return values if self.pixel_mask is None else torch.where(self.pixel_mask[:, None], values, 0)
+
     def to(self, device: str | torch.device) -> "Batch":
-        """Return the batch with its tensors on a device."""
-        tensors: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        targets = [{key: value.to(device) for key, value in target.items()} for target in self.targets]
-        return replace(self, targets=targets, **tensors)
+        """Return the batch with its images and targets on a device; from pinned memory nothing waits for that."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch where a GPU fetches it by itself; the loader calls this."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        mask = None if self.pixel_mask is None else change(self.pixel_mask)
+        labels, boxes, real = map(change, (self.targets.labels, self.targets.boxes, self.targets.real))
+        targets = Targets(labels, boxes, real, self.targets.counts)
+        return replace(self, images=change(self.images), pixel_mask=mask, targets=targets)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad samples to a batch."""
     valid = torch.tensor([sample.pixels.shape[1:] for sample in samples])
     height, width = valid.amax(0).tolist()
-    pixel_values = _zeros(len(samples), 3, height, width)
-    pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
+    images, pixel_mask = _zeros(len(samples), 3, height, width), None
+    if bool((valid != valid[0]).any()):
+        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
     for index, (sample, (rows, columns)) in enumerate(zip(samples, valid.tolist(), strict=True)):
-        pixel_values[index, :, :rows, :columns] = sample.pixels
-        pixel_mask[index, :rows, :columns] = True
-    targets = [{"labels": sample.labels, "boxes": sample.boxes} for sample in samples]
+        images[index, :, :rows, :columns] = sample.pixels
+        if pixel_mask is not None:
+            pixel_mask[index, :rows, :columns] = True
+    targets = Targets.of([{"labels": sample.labels, "boxes": sample.boxes} for sample in samples])
     groups = tuple(sample.group for sample in samples)
     image_ids, sizes = (torch.tensor([getattr(each, name) for each in samples]) for name in ("image_id", "size"))
-    return Batch(pixel_values, pixel_mask, targets, groups, image_ids, sizes, valid)
+    return Batch(images, pixel_mask, targets, groups, image_ids, sizes, valid)
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -93,9 +113,9 @@ def _zeros(*shape: int) -> Tensor:
     What a worker hands on has to lie in shared memory and would be copied there; fresh shared memory is zero.
     """
     if data.get_worker_info() is None:
-        return torch.from_numpy(np.zeros(shape, np.float32))  # NumPy asks for huge pages, torch does not
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0).set_(storage).view(shape)
+        return torch.from_numpy(np.zeros(shape, np.uint8))  # NumPy asks for huge pages, torch does not
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 @dataclass(eq=False)
@@ -112,6 +132,7 @@ class FaapImages(data.Dataset[Sample]):
         training: augment as DETR's training does; otherwise only resize.
         seed: of the augmentation, at least 0.
         edges: shortest edges that training draws from; see `training_transform`.
+        memory: bytes of decoded images that are kept once they are read; a process that only loads keeps none.
     """
 
     split: Split
@@ -121,6 +142,11 @@ class FaapImages(data.Dataset[Sample]):
     training: bool = False
     seed: int = 0
     edges: Sequence[int] = TRAINING_EDGES
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        self._kept: dict[int, Pixels] = {}
+        self._room = self.memory
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -129,6 +155,8 @@ class FaapImages(data.Dataset[Sample]):
     def shape(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the height and width in pixels of a sample in training, without reading its file."""
         record = self.split.records[index]
+        if self.preprocessing.size is None and self.preprocessing.shortest_edge is None:
+            return record.height, record.width
         rng = np.random.default_rng([self.seed, epoch, index])
         width, height = plan_training((record.width, record.height), self.preprocessing, rng, self.edges).size
         return height, width
@@ -147,11 +175,7 @@ class FaapImages(data.Dataset[Sample]):
             FaapError: the file cannot be read, or its size is not the annotated one.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        record = self.split.records[index]
-        image = read_image(record.path)
-        if image.size != (record.width, record.height):
-            found = f"the image is {image.width}x{image.height} pixels (as EXIF turns it)"
-            raise FaapError(f"{record.path}: {found}, but {record.width}x{record.height} in its annotations")
+        record, image = self.split.records[index], self._image(index)
         kept = ~record.crowd & np.array([label in self.label_map for label in record.labels.tolist()], dtype=bool)
         boxes = record.boxes[kept]
         labels = np.array([self.label_map[label] for label in record.labels[kept].tolist()], dtype=np.int64)
@@ -162,3 +186,16 @@ class FaapImages(data.Dataset[Sample]):
             pixels, targets = evaluation_transform(image, boxes, self.preprocessing)
         size = record.height, record.width
         return Sample(pixels, torch.from_numpy(labels), targets, record.group, record.image_id, size)
+
+    def _image(self, index: int) -> Pixels:
+        if (known := self._kept.get(index)) is not None:
+            return known
+        record = self.split.records[index]
+        image = np.asarray(read_image(record.path))
+        height, width, _ = image.shape
+        if (width, height) != (record.width, record.height):
+            found = f"the image is {width}x{height} pixels (as EXIF turns it)"
+            raise FaapError(f"{record.path}: {found}, but {record.width}x{record.height} in its annotations")
+        if image.nbytes <= self._room and data.get_worker_info() is None:
+            self._kept[index], self._room = image, self._room - image.nbytes
+        return image

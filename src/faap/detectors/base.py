@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from faap.data.fields import folded
 from faap.data.images import MEAN, STD, Preprocessing, denormalise, normalise
-from faap.detectors.set_loss import SIGMOID, SOFTMAX, Activation, Criterion, Match, Target, match_layers, set_loss
+from faap.data.targets import Target, Targets
+from faap.detectors.set_loss import SIGMOID, SOFTMAX, Activation, Criterion, Match, Matches, match_layers, set_loss
 from faap.errors import FaapError
 from faap.weights import tensors_sha256
 
@@ -134,7 +135,7 @@ class FrozenDetector(nn.Module):
         """Stay in evaluation mode, whatever a parent module asks for."""
         return super().train(False)
 
-    def match_all_layers(self, out: DetectorOutput, targets: Sequence[Target]) -> list[list[Match]]:
+    def match_all_layers(self, out: DetectorOutput, targets: Sequence[Target]) -> Sequence[list[Match]]:
         """Match the queries of every decoder layer to the targets, each layer on its own.
 
         Args:
@@ -148,7 +149,11 @@ class FrozenDetector(nn.Module):
         return match_layers(*_stack_layers(out), targets, self.criterion)
 
     def loss(
-        self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]] | None = None
+        self,
+        out: DetectorOutput,
+        targets: Sequence[Target],
+        matches: Sequence[Sequence[Match]] | None = None,
+        criterion: Criterion | None = None,
     ) -> Tensor:
         """Compute the detector's set loss over all layers of `aux` and the last one; see `set_loss`.
 
@@ -156,12 +161,13 @@ class FrozenDetector(nn.Module):
             out: the detector's output for B images.
             targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
             matches: the result of `match_all_layers(out, targets)` if it is already known.
+            criterion: other weights than the detector's own.
 
         Returns:
             A scalar.
         """
         matches = self.match_all_layers(out, targets) if matches is None else matches
-        return set_loss(*_stack_layers(out), targets, matches, self.criterion)
+        return set_loss(*_stack_layers(out), targets, matches, criterion or self.criterion)
 
     def matched_scores(
         self, out: DetectorOutput, targets: Sequence[Target], matches: Sequence[Sequence[Match]]
@@ -175,11 +181,11 @@ class FrozenDetector(nn.Module):
         Returns:
             B differentiable tensors (min(Q, n),), in the order of the targets.
         """
-        probabilities = self.class_probabilities(out.logits)
-        return [
-            scores[query.to(scores.device), target["labels"][wanted.to(scores.device)]]
-            for scores, target, (query, wanted) in zip(probabilities, targets, matches[-1], strict=True)
-        ]
+        probabilities, packed = self.class_probabilities(out.logits), Targets.of(targets)
+        query = Matches.of(matches, packed).queries[-1]  # (B, T)
+        scores = probabilities[torch.arange(len(query), device=query.device)[:, None], query, packed.labels]
+        few, each = probabilities.shape[1], zip(scores, query, packed.counts, strict=True)
+        return [row[:count] if count <= few else row[own >= 0] for row, own, count in each]
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
         """Turn class logits (..., C') into float32 probabilities (..., C) of the real classes."""

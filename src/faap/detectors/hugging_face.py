@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import huggingface_hub.constants
 import torch
 import transformers
 import transformers.utils.logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from faap.conform import Between, conform
@@ -72,6 +73,10 @@ class HuggingFaceDetector(FrozenDetector):
         )
         self.family, self.divisor = family, family.divisor(config)
         config.auxiliary_loss = family.aux in (0, 1)
+        self._padded = True
+        if family.aux == "replay":
+            for part in (self.model.model.encoder, self.model.model.decoder):
+                part.register_forward_pre_hook(self._with_mask, with_kwargs=True)
         if family.aux != "replay":
             # The library hands all that a loss needs to its loss function: this one keeps it and computes nothing.
             self.model.loss_function = _capture_loss_inputs
@@ -104,7 +109,7 @@ class HuggingFaceDetector(FrozenDetector):
 
     def _replay(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> DetectorOutput:
         """Put the heads on every decoder state: with `auxiliary_loss` the library would change the states."""
-        model = self.model
+        model, self._padded = self.model, pixel_mask is not None
         inner = model.model(pixel_values, pixel_mask=pixel_mask, output_hidden_states=True)
         # Of the decoder's input and its layers' states, the library normalises the last one only.
         earlier, last = inner.decoder_hidden_states[1:-1], inner.last_hidden_state
@@ -117,6 +122,23 @@ class HuggingFaceDetector(FrozenDetector):
         boxes = boxes.sigmoid()
         aux = list(zip(logits[:-1], boxes[:-1], strict=True))
         return DetectorOutput(logits=logits[-1], boxes=boxes[-1], features=last, aux=aux)
+
+    def _with_mask(self, part: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Give a part of the model the mask as attention takes it, or none where nothing is padded.
+
+        The library itself would look whether any of it is False, and wait for the device to know.
+        """
+        name = "attention_mask" if part is self.model.model.encoder else "encoder_attention_mask"
+        mask: Any = named.get(name)
+        if not self._padded:
+            mask = None
+        elif self.model.config._attn_implementation == "sdpa" and _TAKES_MASKS in vars(sys.modules[part.__module__]):
+            mask = mask[:, None, None].bool()  # (B, 1, 1, positions)
+        return args, named | {name: mask}
+
+
+# the library's function that lets through a mask that is ready; its first versions have another
+_TAKES_MASKS = "create_bidirectional_mask"
 
 
 def _capture_loss_inputs(*given: Any, **named: Any) -> tuple[None, dict[str, Any], None]:

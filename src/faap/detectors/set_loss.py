@@ -1,7 +1,9 @@
 """The set loss of DETR and its kin, and its bipartite matching, over all decoder layers at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -9,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+
+from faap.data.targets import Target, Targets
 
 Activation = Literal["softmax", "sigmoid"]
 ClassLoss = Literal["cross_entropy", "focal", "varifocal", "quality"]
-Target = dict[str, Tensor]
 Match = tuple[Tensor, Tensor]
 
 
@@ -59,6 +61,9 @@ class Criterion:
         return "softmax" if self.class_loss == "cross_entropy" else "sigmoid"
 
 
+# targets of an image up to which a GPU matches by itself: what it does grows as the square, and its waiting does not
+FEW = 8
+
 SOFTMAX = Criterion()
 SIGMOID = Criterion("focal", class_cost=2.0)
 
@@ -97,8 +102,38 @@ def _corners(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
+@dataclass(frozen=True)
+class Matches(Sequence[list[Match]]):
+    """Which query each target has, in each decoder layer: for each layer a pair (query, target) of indices an image.
+
+    Attributes:
+        queries: (L, B, T) int64, -1 for none, where the detector's outputs are.
+    """
+
+    queries: Tensor
+
+    @classmethod
+    def of(cls, matches: Sequence[Sequence[Match]], targets: Targets) -> "Matches":
+        """Return matches that may be in single pairs as one."""
+        if isinstance(matches, cls):
+            return matches
+        rows = torch.full((len(matches), *targets.labels.shape), -1)
+        for row, (query, target) in zip(rows.flatten(0, 1), chain.from_iterable(matches), strict=True):
+            row[target] = query
+        return cls(rows.to(targets.labels.device))
+
+    def __len__(self) -> int:
+        """Return L."""
+        return len(self.queries)
+
+    def __getitem__(self, layer: int) -> list[Match]:  # type: ignore[override]
+        """Return the pairs of one layer, on the CPU."""
+        images = self.queries[layer].cpu()
+        return [(image[image >= 0], (image >= 0).nonzero()[:, 0]) for image in images]
+
+
 @torch.no_grad()
-def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], criterion: Criterion) -> list[list[Match]]:
+def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], criterion: Criterion) -> Matches:
     """Assign queries to targets at the least total cost, for each decoder layer and image on its own.
 
     The cost of a pair is class_cost x class cost + box_cost x L1 distance - giou_cost x generalised IoU. The class cost
@@ -111,19 +146,15 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
         criterion: the costs.
 
     Returns:
-        L lists of B pairs (query_index, target_index) of CPU LongTensors, both of length min(Q, n), sorted by
-        target_index.
+        For each layer B pairs (query_index, target_index) of CPU LongTensors, both of length min(Q, n), sorted by
+        target_index. On a GPU few targets are matched there, and many at the price of waiting for it once.
 
     Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020, section 3.1; Zhu et al.,
     Deformable DETR, ICLR 2021, appendix A.4, for the focal cost.
     """
-    layers = len(logits)
-    counts = [len(target["labels"]) for target in targets]
-    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)  # (B, T)
-    wanted = pad_sequence([target["boxes"].float() for target in targets], batch_first=True, padding_value=0.5)
-
+    layers, packed = len(logits), Targets.of(targets)
     scores = logits.float()
-    index = labels[None, :, None].expand(layers, -1, scores.shape[2], -1)
+    index = packed.labels[None, :, None].expand(layers, -1, scores.shape[2], -1)
     if criterion.activation == "softmax":
         class_cost = -scores.softmax(-1).gather(3, index)
     else:
@@ -132,16 +163,75 @@ def match_layers(logits: Tensor, boxes: Tensor, targets: Sequence[Target], crite
         positive = alpha * scores.sigmoid().neg().add(1) ** gamma * F.softplus(-scores)
         negative = (1 - alpha) * scores.sigmoid() ** gamma * F.softplus(scores)
         class_cost = positive - negative
-    predicted = _boxes(boxes, criterion)
+    predicted, wanted = _boxes(boxes, criterion), packed.boxes.float()
     cost = criterion.class_cost * class_cost.transpose(2, 3)  # (L, B, T, Q), as the solver takes it
     cost = cost + criterion.box_cost * torch.cdist(wanted.expand(layers, -1, -1, -1), predicted, p=1)
     cost = cost - criterion.giou_cost * generalized_iou(predicted[:, :, None], wanted[:, :, None])
     # A diverged detector gives NaN: the loss shall say so, not the assignment.
-    matches = []
-    for layer in cost.nan_to_num(1e6, 1e6, 1e6).cpu().numpy():
-        pairs = [linear_sum_assignment(rows[:count]) for rows, count in zip(layer, counts, strict=True)]
-        matches.append([(torch.as_tensor(query), torch.as_tensor(target)) for target, query in pairs])
-    return matches
+    cost = cost.nan_to_num(1e6, 1e6, 1e6)
+    there = cost.device.type != "cpu" and cost.shape[2] <= min(FEW, cost.shape[3])
+    return Matches((_solve_there if there else _solve_here)(cost, packed))
+
+
+def _solve_here(cost: Tensor, targets: Targets) -> Tensor:
+    rows = np.full(cost.shape[:3], -1)
+    for layer, costs in zip(rows, cost.cpu().numpy(), strict=True):
+        for row, each, count in zip(layer, costs, targets.counts, strict=True):
+            target, query = linear_sum_assignment(each[:count])
+            row[target] = query
+    return torch.from_numpy(rows).to(cost.device)
+
+
+def _solve_there(cost: Tensor, targets: Targets) -> Tensor:
+    # what only fills up takes a query that is left, at no cost
+    found = assign(torch.where(targets.real[..., None], cost, 0).flatten(0, 1)).view(cost.shape[:3])
+    return torch.where(targets.real, found, -1)
+
+
+def assign(cost: Tensor) -> Tensor:
+    """Solve N assignment problems at once, exactly, without looking at any number: nobody waits for the device.
+
+    Rows enter one by one, each by the shortest augmenting path, whose length is at most the number of rows so far.
+
+    Args:
+        cost: (N, T, Q) finite, T ≤ Q.
+
+    Returns:
+        (N, T) int64: the column of each row; all differ, at the least total cost.
+
+    Source: Jonker and Volgenant, A shortest augmenting path algorithm, Computing 38, 1987.
+    """
+    problems, rows, columns = cost.shape
+    # the column 0 stands for the row that enters, the row 0 for nobody
+    padded = F.pad(cost, (1, 0, 1, 0))
+    owner = cost.new_zeros(problems, columns + 1, dtype=torch.long)
+    of_row, of_column = cost.new_zeros(problems, rows + 1), cost.new_zeros(problems, columns + 1)
+    for row in range(1, rows + 1):
+        owner[:, 0] = row
+        column = owner.new_zeros(problems, 1)
+        way, done = torch.zeros_like(owner), torch.zeros_like(owner, dtype=torch.bool)
+        least = torch.full_like(of_column, math.inf)
+        for _ in range(row):
+            current = owner.gather(1, column)  # (N, 1)
+            going = current > 0
+            done = done.scatter(1, column, going | done.gather(1, column))
+            here = padded.gather(1, current[..., None].expand(-1, -1, columns + 1))[:, 0]
+            here = here - of_row.gather(1, current) - of_column
+            closer = going & ~done & (here < least)
+            least, way = torch.where(closer, here, least), torch.where(closer, column, way)
+            step, nearest = torch.where(done, math.inf, least).min(1, keepdim=True)
+            step = torch.where(going, step, 0)
+            moved = torch.where(done, step, 0)
+            of_row = of_row.scatter_add(1, owner, moved)
+            of_column, least = of_column - moved, torch.where(done, least, least - step)
+            column = torch.where(going, nearest, column)
+        for _ in range(row):
+            before = way.gather(1, column)
+            owner = owner.scatter(1, column, owner.gather(1, before))
+            column = before
+    taken = cost.new_zeros(problems, rows + 1, dtype=torch.long)
+    places = torch.arange(columns, device=cost.device).expand(problems, -1)
+    return taken.scatter(1, owner[:, 1:], places)[:, 1:]
 
 
 def set_loss(
@@ -167,36 +257,31 @@ def set_loss(
     Source: Carion et al., ECCV 2020, section 3.1 and appendix A.2; Lin et al., Focal Loss, ICCV 2017; Zhang et al.,
     VarifocalNet, CVPR 2021, eq. 2; Chen et al., LW-DETR, arXiv:2406.03459, section 3.2.
     """
-    layers, width, device = len(logits), logits.shape[-1], logits.device
-    flat_labels = torch.cat([target["labels"] for target in targets])
-    flat_boxes = torch.cat([target["boxes"] for target in targets]).float()
-    offsets = np.cumsum([0] + [len(target["labels"]) for target in targets])
-    indices = [
-        torch.stack([torch.full_like(q, depth), torch.full_like(q, i), q, t + int(offsets[i])])
-        for depth, pairs in enumerate(matches)
-        for i, (q, t) in enumerate(pairs)
-    ]
-    # one tensor for all layers and images, so that it goes to the device in one transfer
-    layer, image, query, wanted = torch.cat(indices, dim=1).to(device)
+    layers, batch, queries, width = logits.shape
+    packed = Targets.of(targets)
+    query = Matches.of(matches, packed).queries  # (L, B, T)
+    matched = query >= 0
+    labels = packed.labels.expand(layers, -1, -1)
+    slot = torch.where(matched, query, queries)  # beyond the last one for who has none
 
     scores = logits.float()
-    softmax, normaliser = criterion.activation == "softmax", max(1, len(flat_labels))
-    classes = torch.full(scores.shape[:3], width - 1 if softmax else width, device=device)
-    classes[layer, image, query] = flat_labels[wanted]
-    predicted, truth_boxes = _boxes(boxes, criterion)[layer, image, query], flat_boxes[wanted]
+    softmax, normaliser = criterion.activation == "softmax", max(1, sum(packed.counts))
+    classes = labels.new_full((layers, batch, queries + 1), width - 1 if softmax else width)
+    classes = classes.scatter(2, slot, labels)[..., :-1]
+    predicted = _boxes(boxes, criterion).gather(2, query.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
+    truth = packed.boxes.float().expand(layers, -1, -1, -1)
+    overlap, generalised = _ious(predicted, truth)
     if softmax:
-        weight = torch.ones(width, device=device)
-        weight[-1] = criterion.no_object_weight
+        weight = torch.cat([scores.new_ones(width - 1), scores.new_full((1,), criterion.no_object_weight)])
         # Every layer has equally many matched queries, so the mean over all layers is the mean of the layers' means.
         class_loss = layers * F.cross_entropy(scores.flatten(0, 2), classes.flatten(), weight)
     else:
-        truth = F.one_hot(classes, width + 1)[..., :-1].float()
-        overlap = torch.zeros(scores.shape[:3], device=device)
-        overlap[layer, image, query] = _ious(predicted.detach(), truth_boxes)[0]
-        class_loss = _sigmoid_loss(scores, truth, overlap[..., None], criterion).sum() / normaliser
+        wanted = F.one_hot(classes, width + 1)[..., :-1].float()
+        overlaps = scores.new_zeros(layers, batch, queries + 1).scatter(2, slot, overlap.detach())[..., :-1]
+        class_loss = _sigmoid_loss(scores, wanted, overlaps[..., None], criterion).sum() / normaliser
 
-    box_loss = (predicted - truth_boxes).abs().sum() / normaliser
-    giou_loss = (1 - generalized_iou(predicted, truth_boxes)).sum() / normaliser
+    box_loss = torch.where(matched, (predicted - truth).abs().sum(-1), 0).sum() / normaliser
+    giou_loss = torch.where(matched, 1 - generalised, 0).sum() / normaliser
     return criterion.class_weight * class_loss + criterion.box_weight * box_loss + criterion.giou_weight * giou_loss
 
 

@@ -1,6 +1,7 @@
 """Group-wise detection metrics, gaps between groups and their errors, success criteria, image quality."""
 
 from faap.evaluation.baseline import detect_baseline as detect_baseline
+from faap.evaluation.bootstrap import change_errors as change_errors
 from faap.evaluation.bootstrap import check_resampling as check_resampling
 from faap.evaluation.bootstrap import gap_with_error as gap_with_error
 from faap.evaluation.criteria import verdict_of as verdict_of
@@ -14,5 +15,7 @@ from faap.evaluation.metrics import METRICS as METRICS
 from faap.evaluation.metrics import coco_metrics as coco_metrics
 from faap.evaluation.metrics import group_metrics as group_metrics
 from faap.evaluation.quality import image_quality as image_quality
+from faap.evaluation.selection import NONE_WORTH_IT as NONE_WORTH_IT
 from faap.evaluation.selection import best_epoch as best_epoch
+from faap.evaluation.selection import is_worth_deploying as is_worth_deploying
 from faap.evaluation.statistics import t_interval as t_interval

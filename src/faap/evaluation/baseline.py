@@ -20,26 +20,28 @@ from faap.files import atomic_write, cache_dir
 _COLUMNS = ("scores", "labels", "boxes")
 
 
-def detect_baseline(detector: FrozenDetector, split: Split, *, batch_size: int = 16) -> list[Detections]:
-    """`detect` without a generator, kept in faap's cache folder for detectors of faap's own code.
+def detect_baseline(
+    detector: FrozenDetector, split: Split, *, batch_size: int = 16, **options: Any
+) -> list[Detections]:
+    """`detect` without a generator and with what else it takes, kept in faap's cache for detectors of faap's own code.
 
     Raises:
         FaapError: as `detect`.
     """
-    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size))
+    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size, options.get("jpeg")))
     if found is None:
-        found = detect(detector, split, batch_size=batch_size)
+        found = detect(detector, split, batch_size=batch_size, **options)
         if path is not None and distributed.rank() == 0:
             _write(path, found)
     return found
 
 
-def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[Path | None, list[Detections] | None]:
+def _look_up(detector: FrozenDetector, split: Split, *how: int | None) -> tuple[Path | None, list[Detections] | None]:
     """Return where the detections are kept, if they can be, and the detections, if they are there."""
     if not type(detector).__module__.startswith("faap.detectors."):
         return None, None
     try:
-        path = cache_dir() / "baselines" / f"{_key(detector, split, batch_size)}.npz"
+        path = cache_dir() / "baselines" / f"{_key(detector, split, how)}.npz"
     except (OSError, RuntimeError):  # an image that is missing, which is the reader's to tell; a user without a home
         return None, None
     try:
@@ -52,7 +54,7 @@ def _look_up(detector: FrozenDetector, split: Split, batch_size: int) -> tuple[P
         return path, None
 
 
-def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
+def _key(detector: FrozenDetector, split: Split, how: Sequence[int | None]) -> str:
     """Hash all that detections depend on: detector, annotations, images, device, and code, installed or under work."""
     device = next(detector.parameters()).device
     settings: Any = getattr(detector.model, "config", None)
@@ -62,7 +64,7 @@ def _key(detector: FrozenDetector, split: Split, batch_size: int) -> str:
         detector.tensors_sha256(),
         # what a tensor does not tell: strides, heads, activations, how scores are read
         (detector, settings, detector.activation, detector.criterion, detector.preprocessing),
-        (split.fingerprint(), sorted(detector.label_map(split.categories).items()), batch_size),
+        (split.fingerprint(), sorted(detector.label_map(split.categories).items()), how),
         [(file.st_size, file.st_mtime_ns) for file in (record.path.stat() for record in split.records)],
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         detector._compiled_call_impl is not None,

@@ -122,6 +122,16 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
     return result
 
 
+def change_errors(
+    split: Split, before: Sequence[Detections], after: Sequence[Detections], *, samples: int = 200
+) -> dict[str, float | None]:
+    """Standard errors of the changes that a generator makes: of each group's AP, and of "gap", the AP gap."""
+    old, new = replicate(split, before, after, samples=samples)
+    changes = {group: values["AP"] - old[group]["AP"] for group, values in new.items()}
+    changes["gap"] = changes[split.reference] - changes[split.anchor]
+    return {name: estimate(values)["standard_error"] for name, values in changes.items()}
+
+
 def gap_with_error(
     split: Split, detections: Sequence[Detections], *, samples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:

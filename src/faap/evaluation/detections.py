@@ -1,5 +1,6 @@
 """Running a frozen detector over a split, with or without a generator in front."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,11 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor
 
 from faap import distributed
-from faap.data import Batch, FaapImages, Split, collate, denormalise
+from faap.data import Batch, FaapImages, Split, denormalise, load, loading, normalise
 from faap.detectors import FrozenDetector
+from faap.detectors.base import RawDetections
+from faap.errors import FaapError
 from faap.evaluation.quality import image_quality
 from faap.perturbation import Generator, quantise
 
@@ -44,6 +50,10 @@ def detect(
     *,
     batch_size: int = 16,
     with_distance: bool = False,
+    jpeg: int | None = None,
+    images: FaapImages | None = None,
+    num_workers: int = 0,
+    console: Console | None = None,
 ) -> list[Detections]:
     """Run a detector over a split as a deployment would: perturbed pixels are rounded to 8 bits.
 
@@ -55,6 +65,10 @@ def detect(
         generator: put in front of the detector, in evaluation mode; None for the baseline.
         batch_size: images at a time.
         with_distance: measure how far the generator changes the images, which takes a while.
+        jpeg: quality of the JPEG files, 1 to 100, in which the images come to the detector; None: as they are.
+        images: the split's for this detector, if there are any that have been read already.
+        num_workers: processes that load images.
+        console: where to show a bar.
 
     Returns:
         One entry a record, in the split's order; detections of classes the data set lacks are left out.
@@ -62,30 +76,45 @@ def detect(
     Raises:
         FaapError: if an image cannot be read, or detector and data set share no category.
     """
+    if jpeg is not None and not 1 <= jpeg <= 100:
+        raise FaapError(f"jpeg is {jpeg}; it must be a quality from 1 to 100.")
     device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
-    images = FaapImages(split, detector.preprocessing, label_map)
-    result = []
+    images = FaapImages(split, detector.preprocessing, label_map) if images is None else images
     # several processes take turns; a batch is the same whoever has it, so the numbers are, too
-    for start in range(distributed.rank() * batch_size, len(images), distributed.world() * batch_size):
-        batch = collate([images[i] for i in range(start, min(start + batch_size, len(images)))]).to(device)
-        pixels, distances = batch.pixel_values, [dict[str, float]() for _ in batch.sizes]
-        if generator is not None:
-            perturbed = perturb_as_deployed(generator, batch.pixel_values, batch.pixel_mask)
-            # padding is no part of the deployed image, and its zeros are no multiples of 1/255
-            pixels = torch.where(batch.pixel_mask[:, None], quantise(perturbed), perturbed)
-            if with_distance:
-                distances = _distances(batch, perturbed, pixels)
-        found = detector.detections(detector(*detector.adapt(pixels, batch.pixel_mask)), batch.sizes)
-        for image_id, image, distance in zip(batch.image_ids.tolist(), found, distances, strict=True):
-            labels = image.labels.cpu().numpy()
-            known = np.isin(labels, list(category_of))
-            categories = np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64)
-            scores, boxes = (values.double().cpu().numpy()[known] for values in (image.scores, image.boxes))
-            result.append(Detections(image_id, scores, categories, boxes, distance))
+    starts = range(distributed.rank() * batch_size, len(images), distributed.world() * batch_size)
+    batches = [range(start, min(start + batch_size, len(images))) for start in starts]
+    loaded = load(images, batches, batch_size=batch_size, num_workers=num_workers, device=device)
+    result, said = list[Detections](), "detecting" if generator is None else "perturbing and detecting"
+    shown = console is not None and console.is_terminal
+    with loading(), Progress(console=console, transient=True, disable=not shown) as progress:
+        for batch in progress.track((each.to(device) for each in loaded), len(batches), description=said):
+            pixels, distances = batch.pixel_values, [dict[str, float]() for _ in batch.sizes]
+            if jpeg is not None and generator is None:
+                pixels = as_jpeg(pixels, batch.valid, jpeg)
+            if generator is not None:
+                perturbed = perturb_as_deployed(generator, pixels, batch.pixel_mask)
+                rounded = quantise(perturbed)
+                if batch.pixel_mask is not None:  # padding is no part of the deployed image, nor a multiple of 1/255
+                    rounded = torch.where(batch.pixel_mask[:, None], rounded, perturbed)
+                if with_distance:
+                    distances = _distances(batch, perturbed, rounded)
+                pixels = rounded if jpeg is None else as_jpeg(rounded, batch.valid, jpeg)
+            found = detector.detections(detector(*detector.adapt(pixels, batch.pixel_mask)), batch.sizes)
+            for image_id, numbers, distance in zip(batch.image_ids.tolist(), _read(found), distances, strict=True):
+                labels = numbers[:, 1].astype(np.int64)
+                known = np.isin(labels, list(category_of))
+                categories = np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64)
+                result.append(Detections(image_id, numbers[known, 0], categories, numbers[known, 2:], distance))
     by_id = {each.image_id: each for each in distributed.gather_objects(result)}
     return [by_id[record.image_id] for record in split.records]
+
+
+def _read(found: Sequence[RawDetections]) -> list[npt.NDArray[np.float64]]:
+    """Bring a batch's detections to the CPU in one transfer: (n, 6) score, label and box for each image."""
+    rows = [torch.cat([image.scores[:, None], image.labels[:, None], image.boxes], 1).double() for image in found]
+    return np.split(torch.cat(rows).cpu().numpy(), np.cumsum([len(each) for each in rows])[:-1])
 
 
 def perturb_as_deployed(generator: Generator, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -95,6 +124,19 @@ def perturb_as_deployed(generator: Generator, pixels: Tensor, mask: Tensor | Non
         return generator.eval().perturb(pixels, mask)
     finally:
         generator.train(mode)
+
+
+def as_jpeg(pixels: Tensor, valid: Tensor, quality: int) -> Tensor:
+    """Return images (B, 3, H, W), without their padding (B, 2), as Pillow reads them from JPEG files that it wrote."""
+    pixels = pixels.clone()
+    for image, (height, width) in zip(pixels, valid.tolist(), strict=True):
+        inside, file = image[:, :height, :width], io.BytesIO()
+        levels = denormalise(inside).mul(255).round().clamp(0, 255).to(torch.uint8)
+        Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(file, "JPEG", quality=quality)
+        with Image.open(file) as coded:
+            read = torch.from_numpy(np.array(coded)).permute(2, 0, 1)
+        inside.copy_(normalise(read.to(inside) / 255))
+    return pixels
 
 
 def _distances(batch: Batch, perturbed: Tensor, rounded: Tensor) -> list[dict[str, float]]:

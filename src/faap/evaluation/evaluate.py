@@ -39,6 +39,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     absolute: bool = False,
+    jpeg: int | None = None,
     baseline: Sequence[Detections] | None = None,
     perturbed: Sequence[Detections] | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def evaluate(
         bootstrap: replicates for intervals, p-values and verdicts; 0 for none.
         seed: of the bootstrap, 0 or more.
         absolute: hold the result against the original study's numbers instead of shares of the baseline.
+        jpeg: quality of the JPEG files in which images come to the detector, with and without the generator.
         baseline: the detector's detections without the generator, if they are known.
         perturbed: those with the generator, if they are known, and how far it moved the images, if that is.
 
@@ -69,10 +71,10 @@ def evaluate(
     """
     images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
     if baseline is None:
-        baseline = detect_baseline(detector, images, batch_size=batch_size)
+        baseline = detect_baseline(detector, images, batch_size=batch_size, jpeg=jpeg)
     before = group_metrics(images, baseline)
     if perturbed is None:
-        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True)
+        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, jpeg=jpeg)
     after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
     categories, left_out = comparable_categories(images)
@@ -82,6 +84,6 @@ def evaluate(
     result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn)}
     result["success"] = success_criteria(before, after, drawn, absolute=absolute)
     result["warnings"] = warnings_about(before, after, absolute=absolute)
-    result["perturbation"] = {"epsilon": generator.epsilon, **mean_distance(perturbed)}
+    result["perturbation"] = {"epsilon": generator.epsilon, "jpeg": jpeg, **mean_distance(perturbed)}
     result["provenance"] = provenance(detector, generator, dataset, split)
     return without_nan(result | {"detector_sha256": detector.tensors_sha256()})

@@ -1,29 +1,63 @@
-"""Which epoch of a run is kept."""
+"""Which epoch of a run is kept, and whether it is worth deploying."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Row = Mapping[str, Any]
+NONE_WORTH_IT = (
+    "No epoch is worth deploying: none made the validation gap smaller by more than its standard error and lowered no "
+    "group's AP by more than its own. The one that was chosen lowers them least."
+)
 
-def best_epoch(log: Sequence[Mapping[str, Any]], reference: str) -> int:
-    """The epoch with the smallest validation AP gap among those that leave the reference group's AP at its baseline.
 
-    If every epoch lowers it, the one that loses least of it. Gaps count by their size; the earliest of equals wins; an
-    epoch whose gap or AP is missing comes last.
+def best_epoch(log: Sequence[Row]) -> int:
+    """The epoch with the smallest validation AP gap among those that are worth deploying (`is_worth_deploying`).
+
+    If none is, the one that lowers a group's AP least beyond chance; of those that lower none, the one with the
+    smallest gap. Gaps count by their size; the earliest of equals wins; an epoch whose numbers are missing comes last.
 
     Args:
-        log: one or more lines of train_log.jsonl, each with epoch and validation {baseline, perturbed, gap}.
-        reference: name of the reference group.
+        log: one or more lines of train_log.jsonl, each with epoch and validation {baseline, perturbed, gap, errors}.
 
     Returns:
         The value of "epoch" of the chosen line.
     """
 
-    def order(row: Mapping[str, Any]) -> tuple[float, float, int]:
-        validation = row["validation"]
-        before, after = (validation[name][reference]["AP"] for name in ("baseline", "perturbed"))
-        gap = validation["gap"]["AP"]
-        known = all(value is not None and math.isfinite(value) for value in (before, after, gap))
-        return (max(0.0, before - after), abs(gap), row["epoch"]) if known else (math.inf, math.inf, row["epoch"])
+    def order(row: Row) -> tuple[bool, float, float, int]:
+        size = _known(row["validation"]["gap"]["AP"])
+        return not is_worth_deploying(row), _harm(row), abs(size), row["epoch"]
 
-    return order(min(log, key=order))[2]
+    return order(min(log, key=order))[3]
+
+
+def is_worth_deploying(row: Row) -> bool:
+    """Whether an epoch made the gap smaller and lowered no group's AP, each by more than its standard error.
+
+    A log without errors, which an earlier faap wrote, is taken at its word.
+    """
+    validation = row["validation"]
+    before, after = (_known(each["AP"]) for each in (_gap_before(validation), validation["gap"]))
+    return _harm(row) == 0 and abs(before) - abs(after) > _error(validation, "gap")
+
+
+def _gap_before(validation: Row) -> dict[str, float | None]:
+    anchor, reference = (values["AP"] for values in list(validation["baseline"].values())[:2])
+    return {"AP": None if anchor is None or reference is None else reference - anchor}
+
+
+def _harm(row: Row) -> float:
+    """The most that a group's AP lies below its baseline, beyond its standard error."""
+    validation = row["validation"]
+    before, after = validation["baseline"], validation["perturbed"]
+    losses = {group: _known(before[group]["AP"]) - _known(after[group]["AP"]) for group in before}
+    beyond = [loss - _error(validation, group) for group, loss in losses.items()]
+    return math.inf if any(map(math.isnan, beyond)) else max(0.0, *beyond)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _error(validation: Row, name: str) -> float:
+    return validation.get("errors", {}).get(name) or 0.0

@@ -10,6 +10,7 @@ _GAP = dict.fromkeys(("baseline", "perturbed", "change", "relative_change", "p_v
 _CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": (bool, None), "ci95?": _INTERVAL}
 
 _DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
+_DISTANCE["jpeg?"] = _NUMBER
 _SOURCE: dict[str, Any] = {"dataset": str, "split_sha256": str, "versions": {str: str}, "date": str}
 _SOURCE["detector"] = dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str)
 _SOURCE["generator"] = {"arch": str, "epsilon": float, "sha256": str}

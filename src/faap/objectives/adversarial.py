@@ -33,8 +33,9 @@ def adversarial_confusion(logits: Tensor, label: int | Tensor, *, entropy_weight
     if len(logits) < 1:
         return connected_zero(logits)
     log_probabilities = widen(logits).log_softmax(1)
-    labels = torch.as_tensor(label, device=logits.device).expand(len(logits))
-    cross_entropy = F.nll_loss(log_probabilities, labels)
+    if not isinstance(label, Tensor):
+        label = torch.full((len(logits),), label, device=logits.device)
+    cross_entropy = F.nll_loss(log_probabilities, label)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(1).mean()
     return -(cross_entropy + entropy_weight * entropy)
 

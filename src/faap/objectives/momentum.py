@@ -1,5 +1,7 @@
 """Momentum contrast: one positive centroid against a queue of past features, and the memory of both."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,7 +10,13 @@ from faap.objectives.numerics import connected_zero, similarities
 
 
 def momentum_infonce(
-    query: Tensor, centroid: Tensor, queue: Tensor, temperature: float, *, sample_weights: Tensor | None = None
+    query: Tensor,
+    centroid: Tensor,
+    queue: Tensor,
+    temperature: float,
+    *,
+    sample_weights: Tensor | None = None,
+    filled: Tensor | None = None,
 ) -> Tensor:
     """Pull each query toward the reference group's centroid and away from past anchor features.
 
@@ -18,6 +26,7 @@ def momentum_infonce(
         queue: (K, d) unit vectors of past anchor images, K ≥ 0; no gradient reaches them.
         temperature: τ > 0.
         sample_weights: (n,) factor of each query's cross-entropy; 1 if left out.
+        filled: (K,) bool, which features count; all if left out.
 
     Returns:
         A scalar ≥ 0, the mean over queries of the weighted cross-entropy of picking the centroid; 0 without queries.
@@ -28,6 +37,8 @@ def momentum_infonce(
         return connected_zero(query)
     keys = torch.cat([centroid[None], queue]).detach()  # (1 + K, d)
     logits = similarities(query, keys) / temperature  # (n, 1 + K)
+    if filled is not None:
+        logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~filled, -math.inf)], 1)
     picked = torch.zeros(len(query), dtype=torch.long, device=query.device)
     losses = F.cross_entropy(logits, picked, reduction="none")  # (n,)
     return (losses if sample_weights is None else sample_weights * losses).mean()
@@ -63,8 +74,8 @@ class MomentumContrast(nn.Module):
     def update(self, anchor: Tensor, reference: Tensor) -> None:
         """Remember a batch: the anchor features (n, d) enter the queue, the mean of the reference ones (m, d) the
         centroid."""
-        size, first = len(self.queue), int(self.pushed)
-        places = torch.arange(first, first + len(anchor), device=self.queue.device)[-size:] % size
+        size = len(self.queue)
+        places = (self.pushed + torch.arange(len(anchor), device=self.queue.device)[-size:]) % size
         self.queue[places] = anchor[-size:].to(self.queue.dtype)
         self.pushed.add_(len(anchor))
         if len(reference):
@@ -85,7 +96,7 @@ class MomentumContrast(nn.Module):
         """
         if self.training:
             self.update(anchor, reference)
-        if not self.centroid.any():
-            return connected_zero(anchor)
-        queue = self.queue[: int(self.pushed)]
-        return momentum_infonce(anchor, self.centroid, queue, self.temperature, sample_weights=sample_weights)
+        filled = torch.arange(len(self.queue), device=self.queue.device) < self.pushed
+        options = {"sample_weights": sample_weights, "filled": filled}
+        loss = momentum_infonce(anchor, self.centroid, self.queue, self.temperature, **options)
+        return torch.where(self.centroid.any(), loss, 0)

@@ -1,5 +1,7 @@
 """What every term needs to stay finite: enough precision, and a zero that can be differentiated."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ def widen(values: Tensor) -> Tensor:
 
 def similarities(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the inner products of (n, d) and (m, d) as (n, m), in float32 or better even under autocast."""
-    with torch.autocast(rows.device.type, enabled=False):
+    kind = rows.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return widen(rows) @ widen(columns).T
 
 

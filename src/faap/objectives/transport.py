@@ -12,8 +12,6 @@ from faap.objectives.numerics import connected_zero, widen
 from faap.objectives.term import Term
 from faap.settings import setting
 
-QUARTILES = (0.25, 0.5, 0.75)
-
 
 def one_sided_wasserstein(anchor: Tensor, reference: Tensor) -> Tensor:
     """Measure how far the anchor group's sorted scores lie below the reference group's.
@@ -56,7 +54,7 @@ def score_distribution(anchor: Tensor, reference: Tensor) -> Tensor:
         return connected_zero(anchor)
     missing = (reference.mean() - anchor.mean()).relu()
     if min(len(anchor), len(reference)) >= 3:
-        at = torch.tensor(QUARTILES, dtype=anchor.dtype, device=anchor.device)
+        at = torch.arange(1, 4, dtype=anchor.dtype, device=anchor.device) / 4
         missing = missing + (reference.quantile(at) - anchor.quantile(at)).relu().mean()
     return missing
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from faap.data.images import denormalise, normalise
+from faap.data.images import MEAN, STD, channels, denormalise, normalise
 
 
 def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_mask: Tensor | None = None) -> Tensor:
@@ -20,7 +20,8 @@ def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_m
 
     Source: docs/recipes.md, "Notation", δ and x'.
     """
-    black, white = normalise(pixel_values.new_tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 1, 1))
+    mean, std = channels(MEAN, pixel_values), channels(STD, pixel_values)
+    black, white = -mean / std, (1 - mean) / std
     raw = raw.to(pixel_values.dtype)
     if torch.is_grad_enabled() and (raw.requires_grad or pixel_values.requires_grad):
         clamped = pixel_values.add(raw.tanh(), alpha=epsilon).clamp(black, white)

@@ -19,6 +19,13 @@ MAX_EPSILON = 4.5
 MAX_WIDTH = 2048
 
 
+def needed(pixel_mask: Tensor | None) -> Tensor | None:
+    """Return a mask as bool, or None for one that hides nothing, where finding out does not keep a device waiting."""
+    if pixel_mask is None or (pixel_mask.device.type == "cpu" and bool(pixel_mask.all())):
+        return None
+    return pixel_mask.bool()
+
+
 class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"]):
     """Sees an image and says how to change it, by no more than ε; a subclass is one architecture.
 
@@ -73,7 +80,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
         Source: docs/recipes.md, "Notation".
         """
-        mask = None if pixel_mask is None or bool(pixel_mask.all()) else pixel_mask.bool()
+        mask = needed(pixel_mask)
         return add_within_budget(pixel_values, self(pixel_values, mask), self.epsilon, mask)
 
     @classmethod

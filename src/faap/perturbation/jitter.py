@@ -1,18 +1,14 @@
 """Colour jitter of the perturbed image, in pixel space and differentiable."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from kornia.color import rgb_to_grayscale
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_saturation_with_gray_subtraction,
-)
+from kornia.enhance import adjust_brightness_accumulative, adjust_saturation_with_gray_subtraction
 from torch import Tensor
-from torch.nn import functional as F
 
 from faap.data.images import denormalise, normalise
 from faap.errors import FaapError, nearest
@@ -47,6 +43,46 @@ _STREAM = 1
 _CHANNEL_OFFSETS = (5.0, 3.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is done to each of B images.
+
+    Attributes:
+        factors: (B, 4) of brightness, contrast and saturation, and the turn of the hue as a share of the circle.
+        orders: B orders of these four.
+        grey: which images lose their colours at the end.
+    """
+
+    factors: Tensor
+    orders: list[list[int]]
+    grey: list[int]
+
+    def to(self, device: torch.device) -> "Drawn":
+        """Return it with the factors on a device, for which nobody waits."""
+        factors = self.factors.pin_memory() if device.type == "cuda" else self.factors
+        return replace(self, factors=factors.to(device, non_blocking=True))
+
+
+def draw(strength: str, seeds: Sequence[tuple[int, int, int]]) -> Drawn | None:
+    """Draw for `apply`; see `jitter`."""
+    if strength not in STRENGTHS:
+        known = ", ".join(STRENGTHS)
+        raise FaapError(f"aug_strength is {strength!r}; it must be one of {known}.{nearest(strength, STRENGTHS)}")
+    ranges = STRENGTHS[strength]
+    return None if ranges is None else _draw(ranges, [np.random.default_rng([*seed, _STREAM]) for seed in seeds])
+
+
+def _draw(ranges: Strength, generators: Sequence[np.random.Generator]) -> Drawn:
+    factors, orders, grey = list[list[float]](), list[list[int]](), list[int]()
+    for number, rng in enumerate(generators):
+        reaches = (ranges.brightness, ranges.contrast, ranges.saturation)
+        factors.append([float(rng.uniform(1 - reach, 1 + reach)) for reach in reaches])
+        factors[-1].append(float(rng.uniform(-ranges.hue, ranges.hue)))
+        orders.append([int(each) for each in rng.permutation(4)])
+        grey += [number] if rng.random() < ranges.grayscale else []
+    return Drawn(torch.tensor(factors, dtype=torch.float64), orders, grey)
+
+
 def jitter(
     pixel_values: Tensor, strength: str, seeds: Sequence[tuple[int, int, int]], pixel_mask: Tensor | None = None
 ) -> Tensor:
@@ -58,7 +94,7 @@ def jitter(
         pixel_values: (B, 3, H, W) ImageNet-normalised, within what a pixel in [0, 1] can be.
         strength: "none", "weak", "medium" or "strong".
         seeds: B times (seed, epoch, image id), each ≥ 0.
-        pixel_mask: (B, H, W) bool, True where the image is, at the top left; None: everywhere.
+        pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
 
     Returns:
         (B, 3, H, W) normalised; padding is 0. With strength "none", the input itself.
@@ -68,37 +104,49 @@ def jitter(
 
     Source: docs/recipes.md, "The table", augmentation strengths; torchvision's ColorJitter.
     """
-    if strength not in STRENGTHS:
-        known = ", ".join(STRENGTHS)
-        raise FaapError(f"aug_strength is {strength!r}; it must be one of {known}.{nearest(strength, STRENGTHS)}")
-    ranges = STRENGTHS[strength]
-    if ranges is None:
-        return pixel_values
-    height, width = pixel_values.shape[-2:]
-    inside = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
-    sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], 1).tolist()
-    out = []
-    for image, seed, (rows, columns) in zip(pixel_values, seeds, sizes, strict=True):
-        # contrast looks at the image's mean, to which padding must not belong
-        pixels = denormalise(image[:, :rows, :columns]).clamp(0, 1)
-        jittered = normalise(_jitter_one(pixels, ranges, np.random.default_rng([*seed, _STREAM])))
-        out.append(F.pad(jittered, (0, width - columns, 0, height - rows)))
-    return torch.stack(out)
+    drawn = draw(strength, seeds)
+    return pixel_values if drawn is None else apply(pixel_values, drawn.to(pixel_values.device), pixel_mask)
 
 
-def _jitter_one(pixels: Tensor, ranges: Strength, rng: np.random.Generator) -> Tensor:
-    reaches = (ranges.brightness, ranges.contrast, ranges.saturation)
-    factors = [float(rng.uniform(1 - reach, 1 + reach)) for reach in reaches]
-    factors.append(float(rng.uniform(-ranges.hue, ranges.hue)))
-    order = rng.permutation(4)
-    grey = rng.random() < ranges.grayscale
-    for number in order:
-        pixels = _OPERATIONS[number](pixels, factors[number])
-    return rgb_to_grayscale(pixels).expand_as(pixels) if grey else pixels
+def apply(pixel_values: Tensor, drawn: Drawn, pixel_mask: Tensor | None = None) -> Tensor:
+    """Do to images (B, 3, H, W) what is drawn for them, each operation for all whose turn it is at once."""
+    pixels = denormalise(pixel_values).clamp(0, 1)
+    inside = torch.ones_like(pixels[:, :1]) if pixel_mask is None else pixel_mask[:, None].to(pixels.dtype)
+    factors, images = drawn.factors.to(pixels.dtype), list(pixels)
+    for turn, (number, operation) in itertools.product(range(4), enumerate(_OPERATIONS)):
+        here = [index for index, order in enumerate(drawn.orders) if order[turn] == number]
+        if here:
+            factor, where = (torch.stack([each[index] for index in here]) for each in (factors[:, number], inside))
+            changed = operation(torch.stack([images[index] for index in here]), factor, where)
+            for index, image in zip(here, changed, strict=True):
+                images[index] = image
+    for index in drawn.grey:
+        images[index] = rgb_to_grayscale(images[index]).expand_as(images[index])
+    out = normalise(torch.stack(images))
+    return out if pixel_mask is None else torch.where(pixel_mask[:, None], out, 0)
 
 
-def _turn_hue(pixels: Tensor, turn: float) -> Tensor:
-    """Turn the hue of pixels (3, H, W) by a share of the circle, as kornia does by HSV but in a third of its time."""
+def _brightness(pixels: Tensor, factor: Tensor, _: Tensor) -> Tensor:
+    return adjust_brightness_accumulative(pixels, factor)
+
+
+def _contrast(pixels: Tensor, factor: Tensor, inside: Tensor) -> Tensor:
+    """Stretch around the mean, as kornia does, of the image without its padding."""
+    mean = (rgb_to_grayscale(pixels) * inside).sum((2, 3), True) / inside.sum((2, 3), True)
+    factor = factor[:, None, None, None]
+    return (pixels * factor + mean * (1 - factor)).clamp(0, 1)
+
+
+def _saturation(pixels: Tensor, factor: Tensor, _: Tensor) -> Tensor:
+    return adjust_saturation_with_gray_subtraction(pixels, factor)
+
+
+def _hue(pixels: Tensor, turn: Tensor, _: Tensor) -> Tensor:
+    return _turn_hue(pixels.transpose(0, 1), turn[:, None, None]).transpose(0, 1)
+
+
+def _turn_hue(pixels: Tensor, turn: float | Tensor) -> Tensor:
+    """Turn the hue of pixels (3, ..., H, W) by a share of the circle, as kornia does by HSV in thrice the time."""
     brightest = pixels.amax(0)
     chroma = brightest - pixels.amin(0)
     # grey has no hue, and the gradient of almost grey would overflow: both are off by no more than this bound
@@ -106,14 +154,8 @@ def _turn_hue(pixels: Tensor, turn: float) -> Tensor:
     red, green, blue = pixels.unbind()
     hue = torch.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)  # in sixths of the circle
     hue = torch.where((red >= green) & (red >= blue), (green - blue) / divisor, hue)
-    sixths = (hue + 6 * turn + hue.new_tensor(_CHANNEL_OFFSETS)[:, None, None]).remainder(6)
+    sixths = torch.stack([hue + 6 * turn + offset for offset in _CHANNEL_OFFSETS]).remainder(6)
     return brightest - chroma * (2 - (sixths - 2).abs()).clamp(0, 1)
 
 
-# of brightness, contrast, saturation and hue
-_OPERATIONS: list[Callable[[Tensor, float], Tensor]] = [
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_saturation_with_gray_subtraction,
-    _turn_hue,
-]
+_OPERATIONS = (_brightness, _contrast, _saturation, _hue)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faap.perturbation.generator import Generator
+from faap.perturbation.generator import Generator, needed
 
 PATCH = 4
 STRIDE = 16
@@ -112,7 +112,7 @@ class Light(Generator):
         at4: _Valid | None = None
         at8, at16, cell = at4, at4, PATCH
         # masks cost time; where nothing is padded, each resolution ends with the image instead
-        if pixel_mask is not None and not bool(pixel_mask.all()):
+        if (pixel_mask := needed(pixel_mask)) is not None:
             cell = STRIDE
             mask = F.pad(pixel_mask[:, None].float(), (0, -width % STRIDE, 0, -height % STRIDE))
             at4, at8, at16 = _valid(mask, PATCH), _valid(mask, 2 * PATCH), _valid(mask, STRIDE)

@@ -12,7 +12,7 @@ from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
-from faap.evaluation.detections import perturb_as_deployed
+from faap.evaluation.detections import as_jpeg, perturb_as_deployed
 from faap.evaluation.evaluate import measurable
 from faap.perturbation import Generator, quantise
 from faap.report.page import MAX_EXAMPLES, Example, Pixels, write_report
@@ -27,7 +27,10 @@ def measure(
     *,
     split: str = "test",
     absolute: bool = False,
+    jpeg: int | None = None,
     move_aside: bool = False,
+    warnings: Sequence[str] = (),
+    num_workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure a generator on one split and write `metrics.json` and `report.html` into a folder.
@@ -39,21 +42,28 @@ def measure(
         run: the folder; it is made if it is not there.
         split: its name.
         absolute: judge by the study's absolute targets instead of the relative ones.
+        jpeg: quality of the JPEG files in which images come to the detector, with and without the generator.
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
-        console: where to say that it was.
+        warnings: what is to be said beside what the numbers say.
+        num_workers: processes that load images.
+        console: where to say that it was, and to show a bar.
 
     Returns:
         The content of `metrics.json`.
     """
     run = run if isinstance(run, Run) else Run(run)
     images = measurable(detector, dataset, split)
-    before, after = detect_baseline(detector, images), detect(detector, images, generator, with_distance=True)
-    metrics = evaluate(detector, generator, dataset, split, absolute=absolute, baseline=before, perturbed=after)
+    loading: Any = {"num_workers": num_workers, "console": console, "jpeg": jpeg}
+    before = detect_baseline(detector, images, **loading)
+    after = detect(detector, images, generator, with_distance=True, **loading)
+    found: Any = {"baseline": before, "perturbed": after, "jpeg": jpeg}
+    metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
+    metrics["warnings"] += warnings
     if distributed.rank() == 0:
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
         run.write_metrics(metrics)
-        write_report(run, examples_of(detector, generator, images, before, after))
+        write_report(run, examples_of(detector, generator, images, before, after, jpeg))
     return metrics
 
 
@@ -63,6 +73,7 @@ def examples_of(
     split: Split,
     before: Sequence[Detections],
     after: Sequence[Detections],
+    jpeg: int | None = None,
 ) -> list[Example]:
     """Pick a few images of both groups, evenly spread over the split, with what was found in them before and after."""
     chosen: list[int] = []
@@ -73,9 +84,12 @@ def examples_of(
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
     examples = []
     for i in dict.fromkeys(chosen):
-        pixels = collate([images[i]]).pixel_values.to(next(generator.parameters()).device)
+        batch = collate([images[i]]).to(next(generator.parameters()).device)
+        pixels = batch.pixel_values
         with torch.no_grad():
             perturbed = quantise(perturb_as_deployed(generator, pixels))
+            if jpeg is not None:
+                pixels, perturbed = (as_jpeg(each, batch.valid, jpeg) for each in (pixels, perturbed))
         examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))
     return examples
 

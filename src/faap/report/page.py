@@ -77,7 +77,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     conform(metrics, {"baseline": known, "perturbed": known}, str(run.metrics))
     both = dict.fromkeys(groups[:2], dict)
     conform(log, [{"validation": {"baseline": both, "perturbed": both}}], str(run.log))
-    chosen = best_epoch(log, groups[1]) if log else None
+    chosen = best_epoch(log) if log else None
     drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
     config = recipes.read(run.config) if run.config.exists() else {}
     shown = examples[:MAX_EXAMPLES]

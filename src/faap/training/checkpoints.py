@@ -16,6 +16,7 @@ from faap.weights import check_finite, check_fit
 ADAM = {"state": {int: {str: Tensor}}, "param_groups": list}
 CHECKPOINT: dict[str, Any] = {"epoch": int, "recipe": {str: (str, int, float, bool, tuple, list)}}
 CHECKPOINT |= {"generator": {str: Tensor}, "generator_config": {"arch": str, "epsilon": float}}
+CHECKPOINT |= {"trained?": {str: Tensor}}  # where the generator is an average
 CHECKPOINT |= {"objective": {str: object}, "optimizer": ADAM, "detector_file_sha256": str, "data_sha256": str}
 _NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
 _LARGEST_COUNT = 2**53

@@ -65,12 +65,11 @@ class Monitor(NullMonitor):
     Args:
         run: whose log has the finished epochs.
         steps: how many are finished; what TensorBoard has of later ones is about to be written again.
-        reference: the group whose AP an epoch is to keep, see `best_epoch`.
         console: where to print.
     """
 
-    def __init__(self, run: Run, steps: int, reference: str, console: Console) -> None:
-        self.run, self.reference, self.console = run, reference, console
+    def __init__(self, run: Run, steps: int, console: Console) -> None:
+        self.run, self.console = run, console
         self.alarm = CollapseAlarm()
         self.events = SummaryWriter(str(run.events), purge_step=steps or None)
 
@@ -85,7 +84,7 @@ class Monitor(NullMonitor):
         """Record one epoch: a checkpoint, a line of the log, the best so far, curves, and a line on the terminal."""
         save_checkpoint(self.run.checkpoint(row["epoch"]), state)
         self.run.write_log([*self.run.read_log(), row])
-        keep_best(self.run, self.reference)
+        keep_best(self.run)
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
         for place, values in parts.items():
@@ -103,8 +102,8 @@ class Monitor(NullMonitor):
         self.events.close()
 
 
-def keep_best(run: Run, reference: str) -> int:
-    """Copy the checkpoint of the best epoch that has one, and return that epoch.
+def keep_best(run: Run) -> dict[str, Any]:
+    """Copy the checkpoint of the best epoch that has one, and return that epoch's line of the log.
 
     Raises:
         FaapError: if no epoch has both a checkpoint and a line of the log.
@@ -112,9 +111,9 @@ def keep_best(run: Run, reference: str) -> int:
     kept = [row for row in run.read_log() if run.checkpoint(row["epoch"]).exists()]
     if not kept:
         raise FaapError(f"{run.path}: no epoch has both a line in {run.log.name} and a checkpoint; nothing to measure.")
-    chosen = best_epoch(kept, reference)
+    chosen = best_epoch(kept)
     copy_file(run.checkpoint(chosen), run.best)
-    return chosen
+    return next(row for row in kept if row["epoch"] == chosen)
 
 
 def _line(row: Mapping[str, Any]) -> str:

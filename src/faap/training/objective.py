@@ -1,6 +1,8 @@
 """What the generator minimises: the weighted terms of a recipe, and the numbers that are monitored beside them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +62,7 @@ class Objective(nn.Module):
         out: DetectorOutput,
         targets: Sequence[dict[str, Tensor]],
         groups: Sequence[str],
-        matches: list[list[Match]] | None = None,
+        matches: Sequence[list[Match]] | None = None,
     ) -> View:
         """Collect what the terms see of a batch.
 
@@ -72,8 +74,8 @@ class Objective(nn.Module):
             matches: `detector.match_all_layers(out, targets)`, if it is known already.
         """
         names = (self.recipe.anchor_group, self.recipe.reference_group)
-        masks = [torch.tensor([group == name for group in groups], device=out.logits.device) for name in names]
-        known = matches or detector.match_all_layers(out, targets)
+        places = [_places([group == name for group in groups], out.logits.device) for name in names]
+        known = detector.match_all_layers(out, targets) if matches is None else matches
         pooled = out.features.float().mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
         scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)
@@ -84,8 +86,11 @@ class Objective(nn.Module):
             first, second = (torch.cat([empty, *(s for s, group in per_image if group == name)]) for name in names)
             return first, second
 
-        pairs = [(values[masks[0]], values[masks[1]]) for values in (pooled, projected, scores)]
-        return View(pairs[0], pairs[1], pairs[2], matched_scores, lambda: detector.loss(out, targets, known))
+        loss, weight = detector.loss, self.recipe.no_object_weight
+        if weight:
+            loss = partial(loss, criterion=replace(detector.criterion, no_object_weight=weight))
+        pairs = [(values[places[0]], values[places[1]]) for values in (pooled, projected, scores)]
+        return View(pairs[0], pairs[1], pairs[2], matched_scores, lambda: loss(out, targets, known))
 
     def forward(self, view: View, schedule: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of one batch.
@@ -104,13 +109,20 @@ class Objective(nn.Module):
             seen = {name: value.detach() for name, value in {**values, "total": total}.items()}
             seen["sim_f2m"], seen["sim_f2f"] = similarity_statistics(*view.projected)
             seen["score_gap"] = view.scores[1].mean() - view.scores[0].mean()
-            seen["n_f"], seen["n_m"] = (total.new_tensor(len(scores)) for scores in view.scores)
+            seen["n_f"], seen["n_m"] = (total.new_full((), len(scores)) for scores in view.scores)
             for term in self.terms:
                 for name, value in getattr(term.state, "monitored", dict)().items():
                     if name in seen:
                         raise FaapError(f"the term {term.name} monitors {name!r}, which is the name of another number.")
                     seen[name] = _scalar(name, value).detach().to(total.device)
         return total, seen
+
+
+def _places(chosen: list[bool], device: torch.device) -> slice | Tensor:
+    """Return where images lie; as a slice, for which nothing goes to the device, if they lie next to each other."""
+    first, count = (chosen.index(True), sum(chosen)) if any(chosen) else (0, 0)
+    here = slice(first, first + count)
+    return here if all(chosen[here]) else torch.tensor(chosen, device=device)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

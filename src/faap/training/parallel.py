@@ -13,18 +13,20 @@ from faap.data import Batch
 from faap.detectors import DetectorOutput, FrozenDetector, Match
 from faap.objectives.numerics import widen
 
-Whole = tuple[DetectorOutput, list[dict[str, Tensor]], list[str], list[list[Match]]]
+Whole = tuple[DetectorOutput, Sequence[dict[str, Tensor]], Sequence[str], Sequence[list[Match]]]
 
 
 def padded_alike(batch: Batch) -> Batch:
     """Pad this process's images as a single process would pad the whole batch: a detector may see the difference."""
-    mine = batch.pixel_mask.shape[1:]
+    if distributed.world() == 1:
+        return batch
+    mine, mask = batch.images.shape[2:], batch.pixel_mask
     height, width = map(max, zip(*distributed.gather_objects([tuple(mine)]), strict=True))
     if mine == (height, width):
         return batch
     more = (0, width - mine[1], 0, height - mine[0])
-    pixels, mask = F.pad(batch.pixel_values, more), F.pad(batch.pixel_mask, more, value=False)
-    return replace(batch, pixel_values=pixels, pixel_mask=mask)
+    mask = torch.ones_like(batch.images[:, 0], dtype=torch.bool) if mask is None else mask
+    return replace(batch, images=F.pad(batch.images, more), pixel_mask=F.pad(mask, more, value=False))
 
 
 def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, first: str) -> Whole:
@@ -44,7 +46,7 @@ def whole_batch(detector: FrozenDetector, out: DetectorOutput, batch: Batch, fir
     """
     layers = detector.match_all_layers(out, batch.targets)
     if distributed.world() == 1:
-        return out, batch.targets, list(batch.groups), layers
+        return out, batch.targets, batch.groups, layers
     device = out.logits.device
     targets = [{key: value.cpu() for key, value in target.items()} for target in batch.targets]
     images = distributed.gather_objects(list(zip(targets, batch.groups, *layers, strict=True)))

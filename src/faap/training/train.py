@@ -11,10 +11,19 @@ from torch._dynamo.exc import TorchDynamoException
 
 from faap import distributed
 from faap.config import Recipe
-from faap.data import Split, load_dataset
+from faap.data import FaapImages, Split, load_dataset
 from faap.detectors import load_detector
 from faap.errors import FaapError
-from faap.evaluation import check_resampling, detect, detect_baseline, group_metrics, validation_row
+from faap.evaluation import (
+    NONE_WORTH_IT,
+    change_errors,
+    check_resampling,
+    detect,
+    detect_baseline,
+    group_metrics,
+    is_worth_deploying,
+    validation_row,
+)
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.report.measure import measure
 from faap.runs import Run, differences
@@ -80,6 +89,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     training, validation = dataset.split("train"), dataset.split("val")
     # so that a test split that cannot be used is found now and not after the training
     check_resampling(dataset.split("test"))
+    check_resampling(validation)
     detector = load_detector(recipe.detr_checkpoint, device)
     frozen = detector.tensors_sha256()
     if recipe.compile:
@@ -92,29 +102,38 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     run = distributed.main_only(lambda: _claim(recipe, trainer.finished, console))
     monitor = NullMonitor()
     if distributed.rank() == 0:
-        monitor = Monitor(run, trainer.finished * len(trainer.batches), recipe.reference_group, console)
-    measured = group_metrics(validation, detect_baseline(detector, validation))
+        monitor = Monitor(run, trainer.finished * len(trainer.batches), console)
+    # decoded once for all epochs
+    options: Any = {"memory": recipe.memory * 2**20}
+    images = FaapImages(validation, detector.preprocessing, detector.label_map(validation.categories), **options)
+    loading: Any = {"images": images, "num_workers": recipe.num_workers}
+    before = detect_baseline(detector, validation, **loading)
+    measured = group_metrics(validation, before)
     console.print(_opening(trainer, training, validation, measured, run), highlight=False, markup=False)
     for epoch in range(trainer.finished, recipe.epochs):
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor)
-        perturbed = group_metrics(validation, detect(detector, validation, trainer.generator))
+        after = detect(detector, validation, trainer.kept, **loading)
+        perturbed = group_metrics(validation, after)
         row["validation"] = validation_row(measured, perturbed, validation.anchor, validation.reference)
+        row["validation"]["errors"] = change_errors(validation, before, after)
         row["seconds"] = round(time.perf_counter() - started, 2)
         monitor.epoch(row, trainer.state_dict())
     monitor.close()
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
 
-    def best() -> tuple[int, Generator]:
-        chosen = keep_best(run, recipe.reference_group)
+    def best() -> tuple[dict[str, Any], Generator]:
+        chosen = keep_best(run)
         generator = load_generator(run.best)
         save_generator(generator, run.generator)
         return chosen, generator
 
     chosen, generator = distributed.main_only(best)
-    metrics = measure(detector, generator.to(device), dataset, run)
+    warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
+    how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
+    metrics = measure(detector, generator.to(device), dataset, run, **how)
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
-    return TrainResult(run.path, metrics, chosen)
+    return TrainResult(run.path, metrics, chosen["epoch"])
 
 
 def _resume(trainer: Trainer, console: Console) -> None:
