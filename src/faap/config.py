@@ -81,6 +81,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
+    jpeg: tuple[int, ...] = _training((), "qualities of JPEG that images go through, or none", low=1, high=100)
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 

@@ -103,6 +103,12 @@ def test_nor_with_other_settings(on_meta: Callable[..., Watch], changes: dict[st
     assert not on_meta("infonce_4th", **changes).waits
 
 
+def test_qualities_of_jpeg_go_to_the_device_and_nothing_comes_back(on_meta: Callable[..., Watch]) -> None:
+    waits = on_meta("equal", jpeg="50,95").waits
+    assert waits
+    assert all(each.startswith("_to_copy [(") and each.endswith(",)] ['cpu', 'meta']") for each in waits), waits
+
+
 @pytest.mark.parametrize("kind", ["detr", "conditional_sigmoid"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_nor_with_another_detector(on_meta: Callable[..., Watch], kind: str, padded: bool) -> None:

@@ -20,6 +20,7 @@ from faap.detectors import FrozenDetector
 from faap.errors import FaapError
 from faap.perturbation import build_generator
 from faap.perturbation.jitter import Drawn, apply, draw
+from faap.perturbation.jpeg import code, draw_qualities
 from faap.training.checkpoints import adam_state, check_state, check_tensors
 from faap.training.monitor import NullMonitor
 from faap.training.objective import Objective
@@ -104,12 +105,15 @@ class Trainer:
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
         return {"epoch": epoch, "images": images, "train": means, "losses": self.objective.losses, "schedule": schedule}
 
-    def feed(self, batch: Batch, epoch: int) -> tuple[Batch, Drawn | None]:
-        """Bring a batch to the device, and with it what is drawn for its images' jitter."""
-        drawn = draw(self.recipe.aug_strength, [(self.recipe.seed, epoch, image) for image in batch.image_ids.tolist()])
-        return batch.to(self.device), None if drawn is None else drawn.to(self.device)
+    def feed(self, batch: Batch, epoch: int) -> tuple[Batch, Drawn | None, list[int]]:
+        """Bring a batch to the device, and draw for its images: jitter, and qualities of JPEG."""
+        seeds = [(self.recipe.seed, epoch, image) for image in batch.image_ids.tolist()]
+        drawn, qualities = draw(self.recipe.aug_strength, seeds), draw_qualities(self.recipe.jpeg, seeds)
+        return batch.to(self.device), None if drawn is None else drawn.to(self.device), qualities
 
-    def step(self, batch: Batch, drawn: Drawn | None, schedule: Mapping[str, float]) -> dict[str, Tensor]:
+    def step(
+        self, batch: Batch, drawn: Drawn | None, qualities: Sequence[int], schedule: Mapping[str, float]
+    ) -> dict[str, Tensor]:
         """Make one optimizer step with this process's images of a batch; return every monitored number.
 
         Nothing here looks at a number on the device, or brings one there: the next step is prepared meanwhile.
@@ -120,7 +124,8 @@ class Trainer:
             with record_function("perturb"):
                 perturbed = self.generator.perturb(pixels, mask)
             with record_function("augment"):
-                augmented = perturbed if drawn is None else apply(perturbed, drawn, mask)
+                coded = code(perturbed, qualities, mask)
+                augmented = coded if drawn is None else apply(coded, drawn, mask)
             with record_function("detect"):
                 out = self.detector(*self.detector.adapt(augmented, mask))
         with record_function("loss"):
