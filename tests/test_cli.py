@@ -111,7 +111,7 @@ RECIPE_FLAGS = """
     --ema
     --contrastive_warmup_epochs --dataset_root --detach_reference --detr_checkpoint --device --epochs
     --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs --epsilon_peak --epsilon_start
-    --epsilon_warmup_epochs --f2m_weight --group_csv --group_field --head --images_dir --images_per_epoch --jpeg
+    --epsilon_warmup_epochs --f2m_weight --graph --group_csv --group_field --head --images_dir --images_per_epoch --jpeg
     --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
     --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --memory
     --no_object_weight --num_workers

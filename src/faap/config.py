@@ -83,6 +83,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
     jpeg: tuple[int, ...] = _training((), "qualities of JPEG that images go through, or none", low=1, high=100)
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
+    graph: bool = _training(False, "on a GPU, record steps whose shapes repeat as CUDA graphs")
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
     no_object_weight: float = setting(

@@ -75,9 +75,14 @@ class Batch:
         values = normalise(self.images.float() / 255)
         return values if self.pixel_mask is None else torch.where(self.pixel_mask[:, None], values, 0)
 
-    def to(self, device: str | torch.device) -> "Batch":
+    def to(self, device: str | torch.device, *, copy: bool = False) -> "Batch":
         """Return the batch with its images and targets on a device; from pinned memory nothing waits for that."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True, copy=copy))
+
+    def tensors(self) -> list[Tensor]:
+        """Return what `to` moves."""
+        masks = [] if self.pixel_mask is None else [self.pixel_mask]
+        return [self.images, *masks, self.targets.labels, self.targets.boxes, self.targets.real]
 
     def pin_memory(self) -> "Batch":
         """Return the batch where a GPU fetches it by itself; the loader calls this."""

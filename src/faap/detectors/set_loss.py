@@ -265,7 +265,7 @@ def set_loss(
     slot = torch.where(matched, query, queries)  # beyond the last one for who has none
 
     scores = logits.float()
-    softmax, normaliser = criterion.activation == "softmax", max(1, sum(packed.counts))
+    softmax, normaliser = criterion.activation == "softmax", packed.real.sum().clamp(min=1)
     classes = labels.new_full((layers, batch, queries + 1), width - 1 if softmax else width)
     classes = classes.scatter(2, slot, labels)[..., :-1]
     predicted = _boxes(boxes, criterion).gather(2, query.clamp(min=0)[..., None].expand(-1, -1, -1, 4))

@@ -22,6 +22,7 @@ from faap.perturbation import build_generator
 from faap.perturbation.jitter import Drawn, apply, draw
 from faap.perturbation.jpeg import code, draw_qualities
 from faap.training.checkpoints import adam_state, check_state, check_tensors
+from faap.training.graph import Recorded
 from faap.training.monitor import NullMonitor
 from faap.training.objective import Objective
 from faap.training.parallel import padded_alike, sum_gradients, whole_batch
@@ -54,7 +55,7 @@ class Trainer:
         self.recipe, self.device, self.detector = recipe, device, detector
         self.data_sha256 = split.fingerprint()
         self.schedules = recipe.schedules()
-        self.finished, self.steps = 0, 0
+        self.finished, self.steps = 0, torch.zeros((), device=device)
         self.unread = 1 if device.type == "cpu" else UNREAD
         labels = detector.label_map(split.categories)
         options: Any = {"seed": recipe.seed, "edges": recipe.train_edges, "memory": recipe.memory * 2**20}
@@ -74,13 +75,18 @@ class Trainer:
         everything = list(itertools.chain(*self.parts))
         self.clipped = self.parts if recipe.clip_apart else [everything]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        self.optimizer = kind(everything, lr=recipe.lr_g, weight_decay=recipe.weight_decay)
+        there = device.type == "cuda"  # where a step may be replayed: then what changes lies on the device
+        rate: Any = torch.tensor(recipe.lr_g, device=device) if there else recipe.lr_g
+        self.optimizer = kind(everything, lr=rate, weight_decay=recipe.weight_decay, capturable=there)
+        alone = not self.objective.states and recipe.wass_scores == "image" and not recipe.lambda_score
+        self.recorded = Recorded(self.step) if there and recipe.graph and alone else None
 
     def epoch(self, epoch: int, monitor: NullMonitor) -> dict[str, Any]:
         """Train one epoch, counted from 0; return its line of the log but for the validation."""
         schedule = {name: values[epoch] for name, values in self.schedules.items()}
         for group in self.optimizer.param_groups:
-            group["lr"] = schedule["learning_rate"]
+            rate = schedule["learning_rate"]
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         # the bound belongs to the epoch's generator, wherever it is used
         self.generator.epsilon = self.kept.epsilon = schedule["epsilon"]
         self.batches.set_epoch(epoch)
@@ -91,7 +97,7 @@ class Trainer:
         progress = Progress(console=monitor.console, transient=True, disable=not monitor.console.is_terminal)
         with seeded(self.recipe.seed, epoch), progress, loading():
             for batch in progress.track(loaded, len(self.batches), description=f"epoch {epoch}"):
-                waiting.append(self.step(*self.feed(padded_alike(batch), epoch), schedule))
+                waiting.append((self.recorded or self.step)(*self.feed(padded_alike(batch), epoch), schedule))
                 if len(steps) + len(waiting) == len(self.batches) or len(waiting) == self.unread:
                     for values in _floats(waiting):
                         if not math.isfinite(values["total"]) or not math.isfinite(values["gradient_norm"]):
@@ -149,8 +155,11 @@ class Trainer:
     def _average(self) -> None:
         """Bring the generator that is kept nearer to the trained one; at first it follows more closely."""
         self.steps += 1
-        share = 1 - min(self.recipe.ema, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.kept.parameters()), list(self.generator.parameters()), share)
+        share = 1 - ((1 + self.steps) / (10 + self.steps)).clamp(max=self.recipe.ema)
+        kept: Any = list(self.kept.parameters())
+        moves: Any = torch._foreach_sub(list(self.generator.parameters()), kept)
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(kept, moves)
         for mine, theirs in zip(self.kept.buffers(), self.generator.buffers(), strict=True):
             mine.copy_(theirs)
 
@@ -208,7 +217,7 @@ class Trainer:
         self.objective.load_state_dict(objective)
         self.optimizer.load_state_dict(optimizer)
         self.finished = state["epoch"] + 1
-        self.steps = self.finished * len(self.batches)
+        self.steps.fill_(self.finished * len(self.batches))
 
 
 @contextmanager
