@@ -118,7 +118,8 @@ def training_step(recipe: Recipe, detector: FrozenDetector, scenes: Dataset) -> 
     schedule = {name: values[-1] for name, values in recipe.schedules().items()}
     how: Any = {"batch_size": recipe.batch_size, "num_workers": 0, "device": device}
     fed = [trainer.feed(batch, 0) for batch in load(trainer.images, trainer.batches, **how)]
-    return lambda: [trainer.step(*each, schedule) for each in fed], [batch for batch, *_ in fed]
+    step = trainer.recorded or trainer.step
+    return lambda: [step(*each, schedule) for each in fed], [batch for batch, *_ in fed]
 
 
 def through(forward: Callable[[Tensor], Any], boxes: str, pixels: Tensor) -> Job:

@@ -1,4 +1,4 @@
-"""Which steps are recorded and replayed. What a GPU does is played by the CPU: it makes the step anew at each replay."""
+"""Which steps are recorded and replayed. The CPU plays the GPU: it makes the step anew at each replay."""
 
 from collections.abc import Callable
 from dataclasses import replace
