@@ -121,7 +121,7 @@ RECIPE_FLAGS = """
 """
 FLAGS = {
     "train": RECIPE_FLAGS,
-    "demo": RECIPE_FLAGS,
+    "demo": RECIPE_FLAGS + "--recipe",
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
     "evaluate": """
         --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --epsilon --group_csv

@@ -24,8 +24,10 @@ from faap.settings import SECTIONS
 if TYPE_CHECKING:
     from faap.config import Recipe
 
-# The demo's scale: full schedules, fewer images an epoch than Promenade has.
-DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo", "images_per_epoch": 960}
+# The demo's scale: what two cores do in some minutes.
+DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo"}
+SHORT = {"epochs": 8, "images_per_epoch": 4000, "batch_size": 16, "lr_g": 5e-3, "ema": 0.995, "no_object_weight": 0.3}
+FEW = {"images_per_epoch": 960}  # all of a published recipe's schedules
 
 # What the sections of a recipe are called in --help, where the run comes last.
 _CALLED = {"data": "data and detector", "schedule": "schedules", "objective": "terms of the loss", "run": "the run"}
@@ -128,10 +130,17 @@ def _train(name: str, overrides: dict[str, Any], console: Console) -> "Recipe":
 
 
 def demo(parser: Parser, console: Console) -> None:
-    """Build the embedded benchmark, train infonce_4th in front of its biased detector, measure both groups."""
-    _recipe_flags(parser, "", ["infonce_4th"])
+    """Build the embedded benchmark, train a recipe in front of its biased detector, measure both groups."""
+    which: Any = {"default": "equal", "metavar": "NAME", "help": "recipe to train (default: equal)"}
+    peek = Parser(parser.words, add_help=False)
+    for each in (peek, parser):
+        each.add_argument("--recipe", **which)
+    name = peek.parse_known_args(peek.words)[0].recipe
+    _recipe_flags(parser, "", [name])
     given = parser.given()
-    recipe = _train("infonce_4th", given if given.get("resume") else DEMO | given, console)
+    del given["recipe"]
+    scale = DEMO | (SHORT if name == "equal" else FEW)
+    recipe = _train(name, given if given.get("resume") else scale | given, console)
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
         from faap.evaluation import detect, gap_with_error
