@@ -3,6 +3,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,35 @@ def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp
     assert metrics["split"] == "val"
     assert list(metrics["baseline"]) == ["male", "female"]
     assert metrics["success"]["anchor_ap"]["target"] == 0.410
+
+
+def test_evaluate_through_jpeg_and_with_another_bound(places: list[str], tmp_path: Path) -> None:
+    save_generator(build_generator(), tmp_path / "generator")
+    found = []
+    for name, flags in (
+        ("plain", []),
+        ("jpeg", ["--jpeg", "75"]),
+        ("bound", ["--epsilon", "0.05", "--num_workers", "1"]),
+    ):
+        command = ["evaluate", str(tmp_path / "generator"), *places, "--output_dir", str(tmp_path / name)]
+        assert cli.main([*command, *flags]) == 0
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    plain, jpeg, bound = found
+    assert [each["perturbation"]["jpeg"] for each in found] == [None, 75, None]
+    assert [each["perturbation"]["epsilon"] for each in found] == [0.1, 0.1, 0.05]
+    assert jpeg["baseline"] != plain["baseline"] == bound["baseline"]  # without the generator, too, it is a file
+    assert "JPEG" in (tmp_path / "jpeg" / "report.html").read_text()
+    assert "JPEG" not in (tmp_path / "plain" / "report.html").read_text()
+    assert bound["perturbation"]["linf_normalised"] < plain["perturbation"]["linf_normalised"]
+
+
+@pytest.mark.parametrize("quality", ["0", "101", "high"])
+def test_a_quality_that_is_none(places: list[str], tmp_path: Path, quality: str, capsys: Any) -> None:
+    save_generator(build_generator(), tmp_path / "generator")
+    command = ["evaluate", str(tmp_path / "generator"), *places, "--output_dir", str(tmp_path / "out")]
+    assert cli.main([*command, "--jpeg", quality]) == 2
+    assert "jpeg" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_compare_trains_reports_and_says_what_failed(

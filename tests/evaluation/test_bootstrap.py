@@ -8,7 +8,7 @@ import pytest
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, matching
-from faap.evaluation.bootstrap import gap_changes, replicate
+from faap.evaluation.bootstrap import change_errors, gap_changes, replicate
 from faap.evaluation.matching import match_image, weighted_averages
 
 
@@ -129,6 +129,21 @@ def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, brute_for
     female_only = [(r, d) for r, d in zip(split.records, detections, strict=True) if r.group == "female"]
     expected = coco_metrics(*zip(*female_only, strict=True), split.categories)["AP"]
     assert found["AP"]["groups"]["female"]["value"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_errors_of_changes_are_the_spread_of_the_same_replicates(split_of, brute_force):
+    split, before, after = split_of(6, images=8, paired=True)
+    found = change_errors(split, before, after, samples=10)
+    assert list(found) == ["female", "male", "gap"]
+    changes = {"female": [], "male": []}
+    for copies in bootstrap.draw(split, 10, 0).T[1:]:
+        old, new = (brute_force(split, each, copies) for each in (before, after))
+        for group, values in changes.items():
+            values.append(new[group][0] - old[group][0])
+    for group, values in changes.items():
+        assert found[group] == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    gap = np.subtract(changes["male"], changes["female"])
+    assert found["gap"] == pytest.approx(np.std(gap, ddof=1), abs=1e-9) != 0
 
 
 def test_twins_come_and_go_together_and_group_sizes_stay(split_of):

@@ -8,6 +8,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +418,19 @@ def test_settings_reach_their_term(
     objective, images = build(name, **settings), Images()
     _, seen = run(objective, images)
     assert seen[term].item() == pytest.approx(expected(Parts(images, objective)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_weight_of_no_object_is_a_setting_of_softmax_detectors(activation: str) -> None:
+    """Against the detector that has this weight itself; where there is no such class, it changes nothing."""
+    images = Images(activation=activation)
+    own = images.detector.loss(images.out, images.targets)
+    objective = build("equal", no_object_weight=0.7)
+    view = objective.view(images.detector, images.out, images.targets, images.groups)
+    images.detector.criterion = replace(images.detector.criterion, no_object_weight=0.7)
+    other = images.detector.loss(images.out, images.targets)
+    assert float(view.detection) == float(other)
+    assert (float(own) == float(other)) == (activation == "sigmoid")
 
 
 def test_the_number_of_queries_in_a_score_is_a_setting() -> None:
