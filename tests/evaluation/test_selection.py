@@ -31,9 +31,11 @@ def row(epoch: int, f: float | None, m: float | None, *errors: float) -> dict[st
         # levelling down is not worth it, of whomever
         ([row(0, 0.40, 0.46), row(1, 0.39, 0.44)], 0, False),
         ([row(0, 0.38, 0.50), row(1, 0.39, 0.50)], 1, False),
+        # but of what is not, a gap that closes for a smaller loss comes before one that stays
+        ([row(0, 0.40, 0.499), row(1, 0.45, 0.48)], 1, False),
         # what has hardly begun is not worth it either, and comes after what helps
         ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.41, 0.50, 0.002, 0.002, 0.002)], 1, True),
-        ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.45, 0.45, 0.002, 0.002, 0.002)], 0, False),
+        ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.40, 0.45, 0.002, 0.002, 0.002)], 1, False),
         # the earliest of equals, and numbers before none
         ([row(4, 0.45, 0.50), row(5, 0.45, 0.50)], 4, True),
         ([row(0, None, 0.50), row(1, 0.3, 0.45), row(2, float("nan"), 0.5)], 1, False),

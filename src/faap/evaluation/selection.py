@@ -7,15 +7,15 @@ from typing import Any
 Row = Mapping[str, Any]
 NONE_WORTH_IT = (
     "No epoch is worth deploying: none made the validation gap smaller by more than its standard error and lowered no "
-    "group's AP by more than its own. The one that was chosen lowers them least."
+    "group's AP by more than its own. The one that was chosen has the smallest gap and loss, added up."
 )
 
 
 def best_epoch(log: Sequence[Row]) -> int:
     """The epoch with the smallest validation AP gap among those that are worth deploying (`is_worth_deploying`).
 
-    If none is, the one that lowers a group's AP least beyond chance; of those that lower none, the one with the
-    smallest gap. Gaps count by their size; the earliest of equals wins; an epoch whose numbers are missing comes last.
+    If none is, the one with the smallest sum of that gap and the most that a group's AP lies below its baseline beyond
+    its standard error. Gaps count by their size; the earliest of equals wins; an epoch without numbers comes last.
 
     Args:
         log: one or more lines of train_log.jsonl, each with epoch and validation {baseline, perturbed, gap, errors}.
@@ -24,11 +24,15 @@ def best_epoch(log: Sequence[Row]) -> int:
         The value of "epoch" of the chosen line.
     """
 
-    def order(row: Row) -> tuple[bool, float, float, int]:
-        size = _known(row["validation"]["gap"]["AP"])
-        return not is_worth_deploying(row), _harm(row), abs(size), row["epoch"]
+    def order(row: Row) -> tuple[bool, float, int]:
+        return not is_worth_deploying(row), _cost(row), row["epoch"]
 
-    return order(min(log, key=order))[3]
+    return order(min(log, key=order))[2]
+
+
+def _cost(row: Row) -> float:
+    harm = _harm(row)
+    return harm if math.isinf(harm) else abs(row["validation"]["gap"]["AP"]) + harm
 
 
 def is_worth_deploying(row: Row) -> bool:
@@ -52,7 +56,8 @@ def _harm(row: Row) -> float:
     before, after = validation["baseline"], validation["perturbed"]
     losses = {group: _known(before[group]["AP"]) - _known(after[group]["AP"]) for group in before}
     beyond = [loss - _error(validation, group) for group, loss in losses.items()]
-    return math.inf if any(map(math.isnan, beyond)) else max(0.0, *beyond)
+    gap = _known(validation["gap"]["AP"])
+    return math.inf if any(map(math.isnan, [gap, *beyond])) else max(0.0, *beyond)
 
 
 def _known(value: float | None) -> float:
