@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class HuggingFaceDetector(FrozenDetector):
         classes, criterion = config.num_labels, SOFTMAX
         if family.class_loss == "focal" and getattr(config, "faap_softmax", False):
             classes -= 1
+            criterion = replace(SOFTMAX, no_object_weight=getattr(config, "eos_coefficient", SOFTMAX.no_object_weight))
         else:
             names = [(field, key) for field, keys in COEFFICIENTS.items() for key in keys if hasattr(config, key)]
             coefficients = {field: getattr(config, key) for field, key in names}
