@@ -126,7 +126,7 @@ def test_equal_is_the_detection_loss_alone() -> None:
     assert [term.name for term in Objective(recipe, 8).terms] == ["detection"]
     assert recipe.schedules()["beta"] == [1.0] * recipe.epochs
     assert recipe.schedules()["epsilon"] == [0.1] * recipe.epochs
-    assert not recipe.no_object_weight
+    assert recipe.no_object_weight == 0.3
     assert recipe.images_per_epoch % recipe.batch_size == 0  # no smaller batch at the end
     assert recipe.epochs * recipe.images_per_epoch == 301_056
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # The demo's scale: what two cores do in some minutes.
 DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo"}
-SHORT = {"epochs": 8, "images_per_epoch": 4000, "batch_size": 16, "lr_g": 5e-3, "ema": 0.995, "no_object_weight": 0.3}
+SHORT = {"epochs": 8, "images_per_epoch": 4000, "batch_size": 16, "lr_g": 5e-3, "ema": 0.995}
 FEW = {"images_per_epoch": 960}  # all of a published recipe's schedules
 
 # What the sections of a recipe are called in --help, where the run comes last.
