@@ -93,7 +93,7 @@ def main() -> None:
     rates: dict[str, float] = {}
     for batch in (64, 128):
         for graph in (False, True):
-            images = min(args.scenes, 12_000) // batch * batch
+            images = max(1, min(args.scenes, 12_000) // batch) * batch
             rates[f"batch {batch}{', recorded' if graph else ''}"], _ = training(
                 device, promenade, images, batch_size=batch, graph=graph
             )

@@ -106,6 +106,19 @@ def test_detector(run: Any) -> None:
     assert {"prepared_over_stock", "step_over_floor", "unet_over_detector"} <= result["ranges"].keys()
 
 
+def test_gpu(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where nothing is recorded: that it runs, and writes what it prints."""
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("faap.promenade.build.SCENES", {"train": 8, "val": 2, "test": 3})
+    result = run("gpu", "--scenes", "8", "--out", str(tmp_path / "gpu.json"))
+    assert json.loads((tmp_path / "gpu.json").read_text()) == result
+    assert result["device"] == "CPU"
+    rates = result["equal on Promenade, images a second"]
+    assert {"batch 64", "batch 128, recorded", "evaluation, batch 16"} < rates.keys()
+    assert min(rates.values()) > 0
+    assert result["DETR-R50 64x96, batch 2, float32"]["step_over_floor"] > 0
+
+
 def test_growth(run: Any, tmp_path: Path) -> None:
     result = run("growth", "--size", "48x64", "--out", str(tmp_path / "growth.png"))
     assert {name: len(grown["values"]) for name, grown in result.items()} == {

@@ -87,7 +87,9 @@ class Objective(nn.Module):
             return first, second
 
         loss, weight = detector.loss, self.recipe.no_object_weight
-        if weight:
+        if (
+            weight and getattr(type(detector), "loss", None) is FrozenDetector.loss
+        ):  # a loss of the detector's own is not ours to weigh
             loss = partial(loss, criterion=replace(detector.criterion, no_object_weight=weight))
         pairs = [(values[places[0]], values[places[1]]) for values in (pooled, projected, scores)]
         return View(pairs[0], pairs[1], pairs[2], matched_scores, lambda: loss(out, targets, known))
