@@ -25,14 +25,10 @@ def best_epoch(log: Sequence[Row]) -> int:
     """
 
     def order(row: Row) -> tuple[bool, float, int]:
-        return not is_worth_deploying(row), _cost(row), row["epoch"]
+        _, gap, loss = _judged(row)
+        return not is_worth_deploying(row), math.inf if math.isnan(gap + loss) else gap + loss, row["epoch"]
 
     return order(min(log, key=order))[2]
-
-
-def _cost(row: Row) -> float:
-    harm = _harm(row)
-    return harm if math.isinf(harm) else abs(row["validation"]["gap"]["AP"]) + harm
 
 
 def is_worth_deploying(row: Row) -> bool:
@@ -40,29 +36,19 @@ def is_worth_deploying(row: Row) -> bool:
 
     A log without errors, which an earlier faap wrote, is taken at its word.
     """
+    narrowed, _, loss = _judged(row)
+    return narrowed > 0 and loss == 0
+
+
+def _judged(row: Row) -> tuple[float, float, float]:
+    """By how much the gap shrank beyond its error, its size, and the most that a group lost beyond its own."""
     validation = row["validation"]
-    before, after = (_known(each["AP"]) for each in (_gap_before(validation), validation["gap"]))
-    return _harm(row) == 0 and abs(before) - abs(after) > _error(validation, "gap")
-
-
-def _gap_before(validation: Row) -> dict[str, float | None]:
-    anchor, reference = (values["AP"] for values in list(validation["baseline"].values())[:2])
-    return {"AP": None if anchor is None or reference is None else reference - anchor}
-
-
-def _harm(row: Row) -> float:
-    """The most that a group's AP lies below its baseline, beyond its standard error."""
-    validation = row["validation"]
-    before, after = validation["baseline"], validation["perturbed"]
-    losses = {group: _known(before[group]["AP"]) - _known(after[group]["AP"]) for group in before}
-    beyond = [loss - _error(validation, group) for group, loss in losses.items()]
-    gap = _known(validation["gap"]["AP"])
-    return math.inf if any(map(math.isnan, [gap, *beyond])) else max(0.0, *beyond)
-
-
-def _known(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _error(validation: Row, name: str) -> float:
-    return validation.get("errors", {}).get(name) or 0.0
+    errors = validation.get("errors", {})
+    before, after = (
+        {group: math.nan if values["AP"] is None else values["AP"] for group, values in validation[name].items()}
+        for name in ("baseline", "perturbed")
+    )
+    losses = [before[group] - after[group] - (errors.get(group) or 0) for group in before]
+    old, new = (abs(reference - anchor) for anchor, reference, *_ in (list(before.values()), list(after.values())))
+    # nan, where a number is missing, is neither more nor less than anything
+    return old - new - (errors.get("gap") or 0), new, sum(losses) if math.isnan(sum(losses)) else max(0.0, *losses)
