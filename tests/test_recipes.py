@@ -117,8 +117,8 @@ def test_there_are_six_that_were_published_and_equal() -> None:
     assert set(recipe_names()) == {*NAMES, "equal"}
 
 
-def test_the_published_recipes_have_detrs_no_object_weight() -> None:
-    assert {load_recipe(name).no_object_weight for name in NAMES} == {0.1}
+def test_the_published_recipes_have_the_detectors_own_no_object_weight() -> None:
+    assert {load_recipe(name).no_object_weight for name in NAMES} == {0.0}
 
 
 def test_equal_is_the_detection_loss_alone() -> None:

@@ -38,7 +38,6 @@ MOST = 3  # people in a scene
 STRIDE = 16
 QUERIES = 16
 QUERY_GROUPS = 4
-NO_OBJECT_WEIGHT = 0.5  # in the second stage, which decides what the detector has learnt to be sure of
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def stages(args: argparse.Namespace) -> dict[str, Stage]:
         "scenes": args.scenes // 2,
         "statues": True,
         "learning_rate": 6e-4,
-        "no_object_weight": NO_OBJECT_WEIGHT,
+        "no_object_weight": 0.5,
         "seed": 2,
         "start": "shared",
     }
@@ -127,7 +126,6 @@ def build_detector() -> ConditionalDetrForObjectDetection:
         id2label={0: "person", 1: "no object"},
         label2id={"person": 0, "no object": 1},
         faap_softmax=True,
-        eos_coefficient=NO_OBJECT_WEIGHT,
     )
     return ConditionalDetrForObjectDetection(config)
 

@@ -147,7 +147,7 @@ def demo(parser: Parser, console: Console) -> None:
         from faap.promenade import detector_dir
 
         # so that the pictures' share of the baseline gap is seen
-        split = faap.load_dataset("promenade").split("test")
+        split = faap.load_dataset("promenade", scenes=recipe.scenes).split("test")
         control = faap.load_detector(detector_dir("control"), resolve_device(recipe.device))
         gap = gap_with_error(split, detect(control, split))["AP"]
         found = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f})"

@@ -87,7 +87,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
     no_object_weight: float = setting(
-        0.1, "no-object's weight in the detection loss, for softmax; 0: the detector's", low=0
+        0.0, "no-object's weight in the detection loss, for softmax; 0: the detector's", low=0
     )
     terms: str = setting("", "terms of your own: a .py file beside the recipe or here, or a module; see docs/terms.md")
 

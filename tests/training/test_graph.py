@@ -52,8 +52,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
 
     monkeypatch.setattr(Recorded, "_aside", aside)
     monkeypatch.setattr(Recorded, "_record", record)
-    monkeypatch.setattr(graph.torch.cuda, "synchronize", lambda: done.append("wait"))
-    return Recorded(step), done
+    monkeypatch.setattr(graph.torch.cuda, "current_stream", lambda: "here")
+    monkeypatch.setattr(graph.torch.cuda, "set_stream", lambda stream: done.append(f"back {stream}"))
+    return Recorded(step, 3), done
 
 
 def test_a_kind_is_made_plainly_then_recorded_once_and_replayed_with_each_batch(recorded: Any) -> None:
@@ -82,7 +83,12 @@ def test_other_shapes_are_another_kind_and_another_rate_is_not(recorded: Any) ->
 
 @pytest.mark.parametrize(
     ("changed", "drawn", "qualities"),
-    [({}, object(), ()), ({}, None, [0, 75]), ({"pixel_mask": torch.ones(4, 8, 8, dtype=torch.bool)}, None, ())],
+    [
+        ({}, object(), ()),
+        ({}, None, [0, 75]),
+        ({"pixel_mask": torch.ones(4, 8, 8, dtype=torch.bool)}, None, ()),
+        ({"targets": batch(0, people=4).targets}, None, ()),
+    ],
 )
 def test_what_is_drawn_or_padded_is_made_plainly(recorded: Any, changed: Any, drawn: Any, qualities: Any) -> None:
     make, done = recorded
@@ -100,5 +106,5 @@ def test_what_cannot_be_recorded_is_made_plainly_for_good(recorded: Any, monkeyp
 
     monkeypatch.setattr(Recorded, "_record", fails)
     seen = [make(batch(value), None, (), CONSTANT) for value in range(6)]
-    assert done[2 * WARM_UP :] == ["record", "wait", "step", "step", "step"]
+    assert done[2 * WARM_UP :] == ["record", "back here", "step", "step", "step"]
     assert [float(each["total"]) for each in seen] == [0, 1, 2, 3, 4, 5]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ class Targets(Sequence[Target]):
         """Return B."""
         return len(self.counts)
 
-    def __getitem__(self, index: int) -> Target:  # type: ignore[override]
-        """Return what is in one image."""
+    def __getitem__(self, index: Any) -> Any:
+        """Return what is in one image, or for a slice, a list of what is in several."""
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
         count = self.counts[index]
         return {"labels": self.labels[index, :count], "boxes": self.boxes[index, :count]}

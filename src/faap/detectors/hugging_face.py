@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ class HuggingFaceDetector(FrozenDetector):
         classes, criterion = config.num_labels, SOFTMAX
         if family.class_loss == "focal" and getattr(config, "faap_softmax", False):
             classes -= 1
-            criterion = replace(SOFTMAX, no_object_weight=getattr(config, "eos_coefficient", SOFTMAX.no_object_weight))
         else:
             names = [(field, key) for field, keys in COEFFICIENTS.items() for key in keys if hasattr(config, key)]
             coefficients = {field: getattr(config, key) for field, key in names}
@@ -113,6 +111,7 @@ class HuggingFaceDetector(FrozenDetector):
         """Put the heads on every decoder state: with `auxiliary_loss` the library would change the states."""
         model, self._padded = self.model, pixel_mask is not None
         inner = model.model(pixel_values, pixel_mask=pixel_mask, output_hidden_states=True)
+        self._padded = True  # for whoever calls the library's model directly
         # Of the decoder's input and its layers' states, the library normalises the last one only.
         earlier, last = inner.decoder_hidden_states[1:-1], inner.last_hidden_state
         states = torch.stack([*(model.model.decoder.layernorm(state) for state in earlier), last])

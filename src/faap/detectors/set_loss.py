@@ -119,7 +119,7 @@ class Matches(Sequence[list[Match]]):
             return matches
         rows = torch.full((len(matches), *targets.labels.shape), -1)
         for row, (query, target) in zip(rows.flatten(0, 1), chain.from_iterable(matches), strict=True):
-            row[target] = query
+            row[target.cpu().long()] = query.cpu().long()
         return cls(rows.to(targets.labels.device))
 
     def __len__(self) -> int:

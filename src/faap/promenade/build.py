@@ -101,7 +101,7 @@ def _write(root: Path, scenes: Mapping[str, int]) -> None:
     if workers < 2:
         write_parts(root, scenes)
         return
-    command = [sys.executable, "-m", "faap.promenade", str(root), json.dumps(dict(scenes)), str(workers)]
+    command = [sys.executable, "-P", "-m", "faap.promenade", str(root), json.dumps(dict(scenes)), str(workers)]
     running = [subprocess.Popen([*command, str(number)]) for number in range(workers)]
     try:
         with Progress(transient=True) as progress:
@@ -114,7 +114,8 @@ def _write(root: Path, scenes: Mapping[str, int]) -> None:
             each.kill()  # which does nothing to those that are done
             each.wait()
     if any(each.returncode for each in running):
-        raise FaapError(f"{root}: a process that writes Promenade has failed; what it printed says why.")
+        said = f"{root}: a process that writes Promenade has failed; what it printed says why"
+        raise FaapError(f"{said}. FAAP_CACHE_DIR names another folder.")
 
 
 def write_parts(root: Path, scenes: Mapping[str, int], workers: int = 1, number: int = 0) -> None:

@@ -17,15 +17,18 @@ Seen = dict[str, Tensor]
 class Recorded:
     """Makes steps, and replays those that are like one that it has recorded: of the same shapes and schedules.
 
-    What cannot be recorded is made plainly, as is whatever has something drawn for it.
+    What has something drawn for it is made plainly, and so is everything once a recording has failed.
 
     Args:
         step: `Trainer.step`; it waits for nothing, and what changes from step to step lies on the device.
+        most: targets of an image that are matched without waiting.
     """
 
-    def __init__(self, step: Callable[..., Seen]) -> None:
-        self.step = step
-        self.kinds: dict[Any, Any] = {}  # how often it was made, its recording, or None if it cannot be recorded
+    def __init__(self, step: Callable[..., Seen], most: int) -> None:
+        self.step, self.most = step, most
+        self.kinds: dict[Any, Any] = {}  # how often it was made, or its recording
+        self.failed = False
+        self.pool: Any = None
 
     def __call__(self, batch: Batch, drawn: Any, qualities: Sequence[int], schedule: Mapping[str, float]) -> Seen:
         """Make one step; see `Trainer.step`."""
@@ -34,17 +37,22 @@ class Recorded:
         if constant not in (known[0] for known in self.kinds):
             self.kinds.clear()  # schedules do not come back, and recordings are large
         made = self.kinds.setdefault(kind, 0)
-        if drawn is not None or any(qualities) or batch.pixel_mask is not None or made is None:
+        other = drawn is not None or any(qualities) or batch.pixel_mask is not None
+        if other or self.failed or batch.targets.labels.shape[1] > self.most:
             return self.step(batch, drawn, qualities, schedule)
         if isinstance(made, int) and made < WARM_UP:
             self.kinds[kind] += 1
             return self._aside(batch, schedule)
         if isinstance(made, int):
+            here = torch.cuda.current_stream()
             try:
                 made = self.kinds[kind] = self._record(batch, schedule)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # something in this detector waits
-                torch.cuda.synchronize()
-                self.kinds[kind] = None
+                torch.cuda.set_stream(here)  # torch stays on the recording's otherwise
+                self.failed = True
+                self.kinds.clear()
                 return self.step(batch, None, qualities, schedule)
         graph, inputs, names, row = made
         for mine, theirs in zip(inputs.tensors(), batch.tensors(), strict=True):
@@ -64,7 +72,9 @@ class Recorded:
     def _record(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Any, Batch, list[str], Tensor]:
         """Record a step without making it."""
         inputs, graph = batch.to(batch.images.device, copy=True), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # recordings are replayed one at a time and share their memory; a thread that pins batches may go on meanwhile
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             seen = self.step(inputs, None, (), schedule)
             row = torch.stack([value.float() for value in seen.values()])
         return graph, inputs, list(seen), row

@@ -103,8 +103,8 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
     monitor = NullMonitor()
     if distributed.rank() == 0:
         monitor = Monitor(run, trainer.finished * len(trainer.batches), console)
-    # decoded once for all epochs
-    options: Any = {"memory": recipe.memory * 2**20}
+    # decoded once for all epochs; training has the other three quarters of the memory
+    options: Any = {"memory": recipe.memory * 2**18}
     images = FaapImages(validation, detector.preprocessing, detector.label_map(validation.categories), **options)
     loading: Any = {"images": images, "num_workers": recipe.num_workers}
     before = detect_baseline(detector, validation, **loading)

@@ -17,6 +17,7 @@ from faap import distributed
 from faap.config import Recipe
 from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, load, loading
 from faap.detectors import FrozenDetector
+from faap.detectors.set_loss import FEW
 from faap.errors import FaapError
 from faap.perturbation import build_generator
 from faap.perturbation.jitter import Drawn, apply, draw
@@ -58,7 +59,7 @@ class Trainer:
         self.finished, self.steps = 0, torch.zeros((), device=device)
         self.unread = 1 if device.type == "cpu" else UNREAD
         labels = detector.label_map(split.categories)
-        options: Any = {"seed": recipe.seed, "edges": recipe.train_edges, "memory": recipe.memory * 2**20}
+        options: Any = {"seed": recipe.seed, "edges": recipe.train_edges, "memory": recipe.memory * 3 * 2**18}
         self.images = FaapImages(split, detector.preprocessing, labels, training=True, **options)
         groups = [record.group for record in split.records]  # empty where people of several are in the image
         names = (recipe.anchor_group, recipe.reference_group)
@@ -75,11 +76,17 @@ class Trainer:
         everything = list(itertools.chain(*self.parts))
         self.clipped = self.parts if recipe.clip_apart else [everything]
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        there = device.type == "cuda"  # where a step may be replayed: then what changes lies on the device
+        builtin = not recipe.terms and type(detector).__module__.startswith("faap.detectors.")
+        alone = distributed.world() == 1 and not self.objective.states
+        images_scores = recipe.wass_scores == "image" and not recipe.lambda_score
+        there = device.type == "cuda" and recipe.graph and builtin and alone and images_scores
+        # where a step is replayed, what changes lies on the device
         rate: Any = torch.tensor(recipe.lr_g, device=device) if there else recipe.lr_g
         self.optimizer = kind(everything, lr=rate, weight_decay=recipe.weight_decay, capturable=there)
-        alone = not self.objective.states and recipe.wass_scores == "image" and not recipe.lambda_score
-        self.recorded = Recorded(self.step) if there and recipe.graph and alone else None
+        self.optimizer._warned_capturable_if_run_uncaptured = (
+            True  # the first steps of a kind are, and torch would say so
+        )
+        self.recorded = Recorded(self.step, min(FEW, detector.num_queries)) if there else None
 
     def epoch(self, epoch: int, monitor: NullMonitor) -> dict[str, Any]:
         """Train one epoch, counted from 0; return its line of the log but for the validation."""
@@ -172,7 +179,7 @@ class Trainer:
         if first:
             bf16 = " Try --precision no." if self.recipe.precision == "bf16" else ""
             return f"{said} at the first step, so that no learning rate can be the reason.{bf16}"
-        return f"{said}; resume an earlier checkpoint with a lower --lr_g."
+        return f"{said}; {'resume an earlier checkpoint' if epoch else 'start again'} with a lower --lr_g."
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that another trainer needs to go on exactly after the last finished epoch."""
@@ -239,8 +246,8 @@ def _size(delta: Tensor) -> tuple[Tensor, Tensor]:
 
 def _floats(steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
     """Read the numbers of several steps, in one transfer."""
-    rows = torch.stack([torch.stack([value.float() for value in values.values()]) for values in steps])
-    return [dict(zip(values, row, strict=True)) for values, row in zip(steps, rows.tolist(), strict=True)]
+    numbers = iter(torch.stack([value.float() for values in steps for value in values.values()]).tolist())
+    return [{name: next(numbers) for name in values} for values in steps]
 
 
 def _is_finite(module: nn.Module) -> bool:
