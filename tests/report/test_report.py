@@ -210,8 +210,10 @@ def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
 def test_the_chosen_epoch_is_the_one_of_the_selection_rule(tmp_path, metrics, log, write_run):
     rows = log(4)
     for epoch, row in enumerate(rows):
-        row["validation"]["perturbed"]["male"]["AP"] = 0.45
-        row["validation"]["gap"]["AP"] = 0.05 if epoch == 2 else 0.08
+        gap = 0.05 if epoch == 2 else 0.08
+        for group, value in (("male", 0.45), ("female", 0.45 - gap)):
+            row["validation"]["perturbed"][group]["AP"] = value
+        row["validation"]["gap"]["AP"] = gap
     page = read(write_report(write_run(tmp_path, metrics(), rows, CONFIG)))
     assert "Of 4 epochs, counted from 0, epoch 2 was chosen" in page.words
 
