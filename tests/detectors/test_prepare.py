@@ -259,3 +259,22 @@ def test_a_block_that_returns_several_maps_is_folded():
     assert isinstance(block.norm, nn.Identity)
     assert block.relu.inplace
     torch.testing.assert_close(block(images)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["detr", "conditional_softmax"])
+def test_the_librarys_own_model_sees_its_mask_after_the_detector_saw_none(kind, tiny, wrap, batch):
+    """What tells the two apart is kept between calls, and must not outlive one."""
+    pixels, mask = batch
+    detector, untouched = wrap(prepare(tiny(kind))), prepare(tiny(kind))
+    detector(pixels)
+    with torch.no_grad():
+        found, wanted, whole = (
+            model(pixels, pixel_mask=given).logits
+            for model, given in ((detector.model, mask.long()), (untouched, mask.long()), (untouched, None))
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert (wanted - whole).abs().max() > 1e-2
+        # and may be called in parts, without one
+        tokens = torch.randn(2, 12, 32)
+        part = {"inputs_embeds": tokens, "spatial_position_embeddings": torch.zeros_like(tokens)}
+        assert detector.model.model.encoder(**part).last_hidden_state.shape == tokens.shape

@@ -77,7 +77,7 @@ class HuggingFaceDetector(FrozenDetector):
         if family.aux == "replay":
             for part in (self.model.model.encoder, self.model.model.decoder):
                 part.register_forward_pre_hook(self._with_mask, with_kwargs=True)
-        if family.aux != "replay":
+        else:
             # The library hands all that a loss needs to its loss function: this one keeps it and computes nothing.
             self.model.loss_function = _capture_loss_inputs
 
@@ -131,7 +131,7 @@ class HuggingFaceDetector(FrozenDetector):
         """
         name = "attention_mask" if part is self.model.model.encoder else "encoder_attention_mask"
         mask: Any = named.get(name)
-        if not self._padded:
+        if not self._padded or mask is None:
             mask = None
         elif self.model.config._attn_implementation == "sdpa" and _TAKES_MASKS in vars(sys.modules[part.__module__]):
             mask = mask[:, None, None].bool()  # (B, 1, 1, positions)
