@@ -100,7 +100,12 @@ def test_gradients_are_clipped_together_or_apart(make_trainer: MakeTrainer, apar
 @pytest.mark.parametrize("arch", ["light", "unet"])
 def test_the_average_is_the_mean_of_the_weights_after_each_step(make_trainer: MakeTrainer, arch: str) -> None:
     """Against the sum written out: w = d·w + (1 − d)·v, where d grows from 2/11 to the recipe's."""
-    trainer, step = make_trainer(ema=0.5, arch=arch, widths="8,8,8", images_per_epoch=16, batch_size=2), Trainer.step
+    trainer, step = (
+        make_trainer(
+            ema=0.5, arch=arch, widths="8,8,8", images_per_epoch=16, batch_size=2, lr_g=0.1, lr_warmup_epochs=0
+        ),
+        Trainer.step,
+    )
     wanted = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     decays: list[float] = []
 
