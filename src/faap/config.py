@@ -75,7 +75,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     batch_size: int = _training(8, "images a step, even: half of each group", low=2)
     images_per_epoch: int = _training(0, "images an epoch; 0: twice the larger group's", low=0, high=10**9)
     train_edges: tuple[int, ...] = _training(TRAINING_EDGES, _EDGES, low=1, high=10_000)
-    optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam"))
+    optimizer: str = _training("adamw", "optimizer", choices=("adamw", "adam", "muon"))
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
     ema: float = _training(0.0, "decay of the moving average of the generator that is kept; 0: none", low=0, below=1)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)

@@ -83,6 +83,11 @@ class Run:
         lines = enumerate(read_text(self.log).splitlines() if self.log.exists() else [], 1)
         return [_parsed(line, ROW, f"{self.log}, line {number}") for number, line in lines if line.strip()]
 
+    def cost(self) -> dict[str, Any]:
+        """Return what the training that lies here took: "training" {images, seconds}; nothing if there is no log."""
+        rows = self.read_log()
+        return {"training": {name: sum(row[name] for row in rows) for name in ("images", "seconds")}} if rows else {}
+
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))

@@ -8,7 +8,7 @@ import pytest
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, bootstrap, coco_metrics, gap_with_error, group_metrics, matching
-from faap.evaluation.bootstrap import change_errors, gap_changes, replicate
+from faap.evaluation.bootstrap import change_errors, gap_changes, group_changes, replicate
 from faap.evaluation.matching import match_image, weighted_averages
 
 
@@ -91,27 +91,34 @@ def test_equal_scores_of_images_in_any_order_of_ids(split_of):
 def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
-    result = gap_changes(*replicate(split, before, after, samples=samples, seed=3))
+    drawn = replicate(split, before, after, samples=samples, seed=3)
     weights = bootstrap.draw(split, samples, 3)
-
-    def gaps(detections, copies):
-        values = brute_force(split, detections, copies)
-        return values[split.reference] - values[split.anchor]
-
     assert (weights[:, 0] == 1).all()
-    old, new = gaps(before, weights[:, 0]), gaps(after, weights[:, 0])
-    changes = np.array([gaps(after, copies) - gaps(before, copies) for copies in weights.T[1:]])
-    for column, name in enumerate(("AP", "AR")):
-        found = result[name]
-        assert found["baseline"] == pytest.approx(old[column], abs=1e-9)
-        assert found["perturbed"] == pytest.approx(new[column], abs=1e-9)
-        assert found["change"] == pytest.approx(new[column] - old[column], abs=1e-9)
-        assert found["relative_change"] == pytest.approx(new[column] / old[column] - 1, abs=1e-6)
-        ordered = np.sort(changes[:, column])
-        low, high = (np.interp(q * (samples - 1), np.arange(samples), ordered) for q in (0.025, 0.975))
-        assert found["ci95"] == pytest.approx([low, high], abs=1e-9)
-        sides = [sum(c <= 0 for c in ordered), sum(c >= 0 for c in ordered)]
-        assert found["p_value"] == pytest.approx(min(1, 2 * (min(sides) + 1) / (samples + 1)))
+    # (1 + samples, 2): AP and AR of the split and of every replicate, before and after
+    values = [[brute_force(split, each, copies) for copies in weights.T] for each in (before, after)]
+
+    def series(of):
+        return (np.array([of(each) for each in part]) for part in values)
+
+    def interval(numbers):
+        return [np.interp(q * (samples - 1), np.arange(samples), np.sort(numbers)) for q in (0.025, 0.975)]
+
+    expected = {"gap": (gap_changes(*drawn), lambda each: each[split.reference] - each[split.anchor])}
+    for group, found in group_changes(*drawn).items():
+        expected[group] = ({"AP": found["AP"], "AR": found["AR100"]}, lambda each, group=group: each[group])
+    assert list(expected) == ["gap", split.anchor, split.reference]
+    for result, of in expected.values():
+        old, new = series(of)
+        for column, name in enumerate(("AP", "AR")):
+            found, changes = result[name], (new - old)[:, column]
+            assert found["baseline"] == pytest.approx(old[0, column], abs=1e-9)
+            assert found["perturbed"] == pytest.approx(new[0, column], abs=1e-9)
+            assert found["change"] == pytest.approx(changes[0], abs=1e-9)
+            assert found["relative_change"] == pytest.approx(new[0, column] / old[0, column] - 1, abs=1e-6)
+            assert found["ci95"] == pytest.approx(interval(changes[1:]), abs=1e-9)
+            assert found["perturbed_ci95"] == pytest.approx(interval(new[1:, column]), abs=1e-9)
+            sides = [sum(c <= 0 for c in changes[1:]), sum(c >= 0 for c in changes[1:])]
+            assert found["p_value"] == pytest.approx(min(1, 2 * (min(sides) + 1) / (samples + 1)))
 
 
 def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, brute_force):

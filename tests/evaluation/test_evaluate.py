@@ -14,7 +14,7 @@ from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
 from faap.evaluation import METRICS, detect, evaluate, group_metrics
-from faap.evaluation.bootstrap import gap_changes, replicate
+from faap.evaluation.bootstrap import gap_changes, group_changes, replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.perturbation import build_generator
 
@@ -163,6 +163,7 @@ def test_metrics_json(dataset):
         "baseline",
         "perturbed",
         "gap",
+        "changes",
         "success",
         "warnings",
         "perturbation",
@@ -182,6 +183,7 @@ def test_metrics_json(dataset):
                 assert result[name][group][key] == (None if math.isnan(value) else value)
     gap = gap_changes(*replicate(split, before, after, samples=20, seed=2))
     assert result["gap"] == gap
+    assert result["changes"] == group_changes(*replicate(split, before, after, samples=20, seed=2))
     for key, metric in (("AP", "AP"), ("AR", "AR100")):
         for name in ("baseline", "perturbed"):
             expected = result[name]["male"][metric] - result[name]["female"][metric]

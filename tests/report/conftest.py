@@ -35,7 +35,17 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
             "relative_change": (new - old) / old,
             "ci95": ci95,
             "p_value": p_value,
+            "perturbed_ci95": [new - 0.01, new + 0.01],
         }
+
+    def moved(group, name):
+        old, new = (m[group][name] for m in (before, after))
+        sure = {
+            "ci95": [new - old - 0.004, new - old + 0.004],
+            "p_value": 0.31,
+            "perturbed_ci95": [new - 0.02, new + 0.02],
+        }
+        return {"baseline": old, "perturbed": new, "change": new - old, "relative_change": new / old - 1} | sure
 
     return {
         "split": "test",
@@ -43,6 +53,7 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
         "baseline": before,
         "perturbed": after,
         "gap": {"AP": gap("AP", [-0.0121, -0.0029], 0.002), "AR": gap("AR100", [-0.0098, 0.0004], 0.072)},
+        "changes": {group: {name: moved(group, name) for name in ("AP", "AR100")} for group in before},
         "success": success_criteria(before, after, [certain(before), certain(after)]),
         "warnings": [],
         "perturbation": {

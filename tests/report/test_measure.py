@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from rich.console import Console
 
 import faap
-from faap.evaluation import detect, detect_baseline, evaluate
-from faap.perturbation import build_generator
-from faap.report import measure
+from faap.evaluation import Detections, detect, detect_baseline, evaluate
+from faap.evaluation.matching import count_found
+from faap.perturbation import build_generator, save_generator
+from faap.report import measure, words
 from faap.report.measure import examples_of
 from faap.runs import Run
 
@@ -55,6 +57,52 @@ def test_each_image_goes_through_the_detector_once_before_and_once_after(detecto
         *metrics["warnings"],
     ):
         assert text in page
+
+
+def test_a_generator_beside_it_is_measured_on_the_same_images(detector, generator, dataset, tmp_path):
+    torch.manual_seed(1)
+    other, place = build_generator("light", epsilon=0.05).eval(), Run(tmp_path / "other")
+    save_generator(other, place.generator)
+    row = {"epoch": 0, "images": 640, "seconds": 61.5, "schedule": {}, "train": {}}
+    row["validation"] = {"baseline": {}, "perturbed": {}, "gap": {"AP": None}}
+    place.write_log([row, row | {"epoch": 1}])
+    place.config.write_text("")
+    run = Run(tmp_path / "run")
+    metrics = measure(detector, generator, dataset, run, beside=[str(place.path)])
+    beside = metrics["beside"][str(place.path)]
+    assert beside.pop("training") == {"images": 1280, "seconds": 123.0}
+    alone = evaluate(detector, other, dataset)
+    for each in (alone, beside):
+        del each["provenance"]["date"]
+    assert beside == alone
+    assert beside["perturbation"]["psnr_db"] > metrics["perturbation"]["psnr_db"]
+    assert run.read_metrics()["beside"][str(place.path)]["gap"] == alone["gap"]
+    page = run.report.read_text()
+    numbers = [alone["gap"]["AP"]["perturbed"], *(alone["perturbed"][group]["AP"] for group in ("female", "male"))]
+    for text in ("Beside it", "1,280 images", *(words.number(each) for each in numbers)):
+        assert text in page
+
+
+def test_examples_are_the_most_found_the_most_lost_and_one_between(detector, dataset):
+    split = dataset.split("test")
+    nothing = [
+        Detections(r.image_id, np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros((0, 4))) for r in split.records
+    ]
+    whole = [Detections(r.image_id, np.full(len(r.labels), 0.9), r.labels, r.boxes) for r in split.records]
+    positions = split.positions("female")
+    before, after = list(nothing), list(nothing)
+    before[positions[1]], after[positions[2]] = whole[positions[1]], whole[positions[2]]
+    # below the threshold nobody is found
+    after[positions[0]] = replace(whole[positions[0]], scores=np.full(len(split.records[positions[0]].labels), 0.4))
+    examples = examples_of(detector, build_generator("light"), split, before, after)[:3]
+    ids = [example.record.image_id for example in examples]
+    assert (ids[0], ids[2]) == tuple(split.records[positions[i]].image_id for i in (2, 1))
+    assert len(set(ids)) == 3
+    assert [count_found(e.record, e.after, 0.5) - count_found(e.record, e.before, 0.5) for e in examples] == [
+        len(split.records[positions[2]].labels),
+        0,
+        -len(split.records[positions[1]].labels),
+    ]
 
 
 def test_examples_are_picked_from_what_was_found(detector, generator, dataset):

@@ -1,6 +1,7 @@
 """What is said about a change, in words and in the terminal."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -86,7 +87,21 @@ def test_terminal_summary_fits_eighty_columns(metrics):
     console.print(summary(metrics()))
     text = console.file.getvalue()
     assert "−0.0121 to −0.0029   0.002" in text
+    assert re.search(r"female AP +0.3446 +0.3489 +\+0.0043 +\+0.0003 to \+0.0083 +0.310\n", text)
+    assert re.search(r"what is left +\+0.0802 to \+0.1002 *\n", text)
     assert "size ≤ 0.0919   ✓ met" in text
+
+
+def test_the_terminal_shows_the_generators_beside_it_with_what_they_cost(metrics):
+    data, other = metrics(), metrics(anchor_ap=(0.3446, 0.4311))
+    other["provenance"]["generator"]["parameters"] = 344227
+    other |= {"training": {"images": 200704, "seconds": 5400.0}, "warnings": ["Nobody is found."]}
+    data["beside"] = {"[b]promenade": other}
+    console = Console(file=io.StringIO(), width=120)
+    console.print(summary(data))
+    text = " ".join(console.file.getvalue().split())
+    said = "the generator [b]promenade on the same images (344,227 parameters, trained on 200,704 images in 90 min)"
+    assert text.index("0.3489") < text.index(said) < text.index("0.4311") < text.index("Nobody is found.")
 
 
 def test_the_terminal_says_loudly_what_is_wrong_and_where_it_comes_from(metrics):

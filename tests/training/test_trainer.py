@@ -29,6 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("moco_4th", {"arch": "unet", "widths": "8,8,8", "clip_apart": True}),
     ("wgan_7th", {"optimizer": "adamw", "precision": "bf16"}),
     ("contrastive_1st", {"optimizer": "adam", "precision": "bf16"}),
+    ("contrastive_1st", {"optimizer": "muon"}),
     ("infonce_4th", {"ema": 0.9}),
     ("moco_4th", {"ema": 0.5, "arch": "unet", "widths": "8,8,8"}),
 ]

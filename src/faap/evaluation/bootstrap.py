@@ -106,20 +106,33 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
     Returns:
         For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
         relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
-        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1; without replicates there is
-        no interval and no p-value. Replicates without ground truth for a group are left out.
+        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1, and perturbed_ci95, the
+        interval of the gap that is left; without replicates there is no interval and no p-value. Replicates without
+        ground truth for a group are left out.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
-    groups, result = list(before)[:2], dict[str, dict[str, Any]]()
-    for name, metric in GAPS.items():
-        old, new = (gap(values, metric, *groups) for values in (before, after))
-        change = new - old
-        relative = float(change[0] / old[0]) if old[0] else None
-        result[name] = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": float(change[0])}
-        result[name] |= {"relative_change": relative, "ci95": percentile_interval(change[1:])}
-        result[name]["p_value"] = p_value(change[1:])
-    return result
+    groups = list(before)[:2]
+    return {
+        name: _change(*(gap(values, metric, *groups) for values in (before, after))) for name, metric in GAPS.items()
+    }
+
+
+def group_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, dict[str, Any]]]:
+    """Change of each group's "AP" and "AR100", with the same keys as a gap's in `gap_changes`."""
+    return {
+        group: {metric: _change(values, after[group][metric]) for metric, values in metrics.items()}
+        for group, metrics in before.items()
+    }
+
+
+def _change(old: Floats, new: Floats) -> dict[str, Any]:
+    """What is said of a number, (1 + samples,) before and after."""
+    change = new - old
+    relative = float(change[0] / old[0]) if old[0] else None
+    said: dict[str, Any] = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": float(change[0])}
+    said |= {"relative_change": relative, "ci95": percentile_interval(change[1:]), "p_value": p_value(change[1:])}
+    return said | {"perturbed_ci95": percentile_interval(new[1:])}
 
 
 def change_errors(

@@ -6,7 +6,7 @@ from typing import Any
 from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, gap_changes, replicate
+from faap.evaluation.bootstrap import check_resampling, gap_changes, group_changes, replicate
 from faap.evaluation.criteria import success_criteria, warnings_about
 from faap.evaluation.detections import Detections, detect, mean_distance
 from faap.evaluation.gaps import without_nan
@@ -62,8 +62,8 @@ def evaluate(
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
         categories [those that are averaged over], categories_left_out {name: [groups that lack it]}, skipped_records
         (if broken ones are left out), baseline and perturbed {group: metrics}, the anchor group first and the reference
-        group second, gap {AP, AR}, success, warnings [what makes the result worthless], perturbation, provenance,
-        detector_sha256.
+        group second, gap {AP, AR}, changes {group: {AP, AR100}}, success, warnings [what makes the result worthless],
+        perturbation, provenance, detector_sha256.
 
     Raises:
         FaapError: if the split does not exist, an image cannot be read, detector and data set share no category, or
@@ -81,7 +81,7 @@ def evaluate(
     result: dict[str, Any] = {"split": split, "images": {group: len(images.positions(group)) for group in before}}
     result |= {"categories": categories, "categories_left_out": left_out}
     result |= {"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}
-    result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn)}
+    result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn), "changes": group_changes(*drawn)}
     result["success"] = success_criteria(before, after, drawn, absolute=absolute)
     result["warnings"] = warnings_about(before, after, absolute=absolute)
     result["perturbation"] = {"epsilon": generator.epsilon, "jpeg": jpeg, **mean_distance(perturbed)}

@@ -48,6 +48,12 @@ def match_image(record: Record, detected: Detections, category: int) -> tuple[Fl
     return detected.scores[chosen], hits, ignored
 
 
+def count_found(record: Record, detected: Detections, score: float) -> int:
+    """How many of an image's people, or other ground truth, a detection of that score or more meets at IoU .50."""
+    matched = (match_image(record, detected, category) for category in np.unique(record.labels))
+    return sum(int(hits[0, scores >= score].sum()) for scores, hits, _ in matched)
+
+
 def weighted_averages(
     records: Sequence[Record], detections: Sequence[Detections], category: int, weights: Ints
 ) -> Floats:

@@ -16,7 +16,8 @@ from faap.weights import tensors_sha256
 def provenance(detector: FrozenDetector, generator: nn.Module, dataset: Dataset, split: str) -> dict[str, Any]:
     """Return what identifies a measurement, ready for JSON."""
     hashes = {"file_sha256": detector.file_sha256, "tensors_sha256": detector.tensors_sha256()}
-    about = {"arch": getattr(generator, "arch", type(generator).__name__), "epsilon": generator.epsilon}
+    about: dict[str, Any] = {"parameters": sum(p.numel() for p in generator.parameters())}
+    about |= {"arch": getattr(generator, "arch", type(generator).__name__), "epsilon": generator.epsilon}
     return {
         "dataset": str(dataset.root),
         "split_sha256": dataset.split(split).fingerprint(),

@@ -56,8 +56,10 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
     """Load a generator, ready for use: on the CPU, in evaluation mode.
 
     Args:
-        path: a run directory (its `generator/`), a directory that `save_generator` wrote, its `model.safetensors`, a
-            checkpoint of the training or of the original U-Net's (`.pth`), or the name of a model on the hub.
+        path: "promenade" for the one that ships with the package, trained with the recipe `equal` in front of the
+            embedded benchmark's detector; a run directory (its `generator/`), a directory that `save_generator` wrote,
+            its `model.safetensors`, a checkpoint of the training or of the original U-Net's (`.pth`), or the name of a
+            model on the hub.
         epsilon: takes the place of the saved bound, in normalised units.
 
     Returns:
@@ -66,7 +68,7 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
     Raises:
         FaapError: if there is no such thing, or it does not hold a generator.
     """
-    place = Path(path)
+    place = place_of(path)
     if (place / "generator").is_dir():
         place = place / "generator"
     if place.is_file() and place.suffix != ".safetensors":
@@ -76,6 +78,15 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
     if not place.exists() and not hub:
         raise FaapError(f"{path}: does not exist; accepted is {ACCEPTED}.")
     return load_folder(place, epsilon)
+
+
+def place_of(path: str | Path) -> Path:
+    """Return where a generator lies: of "promenade", the run that left it, in the package; else the path itself."""
+    if str(path) != "promenade":
+        return Path(path)
+    from faap.promenade import shipped_run
+
+    return shipped_run()
 
 
 def load_folder(place: str | Path, epsilon: float | None = None, **hub: Any) -> Generator:

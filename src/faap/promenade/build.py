@@ -27,6 +27,14 @@ PART = 200  # scenes
 FOLDERS = {"female": "women", "male": "men"}
 
 
+_ASSETS = Path(str(resources.files("faap.promenade"))) / "assets"
+
+
+def shipped_run() -> Path:
+    """Return the folder of the run of `equal` whose generator ships with the package, without its checkpoints."""
+    return _ASSETS / "equal"
+
+
 def detector_dir(arm: str = "biased") -> Path:
     """Return the folder of a shipped detector, in `transformers` format.
 
@@ -36,7 +44,7 @@ def detector_dir(arm: str = "biased") -> Path:
     Raises:
         FaapError: if there is no such detector.
     """
-    directory = Path(str(resources.files("faap.promenade"))) / "assets" / f"detector_{arm}"
+    directory = _ASSETS / f"detector_{arm}"
     if not directory.is_dir():
         raise FaapError(f"Promenade has no detector {arm!r}; it has 'biased' and 'control'.")
     return directory

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -14,8 +13,10 @@ from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
 from faap.evaluation.detections import as_jpeg, perturb_as_deployed
 from faap.evaluation.evaluate import measurable
-from faap.perturbation import Generator, quantise
-from faap.report.page import MAX_EXAMPLES, Example, Pixels, write_report
+from faap.evaluation.matching import count_found
+from faap.perturbation import Generator, load_generator, quantise
+from faap.perturbation.storage import place_of
+from faap.report.page import SCORE_THRESHOLD, Example, Pixels, write_report
 from faap.runs import Run
 
 
@@ -30,6 +31,7 @@ def measure(
     jpeg: int | None = None,
     move_aside: bool = False,
     warnings: Sequence[str] = (),
+    beside: Sequence[str] = (),
     num_workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def measure(
         jpeg: quality of the JPEG files in which images come to the detector, with and without the generator.
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
+        beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
         num_workers: processes that load images.
         console: where to say that it was, and to show a bar.
 
@@ -59,6 +62,12 @@ def measure(
     found: Any = {"baseline": before, "perturbed": after, "jpeg": jpeg}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += warnings
+    metrics |= run.cost()
+    for name in beside:
+        other = load_generator(name).to(next(generator.parameters()).device)
+        found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)
+        theirs, where = evaluate(detector, other, dataset, split, absolute=absolute, **found), Run.of(place_of(name))
+        metrics.setdefault("beside", {})[name] = theirs | (where.cost() if where else {})
     if distributed.rank() == 0:
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
@@ -75,12 +84,20 @@ def examples_of(
     after: Sequence[Detections],
     jpeg: int | None = None,
 ) -> list[Example]:
-    """Pick a few images of both groups, evenly spread over the split, with what was found in them before and after."""
+    """Pick a few images of both groups, with what was found in them before and after.
+
+    Of each group the one in which most people are found who were not, the one in which most are lost, and between them
+    the one in the middle of that order.
+    """
+
+    def lost(i: int) -> int:
+        found, left = (count_found(split.records[i], each[i], SCORE_THRESHOLD) for each in (before, after))
+        return found - left
+
     chosen: list[int] = []
     for group in (split.anchor, split.reference):
-        positions = split.positions(group)
-        count = min(MAX_EXAMPLES // 2, len(positions))
-        chosen += [positions[i] for i in np.linspace(0, len(positions) - 1, count).astype(int)]
+        ranked = sorted(split.positions(group), key=lost)
+        chosen += ranked[0], ranked[len(ranked) // 2], ranked[-1]
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
     examples = []
     for i in dict.fromkeys(chosen):

@@ -16,6 +16,7 @@ from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
 from faap.evaluation import METRICS, Detections, best_epoch
+from faap.evaluation.matching import count_found
 from faap.files import write_text
 from faap.report import charts, words
 from faap.runs import Run
@@ -93,11 +94,12 @@ def render(template: str, **values: Any) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
-    environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, found_in=_found_in)
+    environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, shown_in=_shown_in)
+    environment.globals["count_found"] = count_found
     return environment.get_template(template).render(values)
 
 
-def _found_in(record: Record, detections: Detections) -> list[dict[str, Any]]:
+def _shown_in(record: Record, detections: Detections) -> list[dict[str, Any]]:
     """Detections above the threshold, each with a place for its score: above its box, or below what stands there."""
     width, height = record.width / 9, record.width / 18
     shown: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -29,20 +29,36 @@ def summary(metrics: Mapping[str, Any]) -> Group:
         Something `rich.print` shows.
     """
     anchor, reference = list(metrics["baseline"])[:2]
-    table = _table(words.measured_on(metrics), "", "before", "after", "change", "95 % interval", "p")
-    for group, before in metrics["baseline"].items():
-        for name in ("AP", "AP50", "AR100"):
-            moved = words.change(before[name], metrics["perturbed"][group][name])
-            table.add_row(Text(f"{group} {name}"), *moved, end_section=name == "AR100")
-    for name, gap in metrics["gap"].items():
-        cells = *words.change(gap["baseline"], gap["perturbed"]), interval(gap["ci95"]), number(gap["p_value"], 3)
-        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *cells)
     criteria = _table("success criteria", "", "before", "after", "target", "")
     for name, *numbers, _, verdict in words.criteria_rows(metrics, anchor, reference):
         criteria.add_row(Text(name), *numbers, Text(f"{words.MARKS[verdict]} {verdict}", _STYLES[verdict]))
     warnings = [Text(f"{note}\n", style="bold red") for note in words.notes(metrics)]
+    beside = [part for other in metrics.get("beside", {}).items() for part in _beside(*other)]
     source = "\n".join(f"{name}: {text}" for name, text in words.provenance_rows(metrics))
-    return Group(table, criteria, *warnings, Text(_HASH.sub(lambda found: f"{found[0][:12]}…", source), style="dim"))
+    source = _HASH.sub(lambda found: f"{found[0][:12]}…", source)
+    return Group(_changes(metrics, words.measured_on(metrics)), criteria, *warnings, *beside, Text(source, style="dim"))
+
+
+def _beside(name: str, metrics: Mapping[str, Any]) -> list[RenderableType]:
+    """Another generator on the same images, with what is to be said of it."""
+    warnings = [Text(f"{note}\n", style="bold red") for note in words.notes(metrics)]
+    return [_changes(metrics, f"the generator {name} on the same images ({words.cost(metrics)})"), *warnings]
+
+
+def _changes(metrics: Mapping[str, Any], title: str) -> Table:
+    anchor, reference = list(metrics["baseline"])[:2]
+    table = _table(title, "", "before", "after", "change", "95 % interval", "p")
+    for group, before in metrics["baseline"].items():
+        for name in ("AP", "AP50", "AR100"):
+            moved = words.change(before[name], metrics["perturbed"][group][name])
+            sure = words.certainty(metrics.get("changes", {}).get(group, {}).get(name))
+            table.add_row(Text(f"{group} {name}"), *moved, *sure, end_section=name == "AR100")
+    for name, gap in metrics["gap"].items():
+        moved = words.change(gap["baseline"], gap["perturbed"])
+        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *moved, *words.certainty(gap))
+        if left := gap.get("perturbed_ci95"):
+            table.add_row("  what is left", "", "", "", interval(left))
+    return table
 
 
 def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:

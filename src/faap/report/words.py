@@ -45,6 +45,20 @@ def change(before: float | None, after: float | None) -> tuple[str, str, str]:
     return number(before), number(after), number(difference(before, after), sign=True)
 
 
+def certainty(moved: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The 95 % interval of a change and its p-value; nothing where they were not asked for."""
+    return ("", "") if moved is None else (interval(moved["ci95"]), number(moved["p_value"], 3))
+
+
+def cost(metrics: Mapping[str, Any]) -> str:
+    """How large a generator is, and what its training took, as far as it is known."""
+    size = metrics.get("provenance", {}).get("generator", {}).get("parameters")
+    said = [] if size is None else [f"{size:,} parameters"]
+    if spent := metrics.get("training"):
+        said.append(f"trained on {spent['images']:,} images in {spent['seconds'] / 60:.0f} min")
+    return ", ".join(said)
+
+
 def measured_on(result: Mapping[str, Any]) -> str:
     """The split of an evaluation or a comparison, with how many images of which group."""
     return f"{result['split']} split ({', '.join(f'{n} {group}' for group, n in result['images'].items())} images)"

@@ -78,9 +78,11 @@ def check_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str
 def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dict[str, Any]:
     """Return the moments that were read, held against an optimizer's parameters, with its own settings."""
     conform(theirs, ADAM, place)
-    parameters = dict(enumerate(parameter for group in optimizer.param_groups for parameter in group["params"]))
+    parameters = dict(enumerate((each, group) for group in optimizer.param_groups for each in group["params"]))
     for number, moments in theirs["state"].items():
-        like = parameters.get(number)
-        mine = {} if like is None else {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
+        like, group = parameters.get(number, (None, {}))
+        mine = {} if like is None else {"step": torch.zeros(()), "exp_avg": like}
+        if like is not None and not group.get("matrices"):
+            mine["exp_avg_sq"] = like
         check_tensors(moments, mine, f"{place}: state: {number}")
     return {"state": theirs["state"], "param_groups": optimizer.state_dict()["param_groups"]}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class TrainResult:
     epoch: int
 
 
-def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
+def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None = None) -> TrainResult:
     """Train a generator in front of a frozen detector, choose an epoch on validation, measure it once on test.
 
     Started in several processes by torchrun or accelerate, it trains on all their devices as on one: each takes its
@@ -56,6 +57,7 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
 
     Args:
         recipe: a complete configuration; see `load_recipe`.
+        beside: other generators, as `load_generator` takes them, to be measured with it on the test images.
         console: where to print; standard output by default.
 
     Returns:
@@ -71,7 +73,7 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
         raise FaapError(f"{said}: say it with --precision (no or bf16) and leave accelerate's at no.")
     try:
         with seeded(recipe.seed):
-            return _train(recipe, console or Console())
+            return _train(recipe, beside, console or Console())
     except TorchDynamoException as error:
         if not recipe.compile:
             raise
@@ -79,7 +81,7 @@ def train(recipe: Recipe, *, console: Console | None = None) -> TrainResult:
         raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
 
 
-def _train(recipe: Recipe, console: Console) -> TrainResult:
+def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResult:
     device = distributed.resolve_device(recipe.device)
     if distributed.rank():
         console = NullMonitor.console
@@ -130,7 +132,7 @@ def _train(recipe: Recipe, console: Console) -> TrainResult:
 
     chosen, generator = distributed.main_only(best)
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
-    how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
+    how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings, "beside": beside}
     metrics = measure(detector, generator.to(device), dataset, run, **how)
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
     return TrainResult(run.path, metrics, chosen["epoch"])

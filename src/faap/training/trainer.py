@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from faap.perturbation.jpeg import code, draw_qualities
 from faap.training.checkpoints import adam_state, check_state, check_tensors
 from faap.training.graph import Recorded
 from faap.training.monitor import NullMonitor
+from faap.training.muon import Muon
 from faap.training.objective import Objective
 from faap.training.parallel import padded_alike, sum_gradients, whole_batch
 
@@ -75,14 +77,16 @@ class Trainer:
         self.parts = [list(part.parameters()) for part in (self.generator, self.objective.head) if part is not None]
         everything = list(itertools.chain(*self.parts))
         self.clipped = self.parts if recipe.clip_apart else [everything]
-        kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        last = [each for each in self.parts[0] if each.ndim > 1][-1:]
+        kind: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "muon": partial(Muon, apart=last)}
         builtin = not recipe.terms and type(detector).__module__.startswith("faap.detectors.")
         alone = distributed.world() == 1 and not self.objective.states
         images_scores = recipe.wass_scores == "image" and not recipe.lambda_score
         there = device.type == "cuda" and recipe.graph and builtin and alone and images_scores
         # where a step is replayed, what changes lies on the device
         rate: Any = torch.tensor(recipe.lr_g, device=device) if there else recipe.lr_g
-        self.optimizer = kind(everything, lr=rate, weight_decay=recipe.weight_decay, capturable=there)
+        options = {"lr": rate, "weight_decay": recipe.weight_decay, "capturable": there}
+        self.optimizer: torch.optim.Optimizer = kind[recipe.optimizer](everything, **options)
         self.optimizer._warned_capturable_if_run_uncaptured = (
             True  # the first steps of a kind are, and torch would say so
         )
