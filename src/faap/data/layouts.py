@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -196,10 +195,8 @@ def clash(first: tuple[str, Record], second: tuple[str, Record]) -> tuple[str, s
 
 def file_identity(path: Path) -> object:
     """Tell files apart, however they are linked."""
-    with suppress(OSError):
-        found = os.stat(path)
-        return (found.st_dev, found.st_ino) if found.st_ino else path
-    return path
+    found = os.stat(path)
+    return (found.st_dev, found.st_ino) if found.st_ino else path
 
 
 def _undecodable(path: Path) -> Problem | None:
