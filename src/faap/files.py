@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +69,20 @@ def reading(place: object, trouble: str) -> Iterator[None]:
         raise FaapError(f"{place}: {told or f'{trouble}: {line}'}") from error
 
 
+def lfs_pointer(path: Path) -> str:
+    """Say that a file is what Git leaves in place of one that Git LFS keeps, and what to do; empty where it is none."""
+    with suppress(OSError):
+        if path.is_file():  # a pipe would be waited for
+            with path.open("rb") as file:
+                if _LFS_POINTER.match(file.read(64)):
+                    return "is a pointer of Git LFS, not the file itself; run: git lfs pull"
+    return ""
+
+
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise a FaapError if a file is what Git leaves in place of one that Git LFS keeps; pass if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError:
-        return
-    if _LFS_POINTER.match(start):
-        raise FaapError(f"{path}: is a pointer of Git LFS, not the file itself; run: git lfs pull")
+    """Raise a FaapError if a file is a pointer of Git LFS; pass if it cannot be read."""
+    if said := lfs_pointer(path):
+        raise FaapError(f"{path}: {said}")
 
 
 def read_text(path: Path) -> str:

@@ -82,9 +82,8 @@ class LocalRunner:
                     process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
                 status = process.wait()
         if status:
-            printed = log.read_bytes()[before:].decode(errors="replace")
-            lines = [line for line in printed.splitlines() if line.strip()]
-            said = lines[-1].removeprefix("error: ") if lines else "nothing was printed"
+            printed = log.read_bytes()[before:].decode(errors="replace").strip() or "nothing was printed"
+            said = printed.splitlines()[-1].removeprefix("error: ")
             how = f"exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
             raise FaapError(f"{said} ({how}, log {log})")
 

@@ -45,9 +45,8 @@ def check_box(box: Sequence[float], size: tuple[int, int], problem: MakeProblem)
             f"a box of the image turned by 90°, {height}x{width}": _fits(left, top, across, down, size[::-1]),
         }
         hints = " or ".join(way for way, fits in others.items() if fits)
-        wrong = f"leaves its image, which is {width}x{height} pixels" + (
-            f"; it would fit as {hints}, but should be [x, y, width, height]" if hints else ""
-        )
+        hint = f"; it would fit as {hints}, but should be [x, y, width, height]" if hints else ""
+        wrong = f"leaves its image, which is {width}x{height} pixels{hint}"
     elif ends[2] <= ends[0] or ends[3] <= ends[1]:
         wrong = f"lies outside its image, which is {width}x{height} pixels"
     else:

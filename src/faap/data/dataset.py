@@ -81,35 +81,31 @@ class Batch:
 
     def tensors(self) -> list[Tensor]:
         """Return what `to` moves."""
-        masks = [] if self.pixel_mask is None else [self.pixel_mask]
-        return [self.images, *masks, self.targets.labels, self.targets.boxes, self.targets.real]
+        mask = [] if self.pixel_mask is None else [self.pixel_mask]
+        return [self.images, self.targets.labels, self.targets.boxes, self.targets.real, *mask]
 
     def pin_memory(self) -> "Batch":
         """Return the batch where a GPU fetches it by itself; the loader calls this."""
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        mask = None if self.pixel_mask is None else change(self.pixel_mask)
-        labels, boxes, real = map(change, (self.targets.labels, self.targets.boxes, self.targets.real))
-        targets = Targets(labels, boxes, real, self.targets.counts)
-        return replace(self, images=change(self.images), pixel_mask=mask, targets=targets)
+        images, labels, boxes, real, *mask = map(change, self.tensors())
+        targets = replace(self.targets, labels=labels, boxes=boxes, real=real)
+        return replace(self, images=images, pixel_mask=mask[0] if mask else None, targets=targets)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad samples to a batch."""
     valid = torch.tensor([sample.pixels.shape[1:] for sample in samples])
     height, width = valid.amax(0).tolist()
-    images, pixel_mask = _zeros(len(samples), 3, height, width), None
-    if bool((valid != valid[0]).any()):
-        pixel_mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
+    images, mask = _zeros(len(samples), 3, height, width), torch.zeros(len(samples), height, width, dtype=torch.bool)
     for index, (sample, (rows, columns)) in enumerate(zip(samples, valid.tolist(), strict=True)):
         images[index, :, :rows, :columns] = sample.pixels
-        if pixel_mask is not None:
-            pixel_mask[index, :rows, :columns] = True
+        mask[index, :rows, :columns] = True
     targets = Targets.of([{"labels": sample.labels, "boxes": sample.boxes} for sample in samples])
     groups = tuple(sample.group for sample in samples)
     image_ids, sizes = (torch.tensor([getattr(each, name) for each in samples]) for name in ("image_id", "size"))
-    return Batch(images, pixel_mask, targets, groups, image_ids, sizes, valid)
+    return Batch(images, None if bool(mask.all()) else mask, targets, groups, image_ids, sizes, valid)
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -160,8 +156,6 @@ class FaapImages(data.Dataset[Sample]):
     def shape(self, epoch: int, index: int) -> tuple[int, int]:
         """Return the height and width in pixels of a sample in training, without reading its file."""
         record = self.split.records[index]
-        if self.preprocessing.size is None and self.preprocessing.shortest_edge is None:
-            return record.height, record.width
         rng = np.random.default_rng([self.seed, epoch, index])
         width, height = plan_training((record.width, record.height), self.preprocessing, rng, self.edges).size
         return height, width

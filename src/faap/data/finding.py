@@ -27,10 +27,9 @@ class Finder:
         """Return where a file is; raise a problem if it is nowhere, or its name leaves the folders."""
         if not _inside(name):
             raise problem("leaves_folder", f"file_name {name!r:.80} leaves the folder {self.folders[0]}")
-        for path in self._candidates(name):
-            with suppress(OSError, ValueError):  # what no file system takes as a name
-                if path.is_file():
-                    return path
+        # which is false of what no file system takes as a name
+        if found := next(filter(os.path.isfile, self._candidates(name)), None):
+            return found
         places = ", ".join(map(str, self.folders))
         reason = f"file_name {name!r:.80} does not exist in {places}; --images_dir names the folder that it is in"
         raise problem("missing_image", reason)

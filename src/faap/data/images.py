@@ -27,6 +27,7 @@ TURNS = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTAT
 
 Boxes = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
+Picture = Pixels | Image.Image
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ def denormalise(values: Tensor) -> Tensor:
     return values * channels(STD, values) + channels(MEAN, values)
 
 
-def evaluation_transform(
-    image: Pixels | Image.Image, boxes: Boxes, preprocessing: Preprocessing
-) -> tuple[Tensor, Tensor]:
+def evaluation_transform(image: Picture, boxes: Boxes, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Resize an image as the detector's evaluation does.
 
     Args:
@@ -136,7 +135,7 @@ def evaluation_transform(
 
 
 def training_transform(
-    image: Pixels | Image.Image,
+    image: Picture,
     boxes: Boxes,
     labels: npt.NDArray[np.int64],
     preprocessing: Preprocessing,

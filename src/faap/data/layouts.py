@@ -196,7 +196,7 @@ def clash(first: tuple[str, Record], second: tuple[str, Record]) -> tuple[str, s
 
 def file_identity(path: Path) -> object:
     """Tell files apart, however they are linked."""
-    with suppress(OSError):
+    with suppress(OSError):  # gone since it was found
         found = os.stat(path)
         return (found.st_dev, found.st_ino) if found.st_ino else path
     return path

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faap.errors import FaapError
-from faap.files import refuse_lfs_pointer
+from faap.files import lfs_pointer as lfs_pointer
 
 MakeProblem = Callable[[str, str], "Problem"]
 _SHOWN = 10
@@ -51,16 +51,6 @@ def refuse(problems: Sequence[Problem]) -> None:
         lines = [f"{len(problems)} records of the data set are broken. {advice}", *map(str, problems[:_SHOWN])]
         lines += [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise FaapError("\n".join(lines))
-
-
-def lfs_pointer(path: Path) -> str:
-    """Say that a file is a pointer of Git LFS, and what to do; empty where it is none."""
-    try:
-        if path.is_file():  # a pipe would be waited for
-            refuse_lfs_pointer(path)
-    except FaapError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return ""
 
 
 @contextmanager

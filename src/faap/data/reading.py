@@ -3,7 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ class _Image:
     rows: list[tuple[list[float], int, float, bool, str]] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Reader:
     """Reads the entries of one file.
 
-    Args:
+    Attributes:
         path: the file.
         lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
         folders: what its file names are relative to, the first in which a file is.
@@ -79,39 +80,37 @@ class Reader:
         Problem: nothing says a group.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        lists: Mapping[str, Sequence[Entry]],
-        folders: Sequence[Path],
-        *,
-        group: str = "",
-        group_field: str = "",
-        table: Table | None = None,
-        groups: Sequence[str] = (),
-        complete: bool = True,
-    ) -> None:
-        self.path, self.lists, self.finder, self.complete = path, lists, Finder(folders), complete
-        self.group, self.field = group, group_field
-        self.table, problems = table() if table else ({}, [])
+    path: Path
+    lists: Mapping[str, Sequence[Entry]]
+    folders: Sequence[Path]
+    _: KW_ONLY
+    group: str = ""
+    group_field: str = ""
+    table: Table | None = None
+    groups: Sequence[str] = ()
+    complete: bool = True
+
+    def __post_init__(self) -> None:
+        self.finder = Finder(self.folders)
+        self.rows, problems = self.table() if self.table else ({}, [])
         self.result = Reading(problems=[*problems])
-        self.spelt = {each.casefold(): each for each in groups}
+        self.spelt = {each.casefold(): each for each in self.groups}
         self.images: dict[int, _Image | None] = {}  # None: a broken one, which is said to be
         self.noted: defaultdict[str, list[str]] = defaultdict(list)
         self.misread: list[str] = []
-        found = [entry for _, entry in lists["annotations"] if isinstance(entry, dict)]
+        found = [entry for _, entry in self.lists["annotations"] if isinstance(entry, dict)]
         self.used = {whole(entry.get("category_id")) for entry in found}
         self.categories: dict[int, str] = {}
         self.same: dict[int, int] = {}  # of categories that share a name, which id stands for which
         self._each("categories", self._category)
         # categories that say a group somewhere are asked for it everywhere, but then not every image is
-        saying = [] if group else [entry for entry in found if mentions(entry, group_field)]
+        saying = [] if self.group else [entry for entry in found if mentions(entry, self.group_field)]
         self.personal = {whole(entry.get("category_id")) for entry in saying}
-        said = table is not None or any(mentions(entry, group_field) for _, entry in lists["images"])
-        self.asked = said and not group and not self.personal
+        said = self.table is not None or any(mentions(entry, self.group_field) for _, entry in self.lists["images"])
+        self.asked = said and not self.group and not self.personal
         self.named: dict[int, str] = {}
-        if not (group or self.personal or self.asked):
-            self._name_groups(groups)
+        if not (self.group or self.personal or self.asked):
+            self._name_groups()
 
     def read(self) -> Reading:
         """Return the records in the order of the file, and what is wrong with the others.
@@ -171,13 +170,13 @@ class Reader:
             raise at("duplicate_id", f"name {name!r} is used by an earlier category; merge the two")
         self._note(f"category {idle} is unused, and named {name!r} as {kept} is")
 
-    def _name_groups(self, groups: Sequence[str]) -> None:
+    def _name_groups(self) -> None:
         """Take the group from categories that are named as both groups are, and make them one."""
         names = {key: folded(name) for key, name in self.categories.items()}
-        said = {folded(group): group for group in groups}
+        said = {folded(group): group for group in self.groups}
         found = {key: said.get(name) or said.get(SYNONYMS.get(name, "")) for key, name in names.items()}
         self.named = {key: group for key, group in found.items() if group}
-        if not groups or set(self.named.values()) != set(groups):
+        if not self.groups or set(self.named.values()) != set(self.groups):
             raise place(self.path)("missing_group", self._no_group())
         self._note(f"categories say the group: {', '.join(self.categories[key] for key in self.named)}")
         first = next(iter(self.named))
@@ -192,13 +191,13 @@ class Reader:
             for inner in ((isinstance(value, dict) and value) or ("",))
         }
         return (
-            f"no image and no annotation has a field {self.field!r} that says its group; --group_field names the right "
-            f"one (fields: {', '.join(sorted(names)[:30])}), or --group_csv a table"
+            f"no image and no annotation has a field {self.group_field!r} that says its group; --group_field names the "
+            f"right one (fields: {', '.join(sorted(names)[:30])}), or --group_csv a table"
         )
 
     def _group_of(self, entry: dict[str, Any], at: MakeProblem) -> str:
         """Return an entry's group, spelt as the first that differs from it in case alone."""
-        said: str = take(entry, self.field, at, WORD)
+        said: str = take(entry, self.group_field, at, WORD)
         return self.spelt.setdefault(said.casefold(), said)
 
     def _image(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
@@ -206,8 +205,8 @@ class Reader:
         if key < 0:
             raise at("bad_field", f"id is {key}; it should be at least 0")
         name = take(entry, "file_name", at)
-        called = [each for each in (str(key), name, os.path.basename(name)) if each in self.table]
-        entry = entry | dict(self.table[called[0]] if called else {})
+        called = [each for each in (str(key), name, os.path.basename(name)) if each in self.rows]
+        entry = entry | dict(self.rows[called[0]] if called else {})
         path = self.finder.find(name, at)
         with opening(path, lambda kind, reason: at(kind, f"{path} {reason}"), "image"):
             stored, orientation = read_header(path)
@@ -218,9 +217,9 @@ class Reader:
             raise at("wrong_size", f"{path} has {found}, but width and height are {frame[0]}x{frame[1]}")
         group = self.group or ("" if self.named else self._group_of(entry, at))
         if self.asked and not group:
-            where = "the table" if self.table else "the image"
-            first = f"; its first image is {next(iter(self.table))!r}" if self.table else ""
-            raise at("missing_group", f"{where} says no group for it (field {self.field!r}, {name}{first})")
+            where = "the table" if self.rows else "the image"
+            first = f"; its first image is {next(iter(self.rows))!r}" if self.rows else ""
+            raise at("missing_group", f"{where} says no group for it (field {self.group_field!r}, {name}{first})")
         fields = {"image_id": key, "path": path, "width": size[0], "height": size[1]}
         fields |= {"pair": take(entry, "scene", at) or None, "split": take(entry, "split", at, WORD)}
         self.images[key] = _Image(fields, group, frame, 1 if frame == size else orientation)
@@ -254,7 +253,7 @@ class Reader:
         with noting(self.result.problems):
             owner = self._group_of(entry, at) if self.personal else owner
             if self.complete and said in self.personal and not (owner or image.group or crowd):
-                reason = f"has no group (field {self.field!r}), and neither has its image; it counts for nobody"
+                reason = f"has no group (field {self.group_field!r}), and neither has its image; it counts for nobody"
                 raise at("missing_group", reason)
         image.rows.append((box, category, area or box[2] * box[3], crowd, owner))
 

@@ -125,10 +125,8 @@ class FrozenDetector(nn.Module):
                 large = f"but its resizing leaves some of {pixel_values.shape[3]}x{pixel_values.shape[2]}"
                 advice = "raise pad_size, or lower size, in its preprocessor_config.json"
                 raise FaapError(f"the detector {self.name} pads images to {width}x{height} pixels, {large}; {advice}")
-            if pixel_mask is None:
-                pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
-            pixel_values = F.pad(pixel_values, (0, columns, 0, rows))
-            pixel_mask = F.pad(pixel_mask, (0, columns, 0, rows))
+            real = torch.ones_like(pixel_values[:, 0], dtype=torch.bool) if pixel_mask is None else pixel_mask
+            pixel_values, pixel_mask = (F.pad(each, (0, columns, 0, rows)) for each in (pixel_values, real))
         return pixel_values, pixel_mask
 
     def train(self, mode: bool = True) -> "FrozenDetector":

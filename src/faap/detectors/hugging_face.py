@@ -3,8 +3,8 @@
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import torch
 import transformers
 import transformers.utils.logging
+from accelerate.utils import concatenate
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -88,7 +89,7 @@ class HuggingFaceDetector(FrozenDetector):
                 rows, columns = pixel_mask.any(2).sum(1).tolist(), pixel_mask.any(1).sum(1).tolist()
                 images = zip(pixel_values, rows, columns, strict=True)
                 alone = [self(image[None, :, :height, :width]) for image, height, width in images]
-                return DetectorOutput(*_concatenated([tuple(vars(out).values()) for out in alone]))
+                return DetectorOutput(*concatenate([tuple(vars(out).values()) for out in alone]))
             pixel_mask = None
         height, width = pixel_values.shape[2:]
         if height % self.divisor or width % self.divisor:
@@ -146,13 +147,6 @@ def _capture_loss_inputs(*given: Any, **named: Any) -> tuple[None, dict[str, Any
     """Stand in for the library's loss function; the layers that it gets come back as the model's `loss_dict`."""
     proposals = given[7:9] or (named.get("enc_topk_logits"), named.get("enc_topk_bboxes"))
     return None, {"layers": given[5:7], "proposals": [] if proposals[0] is None else [proposals]}, None
-
-
-def _concatenated(parts: Sequence[Any]) -> Any:
-    """Join nested lists of tensors that are alike, tensor by tensor."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))
-    return [_concatenated(same) for same in zip(*parts, strict=True)]
 
 
 def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDetector:
@@ -307,15 +301,13 @@ def _weight_files(directory: Path) -> list[Path]:
 def _quiet_and_alone() -> Iterator[None]:
     """Keep the library's bar and report off the terminal, since faap says it, and the library off the network."""
     library: Any = transformers.utils.logging
-    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
-    offline = huggingface_hub.constants.HF_HUB_OFFLINE
-    library.set_verbosity(logging.CRITICAL)
-    library.disable_progress_bar()
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
+    hub: Any = huggingface_hub.constants
+    with ExitStack() as afterwards:
+        afterwards.callback(library.set_verbosity, library.get_verbosity())
+        afterwards.callback(setattr, hub, "HF_HUB_OFFLINE", hub.HF_HUB_OFFLINE)
+        if library.is_progress_bar_enabled():
+            afterwards.callback(library.enable_progress_bar)
+        library.set_verbosity(logging.CRITICAL)
+        library.disable_progress_bar()
+        hub.HF_HUB_OFFLINE = True
         yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = offline
-        library.set_verbosity(verbosity)
-        if bars:
-            library.enable_progress_bar()

@@ -17,16 +17,7 @@ from faap.files import read_tensors, read_text
 from faap.weights import check_finite, unwrapped
 
 # COCO's 91 ids as the original names its classes; ids that COCO never used stay unnamed
-_COCO = (
-    "N/A|person|bicycle|car|motorcycle|airplane|bus|train|truck|boat|traffic light|fire hydrant|N/A|stop sign|"
-    "parking meter|bench|bird|cat|dog|horse|sheep|cow|elephant|bear|zebra|giraffe|N/A|backpack|umbrella|N/A|N/A|"
-    "handbag|tie|suitcase|frisbee|skis|snowboard|sports ball|kite|baseball bat|baseball glove|skateboard|surfboard|"
-    "tennis racket|bottle|N/A|wine glass|cup|fork|knife|spoon|bowl|banana|apple|sandwich|orange|broccoli|carrot|"
-    "hot dog|pizza|donut|cake|chair|couch|potted plant|bed|N/A|dining table|N/A|N/A|toilet|N/A|tv|laptop|mouse|"
-    "remote|keyboard|cell phone|microwave|oven|toaster|sink|refrigerator|N/A|book|clock|vase|scissors|teddy bear|"
-    "hair drier|toothbrush"
-)
-COCO_CLASSES = _COCO.split("|")
+_COCO = Path(__file__).with_name("coco.classes.txt")
 
 # name in the original, in which blocks and stages are counted from 0: name in transformers; one after the other
 _RENAMES = {
@@ -166,7 +157,8 @@ def _configuration(path: Path, state: Mapping[str, Tensor], arguments: Mapping[s
 
 def _names(path: Path, classes: int) -> list[str]:
     if not path.is_file():
-        return COCO_CLASSES if classes == len(COCO_CLASSES) else [str(index) for index in range(classes)]
+        coco = read_text(_COCO).splitlines()
+        return coco if classes == len(coco) else [str(index) for index in range(classes)]
     names = [name.strip() for name in read_text(path).splitlines()]
     if len(names) != classes:
         wanted = "it should hold one name a line from class 0, N/A for an unused one"

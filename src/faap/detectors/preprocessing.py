@@ -58,14 +58,15 @@ def read_preprocessing(path: Path, kind: str = "detr", model_config: Any = None)
     conform(config, _CONFIG | {"size" if does["do_resize"] else "size?": shape}, str(path))
     if isinstance(size, int):
         size = {"shortest_edge": size, "longest_edge": config.get("max_size", 1333)}
-    sides = {key: _sides(config.get(key)) for key in ("size", "pad_size")}
+    given = {"size": size, "pad_size": config.get("pad_size", {})}
+    sides = {key: (each["height"], each["width"]) for key, each in given.items() if each.get("height")}
     divisor = 1 if model_config is None else family.divisor(model_config)
     for key, lengths in sides.items():
-        if lengths is not None and any(length % divisor for length in lengths):
+        if any(length % divisor for length in lengths):
             near = " or ".join(str((lengths[0] // divisor + more) * divisor) for more in (0, 1))
             found = f"{key} is {lengths[1]}x{lengths[0]} pixels (width x height)"
             raise FaapError(f"{path}: {found}; this {kind} takes multiples of {divisor} alone, such as {near}")
-    edges = {} if sides["size"] else size
+    edges = {} if "size" in sides else size
     scale = 255 * (config.get("rescale_factor", 1 / 255) if does["do_rescale"] else 1)
     statistics = config.get("image_mean", MEAN), config.get("image_std", STD)
     mean, std = statistics if does["do_normalize"] else ([0.0] * 3, [1.0] * 3)
@@ -78,7 +79,3 @@ def read_preprocessing(path: Path, kind: str = "detr", model_config: Any = None)
         resample=config.get("resample", Image.Resampling.BILINEAR),
         **sides,
     )
-
-
-def _sides(value: Any) -> tuple[int, int] | None:
-    return (value["height"], value["width"]) if isinstance(value, dict) and value.get("height") else None

@@ -36,11 +36,10 @@ class ProjectionHead(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise FaapError(f"head is {variant!r}; it must be {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}")
-        layers = OrderedDict[str, nn.Module](norm=nn.LayerNorm(feature_dim), hidden=nn.Linear(feature_dim, feature_dim))
-        layers.update(relu=nn.ReLU(), dropout=nn.Dropout(dropout), out=nn.Linear(feature_dim, projection_dim))
-        for lacking in VARIANTS[variant]:
-            del layers[lacking]
-        self.layers = nn.Sequential(layers)
+        layers = {"norm": nn.LayerNorm(feature_dim), "hidden": nn.Linear(feature_dim, feature_dim), "relu": nn.ReLU()}
+        layers |= {"dropout": nn.Dropout(dropout), "out": nn.Linear(feature_dim, projection_dim)}
+        kept = OrderedDict((name, layer) for name, layer in layers.items() if name not in VARIANTS[variant])
+        self.layers = nn.Sequential(kept)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project.
