@@ -15,6 +15,7 @@ from faap.compare import LocalRunner
 from faap.evaluation import NONE_WORTH_IT
 from faap.perturbation import build_generator, save_generator
 from faap.process import outcome
+from faap.promenade import shipped_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
@@ -51,7 +52,18 @@ def test_demo_measures_the_control_beside_the_biased_detector(
     shown = " ".join(capsys.readouterr().out.split())
     assert "The control" in shown
     assert "success criteria" in shown
-    assert (tmp_path / "faap_outputs" / "demo" / "metrics.json").is_file()
+    assert "the generator promenade on the same images (344,227 parameters, trained on" in shown
+    metrics = json.loads((tmp_path / "faap_outputs" / "demo" / "metrics.json").read_text())
+    shipped = json.loads((shipped_run() / "metrics.json").read_text())
+    assert list(metrics["beside"]) == ["promenade"]
+    sources = [each["provenance"]["generator"]["sha256"] for each in (metrics["beside"]["promenade"], shipped, metrics)]
+    assert sources[0] == sources[1] != sources[2]
+    assert "Beside it" in (tmp_path / "faap_outputs" / "demo" / "report.html").read_text()
+
+
+def test_demo_in_front_of_another_detector_is_measured_alone(places: list[str], tmp_path: Path) -> None:
+    assert cli.main(["demo", *places, *SMALL, "--output_dir", str(tmp_path / "run")]) == 0
+    assert "beside" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
 def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
         ablation=faap_outputs/ablation/compare.json
 
 Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
-`<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`.
+`<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`; that of `equal`'s runs, from the seeds.json of
+the generator that ships (tools/ship_generator.py), after `<!-- equal: seeds -->`, there and in README.md.
 """
 
 import json
@@ -20,9 +21,12 @@ from statistics import fmean, stdev
 from typing import Any
 
 from faap.evaluation import HEADLINE, t_interval
+from faap.promenade import shipped_run
 from faap.report import comparison_figures, words
+from faap.runs import Run
 
 DOCS = Path(__file__).parents[1] / "docs"
+SEEDS_MARK = "<!-- equal: seeds -->\n"
 HEADINGS = (
     "",
     "seeds",
@@ -129,14 +133,47 @@ def paired_table(comparison: dict[str, Any]) -> list[str]:
     return lines
 
 
+def seeds_table(seeds: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
+    """What each run of `equal` left on the test split, beside detector and control; intervals are of the images."""
+    runs, control, before = seeds["runs"], seeds["control"], metrics["baseline"]
+    gaps = (number(metrics["gap"][name]["baseline"]) for name in ("AP", "AR"))
+    alone = [number(control["AP"]["groups"][group]["value"]) for group in ("female", "male")]
+    lines = [
+        row("", "AP gap", "AR gap", "women's AP", "change", "men's AP", "change"),
+        row("---", *["---:"] * 6),
+        row("detector alone", *gaps, number(before["female"]["AP"]), "", number(before["male"]["AP"]), ""),
+    ]
+
+    def within(value: float, bounds: list[float], sign: bool = False) -> str:
+        low, high = (number(each, sign=True) for each in bounds)
+        return f"{number(value, sign=sign)} ({low} to {high})"
+
+    own = (within(control[name]["value"], control[name]["ci95"]) for name in ("AP", "AR"))
+    lines.append(row("control: trained without the bias", *own, alone[0], "", alone[1], ""))
+    for each in runs:
+        left = (within(each["gap"][name]["perturbed"], each["gap"][name]["perturbed_ci95"]) for name in ("AP", "AR"))
+        moved = (each["AP"][group] for group in ("female", "male"))
+        aps = (cell for m in moved for cell in (number(m["perturbed"]), within(m["change"], m["ci95"], sign=True)))
+        lines.append(row(f"`equal`, seed {each['seed']}", *left, *aps))
+    means = [spread([each["gap"][name]["perturbed"] for each in runs]) for name in ("AP", "AR")]
+    for group in ("female", "male"):
+        means += [spread([each["AP"][group]["perturbed"] for each in runs])]
+        means += [number(fmean(each["AP"][group]["change"] for each in runs), sign=True)]
+    return [*lines, row("mean ± standard deviation of the seeds", *means)] if len(runs) > 1 else lines
+
+
+def fill_in(text: str, mark: str, table: list[str]) -> tuple[str, int]:
+    """Put a table between a mark and the next end; return how often there was such a place."""
+    content = mark + "\n".join(table) + "\n"
+    return re.subn(re.escape(mark) + r".*?(?=<!-- end -->)", lambda _: content, text, flags=re.DOTALL)
+
+
 def fill(text: str, comparisons: dict[str, dict[str, Any]]) -> str:
     """Put every table between its marks."""
     for name, comparison in comparisons.items():
         for kind, table in (("test", test_table), ("validation", validation_table), ("paired", paired_table)):
             mark = f"<!-- {name}: {kind} -->\n"
-            pattern = re.compile(re.escape(mark) + r".*?(?=<!-- end -->)", re.DOTALL)
-            content = mark + "\n".join(table(comparison)) + "\n"
-            text, count = pattern.subn(lambda _, content=content: content, text)
+            text, count = fill_in(text, mark, table(comparison))
             if count != 1:
                 raise SystemExit(
                     f"docs/results.md must have {mark.strip()} … <!-- end --> once; it has it {count} times"
@@ -161,6 +198,10 @@ def main() -> None:
             if picture in text:
                 figure.savefig(DOCS / picture, dpi=110)
     page.write_text(fill(text, comparisons), encoding="utf-8")
+    shipped = Run(shipped_run())
+    table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
+    for page in (DOCS / "results.md", DOCS.parent / "README.md"):
+        page.write_text(fill_in(page.read_text(encoding="utf-8"), SEEDS_MARK, table)[0], encoding="utf-8")
 
 
 if __name__ == "__main__":

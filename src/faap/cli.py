@@ -117,20 +117,21 @@ def train(parser: Parser, console: Console) -> None:
     _train(given.pop("recipe"), given, console)
 
 
-def _train(name: str, overrides: dict[str, Any], console: Console) -> "Recipe":
+def _train(name: str, overrides: dict[str, Any], console: Console, beside: Sequence[str] = ()) -> "Recipe":
     if resume := overrides.get("resume"):
         from faap.training import recipe_to_resume
 
         recipe = recipe_to_resume(Path(resume), name, overrides)
     else:
         recipe = faap.load_recipe(name, **overrides)
-    result = faap.train(recipe, console=console)
+    beside = beside if recipe.detr_checkpoint == recipe.dataset_root == "promenade" else ()
+    result = faap.train(recipe, beside=beside, console=console)
     _conclude(result.metrics, Run(result.run_dir), console)
     return recipe
 
 
 def demo(parser: Parser, console: Console) -> None:
-    """Build the embedded benchmark, train a recipe in front of its biased detector, measure both groups."""
+    """Build the embedded benchmark, train a recipe in front of its biased detector, and measure what came out."""
     which: Any = {"default": "equal", "metavar": "NAME", "help": "recipe to train (default: equal)"}
     peek = Parser(parser.words, add_help=False)
     for each in (peek, parser):
@@ -140,7 +141,7 @@ def demo(parser: Parser, console: Console) -> None:
     given = parser.given()
     del given["recipe"]
     scale = DEMO | (SHORT if name == "equal" else FEW)
-    recipe = _train(name, given if given.get("resume") else scale | given, console)
+    recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
         from faap.evaluation import detect, gap_with_error
@@ -189,7 +190,7 @@ def evaluate(parser: Parser, console: Console) -> None:
 
     A run knows the data, the groups and the detector it was trained with; what is given takes their place.
     """
-    parser.add_argument("generator", help="a run directory, a generator's folder or file")
+    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
     _data_flags(parser)
     parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     here, kept = "faap_outputs/evaluate", "gets metrics.json and report.html (default: %(default)s)"
@@ -223,10 +224,11 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
     Another data set comes with its own groups and files, of which the run says nothing.
     """
     from faap.config import fields_of, run_recipe
+    from faap.perturbation.storage import place_of
 
     names = fields_of("data", "groups")
     settings = {name: given[name] for name in names if name in given}
-    run = Run.of(given["generator"])
+    run = Run.of(place_of(given["generator"]))
     if run and run.config.is_file() and not {"dataset_root", "detr_checkpoint"} <= settings.keys():
         recipe = run_recipe(run, **settings)
         if "dataset_root" in settings:

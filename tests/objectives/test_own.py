@@ -188,6 +188,7 @@ def test_a_file_names_no_code_but_a_file_beside_it(here: Path, tmp_path: Path, m
             load_recipe("infonce_4th", terms=name)
     load_recipe("infonce_4th", terms="evil")
     assert touched.exists()
+    sys.modules.pop("evil")  # other tests ask whether it is there
 
 
 @pytest.fixture
