@@ -4,7 +4,6 @@ A DETR-R50 of full size with random weights in float32, as nothing trained can b
 Promenade stretched to its size: speed does not ask what the weights are.
 """
 
-import json
 import os
 import platform
 import tempfile
@@ -32,7 +31,6 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.distributed import resolve_device
 from faap.evaluation import evaluate
-from faap.files import write_text
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.trainer import Trainer, seeded
@@ -234,8 +232,3 @@ def table(result: Mapping[str, Any]) -> Table:
     for name, (target, meaning) in FIGURES.items():
         rows.add_row(name, f"{result[name]:.3f}", f"≤ {target}", meaning)
     return rows
-
-
-def write(result: Mapping[str, Any], path: Path) -> Path:
-    """Write the figures as JSON; return the path."""
-    return write_text(path, json.dumps(result, indent=1) + "\n")

@@ -83,11 +83,6 @@ class Run:
         lines = enumerate(read_text(self.log).splitlines() if self.log.exists() else [], 1)
         return [_parsed(line, ROW, f"{self.log}, line {number}") for number, line in lines if line.strip()]
 
-    def cost(self) -> dict[str, Any]:
-        """Return what the training that lies here took: "training" {images, seconds}; nothing if there is no log."""
-        rows = self.read_log()
-        return {"training": {name: sum(row[name] for row in rows) for name in ("images", "seconds")}} if rows else {}
-
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
@@ -150,6 +145,19 @@ class Run:
             self.write_log(rows)
             replace(recipe, resume="").save(self.config)
         return aside
+
+
+def cost_of(place: Path) -> dict[str, Any]:
+    """Return what the training took that left a generator: "training" {images, seconds}; nothing where no log says it.
+
+    Args:
+        place: the run's folder, or what lies in it; of an epoch's checkpoint the training up to there counts.
+    """
+    run = Run.of(place) if place.exists() else None
+    rows = run.read_log() if run else []
+    if run and (epochs := [epoch for epoch in run.epochs() if run.checkpoint(epoch).name == place.name]):
+        rows = [row for row in rows if row["epoch"] <= epochs[0]]
+    return {"training": {name: sum(row[name] for row in rows) for name in ("images", "seconds")}} if rows else {}
 
 
 def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list[str]:

@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("wgan_7th", {"optimizer": "adamw", "precision": "bf16"}),
     ("contrastive_1st", {"optimizer": "adam", "precision": "bf16"}),
     ("contrastive_1st", {"optimizer": "muon"}),
+    ("equal", {"head": "plain"}),  # weights that no gradient reaches
     ("infonce_4th", {"ema": 0.9}),
     ("moco_4th", {"ema": 0.5, "arch": "unet", "widths": "8,8,8"}),
 ]

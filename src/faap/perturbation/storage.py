@@ -19,8 +19,8 @@ from faap.weights import check_finite, check_fit, unwrapped
 
 ARCHITECTURES: dict[str, type[Generator]] = {kind.arch: kind for kind in (Light, UNet)}
 ACCEPTED = (
-    f"a run directory, a directory with {WEIGHTS_FILE} and {CONFIG_FILE}, that file, a checkpoint (epoch_0000.pth), "
-    "or org/model on the Hugging Face hub"
+    f"promenade, a run directory, a directory with {WEIGHTS_FILE} and {CONFIG_FILE}, that file, a checkpoint "
+    "(epoch_0000.pth), or org/model on the Hugging Face hub"
 )
 
 

@@ -17,7 +17,7 @@ from faap.evaluation.matching import count_found
 from faap.perturbation import Generator, load_generator, quantise
 from faap.perturbation.storage import place_of
 from faap.report.page import SCORE_THRESHOLD, Example, Pixels, write_report
-from faap.runs import Run
+from faap.runs import Run, cost_of
 
 
 def measure(
@@ -32,6 +32,7 @@ def measure(
     move_aside: bool = False,
     warnings: Sequence[str] = (),
     beside: Sequence[str] = (),
+    place: Path | None = None,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -48,26 +49,28 @@ def measure(
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
         beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
+        place: where the generator comes from, if that may be a run, which says what its training took.
         num_workers: processes that load images.
         console: where to say that it was, and to show a bar.
 
     Returns:
-        The content of `metrics.json`.
+        The content of `metrics.json`: that of `evaluate`, "training" {images, seconds} where it is known, and "beside"
+        {name: the same of another generator}.
     """
     run = run if isinstance(run, Run) else Run(run)
-    images = measurable(detector, dataset, split)
+    images, cost = measurable(detector, dataset, split), cost_of(place) if place else {}
     loading: Any = {"num_workers": num_workers, "console": console, "jpeg": jpeg}
     before = detect_baseline(detector, images, **loading)
     after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "jpeg": jpeg}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += warnings
-    metrics |= run.cost()
+    metrics |= cost
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)
         found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)
-        theirs, where = evaluate(detector, other, dataset, split, absolute=absolute, **found), Run.of(place_of(name))
-        metrics.setdefault("beside", {})[name] = theirs | (where.cost() if where else {})
+        theirs = evaluate(detector, other, dataset, split, absolute=absolute, **found)
+        metrics.setdefault("beside", {})[name] = theirs | cost_of(place_of(name))
     if distributed.rank() == 0:
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
@@ -86,8 +89,8 @@ def examples_of(
 ) -> list[Example]:
     """Pick a few images of both groups, with what was found in them before and after.
 
-    Of each group the one in which most people are found who were not, the one in which most are lost, and between them
-    the one in the middle of that order.
+    Of each group the one in which the number of people found rises most, the one in which it falls most, and between
+    them the one in the middle of that order.
     """
 
     def lost(i: int) -> int:

@@ -52,11 +52,9 @@ def certainty(moved: Mapping[str, Any] | None) -> tuple[str, str]:
 
 def cost(metrics: Mapping[str, Any]) -> str:
     """How large a generator is, and what its training took, as far as it is known."""
-    size = metrics.get("provenance", {}).get("generator", {}).get("parameters")
-    said = [] if size is None else [f"{size:,} parameters"]
-    if spent := metrics.get("training"):
-        said.append(f"trained on {spent['images']:,} images in {spent['seconds'] / 60:.0f} min")
-    return ", ".join(said)
+    size, spent = metrics.get("provenance", {}).get("generator", {}).get("parameters"), metrics.get("training")
+    said = f"{size:,} parameters" if size else "size unknown"
+    return f"{said}, trained on {spent['images']:,} images in {spent['seconds'] / 60:.0f} min" if spent else said
 
 
 def measured_on(result: Mapping[str, Any]) -> str:

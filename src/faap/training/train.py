@@ -93,6 +93,7 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
     check_resampling(dataset.split("test"))
     check_resampling(validation)
     detector = load_detector(recipe.detr_checkpoint, device)
+    distributed.host_first(lambda: [load_generator(each) for each in beside])  # what cannot be loaded is said now
     frozen = detector.tensors_sha256()
     if recipe.compile:
         detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
@@ -132,7 +133,8 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
 
     chosen, generator = distributed.main_only(best)
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
-    how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings, "beside": beside}
+    how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
+    how |= {"beside": beside, "place": run.path}
     metrics = measure(detector, generator.to(device), dataset, run, **how)
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
     return TrainResult(run.path, metrics, chosen["epoch"])

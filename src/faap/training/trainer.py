@@ -87,9 +87,8 @@ class Trainer:
         rate: Any = torch.tensor(recipe.lr_g, device=device) if there else recipe.lr_g
         options = {"lr": rate, "weight_decay": recipe.weight_decay, "capturable": there}
         self.optimizer: torch.optim.Optimizer = kind[recipe.optimizer](everything, **options)
-        self.optimizer._warned_capturable_if_run_uncaptured = (
-            True  # the first steps of a kind are, and torch would say so
-        )
+        # the first steps of a kind are run uncaptured, and torch would say so
+        self.optimizer._warned_capturable_if_run_uncaptured = True
         self.recorded = Recorded(self.step, min(FEW, detector.num_queries)) if there else None
 
     def epoch(self, epoch: int, monitor: NullMonitor) -> dict[str, Any]:
@@ -213,6 +212,8 @@ class Trainer:
                 hashes = f"SHA-256 {state[key][:12]}…, here {ours[key][:12]}…"
                 other = f"{place}: trained {trained} than {getattr(self.recipe, flag)} ({hashes})"
                 raise FaapError(f"{other}. Resume with the --{flag} of that training.")
+        if (then := state["recipe"].get("optimizer")) != self.recipe.optimizer:
+            raise FaapError(f"{place}: trained with --optimizer {then}; another cannot go on from what it kept.")
         for part in ("generator", "objective"):
             check_tensors(state[part], ours[part], f"{place}: {part}")
         trained = state.get("trained", state["generator"])  # unless it is an average
