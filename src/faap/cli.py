@@ -16,6 +16,7 @@ from rich.table import Table
 
 import faap
 from faap.errors import FaapError, nearest
+from faap.files import write_text
 from faap.process import outcome
 from faap.recipes import find, recipe_names
 from faap.runs import Run
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from faap.config import Recipe
 
 # The demo's scale: what two cores do in some minutes.
-DEMO: dict[str, Any] = {"output_dir": "faap_outputs/demo"}
-SHORT = {"epochs": 8, "images_per_epoch": 4000, "batch_size": 16, "lr_g": 5e-3, "ema": 0.995}
+SHORT = {"epochs": 8, "images_per_epoch": 3072, "batch_size": 16, "ema": 0.995}
 FEW = {"images_per_epoch": 960}  # all of a published recipe's schedules
 
 # What the sections of a recipe are called in --help, where the run comes last.
@@ -140,8 +140,8 @@ def demo(parser: Parser, console: Console) -> None:
     _recipe_flags(parser, "", [name])
     given = parser.given()
     del given["recipe"]
-    scale = DEMO | (SHORT if name == "equal" else FEW)
-    recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
+    scale: dict[str, Any] = {"output_dir": "faap_outputs/demo", **(SHORT if name == "equal" else FEW)}
+    recipe = _train(name, given if given.get("resume") else scale | given, console)
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
         from faap.evaluation import detect, gap_with_error
@@ -151,9 +151,9 @@ def demo(parser: Parser, console: Console) -> None:
         split = faap.load_dataset("promenade", scenes=recipe.scenes).split("test")
         control = faap.load_detector(detector_dir("control"), resolve_device(recipe.device))
         gap = gap_with_error(split, detect(control, split))["AP"]
-        found = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f})"
-        said = f"The control (same detector, trained without the planted bias) has {found} on the same scenes"
-        console.print(f"{said}: that much is the pictures'.", highlight=False)
+        said = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f}) on the same scenes"
+        said = f"The control (same detector, trained without the planted bias) has {said}: that much is the pictures'."
+        console.print(said, highlight=False)
 
 
 def _data_flags(parser: Parser, *others: str) -> None:
@@ -205,6 +205,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     given = parser.given()
     from faap import distributed
     from faap.config import data_arguments
+    from faap.perturbation.storage import place_of
     from faap.report.measure import measure
 
     settings = _trained_with(given)
@@ -214,7 +215,9 @@ def evaluate(parser: Parser, console: Console) -> None:
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
+    run = Run(given["output_dir"])
+    how = {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
+    how["place"] = place_of(given["generator"])
     _conclude(measure(detector, generator, dataset, run, **how, move_aside=True, console=console), run, console)
 
 
@@ -289,7 +292,8 @@ def bench(parser: Parser, console: Console) -> None:
     path = Path(given.pop("json"))
     result = benchmark.bench(**given, console=console)
     console.print(benchmark.table(result))
-    console.print(str(benchmark.write(result, path)), highlight=False, markup=False)
+    written = write_text(path, json.dumps(result, indent=1) + "\n")
+    console.print(str(written), highlight=False, markup=False)
 
 
 def recipes(parser: Parser, console: Console) -> None:
