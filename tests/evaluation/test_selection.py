@@ -36,6 +36,7 @@ def row(epoch: int, f: float | None, m: float | None, *errors: float) -> dict[st
         # what has hardly begun is not worth it either, and comes after what helps
         ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.41, 0.50, 0.002, 0.002, 0.002)], 1, True),
         ([row(0, 0.401, 0.50, 0.002, 0.002, 0.002), row(1, 0.40, 0.45, 0.002, 0.002, 0.002)], 1, False),
+        ([row(0, 0.40, 0.50)], 0, False),
         # the earliest of equals, and numbers before none
         ([row(4, 0.45, 0.50), row(5, 0.45, 0.50)], 4, True),
         ([row(0, None, 0.50), row(1, 0.3, 0.45), row(2, float("nan"), 0.5)], 1, False),

@@ -375,3 +375,22 @@ def test_other_errors_keep_their_kind(make_trainer: MakeTrainer, monkeypatch: py
         monkeypatch.setattr(trainer, "step", lambda *_, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error), match=str(error.args[-1])):
             trainer.epoch(0, NullMonitor())
+
+
+@pytest.mark.parametrize("arch", ["light", "unet"])
+def test_muon_moves_every_matrix_but_the_one_that_comes_out_last(make_trainer: MakeTrainer, arch: str) -> None:
+    trainer = make_trainer("contrastive_1st", arch=arch, optimizer="muon", widths="8,8,8")
+    moved = {id(each) for alike in trainer.optimizer.matrices for each in alike}  # type: ignore[attr-defined]
+    assert trainer.objective.head is not None
+    named = [*trainer.generator.named_parameters(), *trainer.objective.head.named_parameters()]
+    left = [name for name, each in named if each.ndim > 1 and id(each) not in moved]
+    assert left == [next(name for name, each in named if each.shape[0] in (3, 51) and each.ndim == 4)]
+    assert not any(each.ndim < 2 and id(each) in moved for _, each in named)
+
+
+def test_a_state_of_another_optimizer_is_refused_by_its_name(make_trainer: MakeTrainer) -> None:
+    first = make_trainer("infonce_4th")
+    first.epoch(0, NullMonitor())
+    make_trainer("infonce_4th", optimizer="adam").load_state_dict(first.state_dict())
+    with pytest.raises(FaapError, match="state: trained with --optimizer adamw; muon cannot"):
+        make_trainer("infonce_4th", optimizer="muon").load_state_dict(first.state_dict())

@@ -113,9 +113,8 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
     groups = list(before)[:2]
-    return {
-        name: _change(*(gap(values, metric, *groups) for values in (before, after))) for name, metric in GAPS.items()
-    }
+    old, new = ({name: gap(values, metric, *groups) for name, metric in GAPS.items()} for values in (before, after))
+    return {name: _change(old[name], new[name]) for name in GAPS}
 
 
 def group_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, dict[str, Any]]]:

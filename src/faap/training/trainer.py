@@ -212,8 +212,9 @@ class Trainer:
                 hashes = f"SHA-256 {state[key][:12]}…, here {ours[key][:12]}…"
                 other = f"{place}: trained {trained} than {getattr(self.recipe, flag)} ({hashes})"
                 raise FaapError(f"{other}. Resume with the --{flag} of that training.")
-        if (then := state["recipe"].get("optimizer")) != self.recipe.optimizer:
-            raise FaapError(f"{place}: trained with --optimizer {then}; another cannot go on from what it kept.")
+        then, now = state["recipe"].get("optimizer"), self.recipe.optimizer
+        if then != now and "muon" in (then, now):  # Adam's kinds keep the same
+            raise FaapError(f"{place}: trained with --optimizer {then}; {now} cannot go on from what it kept.")
         for part in ("generator", "objective"):
             check_tensors(state[part], ours[part], f"{place}: {part}")
         trained = state.get("trained", state["generator"])  # unless it is an average
