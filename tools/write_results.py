@@ -201,7 +201,10 @@ def main() -> None:
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):
-        page.write_text(fill_in(page.read_text(encoding="utf-8"), SEEDS_MARK, table)[0], encoding="utf-8")
+        text, count = fill_in(page.read_text(encoding="utf-8"), SEEDS_MARK, table)
+        if count != 1:
+            raise SystemExit(f"{page} must have {SEEDS_MARK.strip()} … <!-- end --> once; it has it {count} times")
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def demo(parser: Parser, console: Console) -> None:
     given = parser.given()
     del given["recipe"]
     scale: dict[str, Any] = {"output_dir": "faap_outputs/demo", **(SHORT if name == "equal" else FEW)}
-    recipe = _train(name, given if given.get("resume") else scale | given, console)
+    recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
         from faap.evaluation import detect, gap_with_error

@@ -18,9 +18,9 @@ from faap.report.words import number
 from faap.runs import Run
 
 RULE = (
-    "Each run's epoch is chosen on the validation split: the smallest AP gap in size among the epochs that lower no "
-    "group's AP and make the gap smaller, each by more than its standard error; if there is none, the smallest sum of "
-    "gap and loss. The test split is read once, at the chosen epoch."
+    "Each run's epoch is chosen on the validation split: of those that lower no group's AP and make the gap smaller, "
+    "each by more than its standard error, and whose gap is within that error of the smallest, the one that finds the "
+    "worse group best; else the smallest sum of gap and loss. The test split is read once, at the chosen epoch."
 )
 # by which AP or AR may differ from device to device, for the same detector and images
 ROUNDING = 1e-3

@@ -12,9 +12,11 @@ NONE_WORTH_IT = (
 
 
 def best_epoch(log: Sequence[Row]) -> int:
-    """The epoch with the smallest validation AP gap among those that are worth deploying (`is_worth_deploying`).
+    """Choose an epoch by its validation AP: a small gap, and of small gaps the one at which the worse group fares best.
 
-    If none is, the one with the smallest sum of that gap and the most that a group's AP lies below its baseline beyond
+    Of those that are worth deploying (`is_worth_deploying`) it has the highest AP of the group that is found worse,
+    among all whose gap exceeds the smallest by no more than the standard error of its change: less is chance. If none
+    is worth deploying, it has the smallest sum of the gap and the most that a group's AP lies below its baseline beyond
     its standard error. Gaps count by their size; the earliest of equals wins; an epoch without numbers comes last.
 
     Args:
@@ -24,11 +26,13 @@ def best_epoch(log: Sequence[Row]) -> int:
         The value of "epoch" of the chosen line.
     """
 
-    def order(row: Row) -> tuple[bool, float, int]:
-        _, gap, loss = _judged(row)
-        return not is_worth_deploying(row), math.inf if math.isnan(gap + loss) else gap + loss, row["epoch"]
-
-    return order(min(log, key=order))[2]
+    worth = [row for row in log if is_worth_deploying(row)]
+    if worth:
+        least = min(_judged(row)[1] for row in worth)
+        alike = [row for row in worth if _judged(row)[1] <= least + _error(row, "gap")]
+        return -int(max((min(_aps(row, "perturbed").values()), -row["epoch"]) for row in alike)[1])
+    sums = [(sum(_judged(row)[1:]), row["epoch"]) for row in log]
+    return int(min((math.isnan(total), total, epoch) for total, epoch in sums)[2])
 
 
 def is_worth_deploying(row: Row) -> bool:
@@ -42,13 +46,17 @@ def is_worth_deploying(row: Row) -> bool:
 
 def _judged(row: Row) -> tuple[float, float, float]:
     """By how much the gap shrank beyond its error, its size, and the most that a group lost beyond its own."""
-    validation = row["validation"]
-    errors = validation.get("errors", {})
-    before, after = (
-        {group: math.nan if values["AP"] is None else values["AP"] for group, values in validation[name].items()}
-        for name in ("baseline", "perturbed")
-    )
-    losses = [before[group] - after[group] - (errors.get(group) or 0) for group in before]
+    before, after = _aps(row, "baseline"), _aps(row, "perturbed")
+    losses = [before[group] - after[group] - _error(row, group) for group in before]
     old, new = (abs(reference - anchor) for anchor, reference, *_ in (list(before.values()), list(after.values())))
     # nan, where a number is missing, is neither more nor less than anything
-    return old - new - (errors.get("gap") or 0), new, sum(losses) if math.isnan(sum(losses)) else max(0.0, *losses)
+    return old - new - _error(row, "gap"), new, sum(losses) if math.isnan(sum(losses)) else max(0.0, *losses)
+
+
+def _aps(row: Row, which: str) -> dict[str, float]:
+    values = {group: each["AP"] for group, each in row["validation"][which].items()}
+    return {group: math.nan if value is None else value for group, value in values.items()}
+
+
+def _error(row: Row, what: str) -> float:
+    return float(row["validation"].get("errors", {}).get(what) or 0)

@@ -82,11 +82,9 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
 
 def place_of(path: str | Path) -> Path:
     """Return where a generator lies: of "promenade", the run that left it, in the package; else the path itself."""
-    if str(path) != "promenade":
-        return Path(path)
     from faap.promenade import shipped_run
 
-    return shipped_run()
+    return shipped_run() if str(path) == "promenade" else Path(path)
 
 
 def load_folder(place: str | Path, epsilon: float | None = None, **hub: Any) -> Generator:
