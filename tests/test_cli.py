@@ -52,7 +52,8 @@ def test_demo_measures_the_control_beside_the_biased_detector(
     shown = " ".join(capsys.readouterr().out.split())
     assert "The control" in shown
     assert "success criteria" in shown
-    assert "the generator promenade on the same images (344,227 parameters, trained on" in shown
+    assert "the generator promenade on the same images (344,227 parameters, trained on 100,352 images in" in shown
+    assert "cost: 344,227 parameters, trained on 4 images in 0 min" in shown
     metrics = json.loads((tmp_path / "faap_outputs" / "demo" / "metrics.json").read_text())
     shipped = json.loads((shipped_run() / "metrics.json").read_text())
     assert list(metrics["beside"]) == ["promenade"]

@@ -128,7 +128,7 @@ def test_equal_is_the_detection_loss_alone() -> None:
     assert recipe.schedules()["epsilon"] == [0.1] * recipe.epochs
     assert recipe.no_object_weight == 0.3
     assert recipe.images_per_epoch % recipe.batch_size == 0  # no smaller batch at the end
-    assert recipe.epochs * recipe.images_per_epoch == 301_056
+    assert recipe.epochs * recipe.images_per_epoch == 100_352
 
 
 def test_the_defaults_are_those_of_infonce_4th_on_the_embedded_benchmark() -> None:

@@ -58,7 +58,7 @@ def main() -> None:
         replace(recipe, output_dir="").save(made.config)
         detector, dataset = faap.load_detector(recipe.detr_checkpoint), faap.load_dataset(**recipe.data())
         warnings = [each for each in best.read_metrics()["warnings"] if each == NONE_WORTH_IT]
-        metrics = measure(detector, faap.load_generator(made.path), dataset, made, place=made.path, warnings=warnings)
+        metrics = measure(detector, faap.load_generator(made.path), dataset, made, warnings=warnings)
         metrics["provenance"]["dataset"] = recipe.dataset_root  # not where it lies on this machine
         made.write_metrics(metrics)
         split = dataset.split("test")

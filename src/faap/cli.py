@@ -19,7 +19,7 @@ from faap.errors import FaapError, nearest
 from faap.files import write_text
 from faap.process import outcome
 from faap.recipes import find, recipe_names
-from faap.runs import Run
+from faap.runs import Run, cost_of
 from faap.settings import SECTIONS
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ def evaluate(parser: Parser, console: Console) -> None:
     given = parser.given()
     from faap import distributed
     from faap.config import data_arguments
-    from faap.perturbation.storage import place_of
     from faap.report.measure import measure
 
     settings = _trained_with(given)
@@ -215,9 +214,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    run = Run(given["output_dir"])
-    how = {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
-    how["place"] = place_of(given["generator"])
+    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
     _conclude(measure(detector, generator, dataset, run, **how, move_aside=True, console=console), run, console)
 
 
@@ -321,9 +318,11 @@ COMMANDS: dict[str, Command] = {each.__name__: each for each in (train, demo, ch
 
 def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
     from faap.report import summary
+    from faap.report.words import cost
 
     console.print(summary(metrics))
-    console.print(f"metrics: {run.metrics}\nreport:  {run.report}", highlight=False, markup=False)
+    places = f"metrics: {run.metrics}\nreport:  {run.report}"
+    console.print(f"cost:    {cost(metrics | cost_of(run.path))}\n{places}", highlight=False, markup=False)
 
 
 def _usage() -> str:

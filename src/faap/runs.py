@@ -148,15 +148,8 @@ class Run:
 
 
 def cost_of(place: Path) -> dict[str, Any]:
-    """Return what the training took that left a generator: "training" {images, seconds}; nothing where no log says it.
-
-    Args:
-        place: the run's folder, or what lies in it; of an epoch's checkpoint the training up to there counts.
-    """
-    run = Run.of(place) if place.exists() else None
-    rows = run.read_log() if run else []
-    if run and (epochs := [epoch for epoch in run.epochs() if run.checkpoint(epoch).name == place.name]):
-        rows = [row for row in rows if row["epoch"] <= epochs[0]]
+    """Return what the training took that lies in a folder: "training" {images, seconds}; nothing if it has no log."""
+    rows = Run(place).read_log()
     return {"training": {name: sum(row[name] for row in rows) for name in ("images", "seconds")}} if rows else {}
 
 

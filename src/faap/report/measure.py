@@ -32,7 +32,6 @@ def measure(
     move_aside: bool = False,
     warnings: Sequence[str] = (),
     beside: Sequence[str] = (),
-    place: Path | None = None,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -49,23 +48,21 @@ def measure(
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
         beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
-        place: where the generator comes from, if that may be a run, which says what its training took.
         num_workers: processes that load images.
         console: where to say that it was, and to show a bar.
 
     Returns:
-        The content of `metrics.json`: that of `evaluate`, "training" {images, seconds} where it is known, and "beside"
-        {name: the same of another generator}.
+        The content of `metrics.json`: that of `evaluate`, and "beside" {name: the same of another generator, with
+        "training" {images, seconds} where a run says it}.
     """
     run = run if isinstance(run, Run) else Run(run)
-    images, cost = measurable(detector, dataset, split), cost_of(place) if place else {}
+    images = measurable(detector, dataset, split)
     loading: Any = {"num_workers": num_workers, "console": console, "jpeg": jpeg}
     before = detect_baseline(detector, images, **loading)
     after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "jpeg": jpeg}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += warnings
-    metrics |= cost
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)
         found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)

@@ -19,7 +19,7 @@ from faap.evaluation import METRICS, Detections, best_epoch
 from faap.evaluation.matching import count_found
 from faap.files import write_text
 from faap.report import charts, words
-from faap.runs import Run
+from faap.runs import Run, cost_of
 
 SCORE_THRESHOLD = 0.5
 MAX_EXAMPLES = 6
@@ -84,7 +84,13 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     shown = examples[:MAX_EXAMPLES]
     # the largest that keeps every perturbation between black and white
     factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
-    about: dict[str, Any] = {"metrics": metrics, "log": log, "chosen": chosen, "config": config, "drawn": drawn}
+    about: dict[str, Any] = {
+        "metrics": metrics | cost_of(run.path),
+        "log": log,
+        "chosen": chosen,
+        "config": config,
+        "drawn": drawn,
+    }
     about |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
     return write_text(run.report, render("report.html", **about))
 
