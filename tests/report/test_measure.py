@@ -79,7 +79,7 @@ def test_a_generator_beside_it_is_measured_on_the_same_images(detector, generato
     assert run.read_metrics()["beside"][str(place.path)]["gap"] == alone["gap"]
     page = run.report.read_text()
     numbers = [alone["gap"]["AP"]["perturbed"], *(alone["perturbed"][group]["AP"] for group in ("female", "male"))]
-    for text in ("Beside it", "1,280 images", *(words.number(each) for each in numbers)):
+    for text in ("Beside it", "1,280", *(words.number(each) for each in numbers)):
         assert text in page
 
 
