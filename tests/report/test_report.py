@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import io
 import json
 import re
@@ -322,3 +323,13 @@ def test_a_broken_log_or_configuration_is_one_error(tmp_path, metrics, log, writ
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(FaapError, match=r"config\.yaml"):
             write_report(tmp_path)
+
+
+def test_a_crowd_is_not_counted_among_those_to_be_found(tmp_path, metrics, example, write_run):
+    shown = example("female", seed=0)
+    crowd = shown.record.crowd.copy()
+    crowd[0] = True
+    crowded = dataclasses.replace(shown, record=dataclasses.replace(shown.record, crowd=crowd))
+    page = read(write_report(write_run(tmp_path, metrics()), [crowded]))
+    assert f"of {len(crowd) - 1} found (IoU of .50)" in page.words
+    assert f"of {len(crowd)} found" not in page.words

@@ -349,3 +349,10 @@ def test_precision_is_said_to_faap(recipe: Recipe, monkeypatch: pytest.MonkeyPat
         FaapError, match=r"accelerate .* precision fp16, and the recipe's is no: say it with --precision"
     ):
         train(recipe, console=QUIET)
+
+
+def test_a_generator_that_cannot_be_measured_beside_is_said_before_the_training(recipe: Recipe, tmp_path: Path) -> None:
+    run = tmp_path / "early"
+    with pytest.raises(FaapError, match="nowhere"):
+        train(replace(recipe, output_dir=str(run)), beside=[str(tmp_path / "nowhere.pth")], console=QUIET)
+    assert not run.exists()
