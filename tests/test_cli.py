@@ -159,8 +159,8 @@ RECIPE_FLAGS = """
     --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
     --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --memory
     --no_object_weight --num_workers
-    --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resume
-    --scenes --score_alpha --score_top_k --score_weighting --seed --skip_bad --temperature --terms --train_edges
+    --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resize --resume
+    --scenes --score_alpha --score_top_k --score_weighting --seed --shift --skip_bad --temperature --terms --train_edges
     --wass_scores --weight_decay --widths
 """
 FLAGS = {

@@ -72,7 +72,7 @@ def test_the_sections_have_the_fields_that_other_rooms_take_them_for() -> None:
     assert {"beta", "epsilon_start", "lr_g"} < set(fields_of("schedule"))
     assert {"terms", "head", "temperature", "lambda_wass"} < set(fields_of("objective"))
     everything = fields_of(*SECTIONS)
-    assert len(everything) == len(set(everything)) == len(fields(Recipe)) == 74
+    assert len(everything) == len(set(everything)) == len(fields(Recipe)) == 76
     assert list(Recipe().to_dict()) == list(everything)
     assert Recipe(annotations="a", anchor_group="f", dataset_root="d").data() == {
         "root": "d", "anchor": "f", "reference": "male", "annotations": "a", "images_dir": "", "group_field": "",

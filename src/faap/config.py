@@ -82,6 +82,8 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
     jpeg: tuple[int, ...] = _training((), "qualities of JPEG that images go through, or none", low=1, high=100)
+    shift: int = _training(0, "pixels by which half of the images are shifted at most, on the way", low=0, high=100)
+    resize: float = _training(0.0, "share by which these are resized at most, on the way", low=0, high=0.5)
     precision: str = _training("no", "mixed precision: no, or bf16", choices=("no", "bf16"))
     graph: bool = _training(False, "on a GPU, record steps whose shapes repeat as CUDA graphs")
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from faap.data import Batch
 from faap.data.targets import Targets
+from faap.perturbation.jitter import draw
+from faap.perturbation.way import Way
 from faap.training import graph
 from faap.training.graph import WARM_UP, Recorded
 
@@ -32,13 +34,13 @@ class Replay:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
     done: list[str] = []
 
-    def step(batch: Batch, drawn: Any, qualities: Any, schedule: Any) -> dict[str, Tensor]:
+    def step(batch: Batch, way: Way, schedule: Any) -> dict[str, Tensor]:
         done.append("step")
         return {"total": batch.images.float().mean(), "n_f": torch.tensor(float(len(batch.images)))}
 
     def aside(self: Recorded, batch: Batch, schedule: Any) -> dict[str, Tensor]:
         done.append("aside")
-        return step(batch, None, (), schedule)
+        return step(batch, Way(), schedule)
 
     def record(self: Recorded, batch: Batch, schedule: Any) -> Any:
         done.append("record")
@@ -46,7 +48,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
 
         def again() -> None:
             done.append("replay")
-            row.copy_(torch.stack(list(step(inputs, None, (), schedule).values())))
+            row.copy_(torch.stack(list(step(inputs, Way(), schedule).values())))
 
         return Replay(again), inputs, ["total", "n_f"], row
 
@@ -59,7 +61,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
 
 def test_a_kind_is_made_plainly_then_recorded_once_and_replayed_with_each_batch(recorded: Any) -> None:
     make, done = recorded
-    seen = [make(batch(value), None, (), CONSTANT) for value in range(6)]
+    seen = [make(batch(value), Way(), CONSTANT) for value in range(6)]
     assert done == ["aside", "step"] * WARM_UP + ["record"] + ["replay", "step"] * 3
     assert [float(each["total"]) for each in seen] == [0, 1, 2, 3, 4, 5]  # kept apart, though one tensor is written
     assert float(seen[-1]["n_f"]) == 4
@@ -68,32 +70,33 @@ def test_a_kind_is_made_plainly_then_recorded_once_and_replayed_with_each_batch(
 def test_other_shapes_are_another_kind_and_another_rate_is_not(recorded: Any) -> None:
     make, done = recorded
     for value in range(WARM_UP + 1):
-        make(batch(value), None, (), CONSTANT | {"learning_rate": value})
+        make(batch(value), Way(), CONSTANT | {"learning_rate": value})
     assert done.count("record") == 1
     for other in (batch(1, size=2), batch(1, people=1)):
-        make(other, None, (), CONSTANT)
+        make(other, Way(), CONSTANT)
     assert done.count("record") == 1
     assert len(make.kinds) == 3
-    make(batch(9), None, (), CONSTANT)
+    make(batch(9), Way(), CONSTANT)
     assert done[-2:] == ["replay", "step"]
-    make(batch(9), None, (), CONSTANT | {"epsilon": 0.2})  # a number that a recording would keep
+    make(batch(9), Way(), CONSTANT | {"epsilon": 0.2})  # a number that a recording would keep
     assert done[-2:] == ["aside", "step"]
     assert len(make.kinds) == 1
 
 
 @pytest.mark.parametrize(
-    ("changed", "drawn", "qualities"),
+    ("changed", "way"),
     [
-        ({}, object(), ()),
-        ({}, None, [0, 75]),
-        ({"pixel_mask": torch.ones(4, 8, 8, dtype=torch.bool)}, None, ()),
-        ({"targets": batch(0, people=4).targets}, None, ()),
+        ({}, Way(colours=draw("weak", [(0, 0, 0)]))),
+        ({}, Way([0, 75])),
+        ({}, Way([0, 0], moves=torch.ones(4, 5))),
+        ({"pixel_mask": torch.ones(4, 8, 8, dtype=torch.bool)}, Way()),
+        ({"targets": batch(0, people=4).targets}, Way([0, 0])),
     ],
 )
-def test_what_is_drawn_or_padded_is_made_plainly(recorded: Any, changed: Any, drawn: Any, qualities: Any) -> None:
+def test_what_is_drawn_or_padded_is_made_plainly(recorded: Any, changed: Any, way: Way) -> None:
     make, done = recorded
     for value in range(WARM_UP + 2):
-        make(replace(batch(value), **changed), drawn, qualities, CONSTANT)
+        make(replace(batch(value), **changed), way, CONSTANT)
     assert set(done) == {"step"}
 
 
@@ -105,6 +108,6 @@ def test_what_cannot_be_recorded_is_made_plainly_for_good(recorded: Any, monkeyp
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(Recorded, "_record", fails)
-    seen = [make(batch(value), None, (), CONSTANT) for value in range(6)]
+    seen = [make(batch(value), Way(), CONSTANT) for value in range(6)]
     assert done[2 * WARM_UP :] == ["record", "back here", "step", "step", "step"]
     assert [float(each["total"]) for each in seen] == [0, 1, 2, 3, 4, 5]

@@ -17,6 +17,8 @@ from torch.utils.data import get_worker_info
 from faap.config import recipe_names
 from faap.data import FaapImages, load
 from faap.errors import FaapError
+from faap.perturbation.jpeg import code
+from faap.perturbation.moves import move, move_targets
 from faap.training import Trainer
 from faap.training.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from faap.training.monitor import NullMonitor
@@ -32,6 +34,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("contrastive_1st", {"optimizer": "muon"}),
     ("equal", {"head": "plain"}),  # weights that no gradient reaches
     ("infonce_4th", {"ema": 0.9}),
+    ("equal", {"shift": 3, "resize": 0.1, "jpeg": "75", "aug_strength": "weak"}),
     ("moco_4th", {"ema": 0.5, "arch": "unet", "widths": "8,8,8"}),
 ]
 MUTANTS = 30
@@ -127,6 +130,39 @@ def test_the_average_is_the_mean_of_the_weights_after_each_step(make_trainer: Ma
         torch.testing.assert_close(kept[name], value)
     assert any(not torch.equal(kept[name], trained[name]) for name in kept)
     assert trainer.state_dict()["generator"].keys() == kept.keys()
+
+
+def test_what_is_moved_is_looked_for_where_it_went(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector sees the moved image, its loss the moved boxes; a perturbation is measured where it is made."""
+    trainer = make_trainer("equal", shift=20, resize=0.3, images_per_epoch=8, batch_size=8, jpeg="75")
+    (batch,) = load(trainer.images, trainer.batches, batch_size=8, num_workers=0, device=trainer.device)
+    schedule = {name: values[0] for name, values in trainer.schedules.items()}
+    fed, way = trainer.feed(batch, 0)
+    assert way.moves is not None
+    stayed = [row[:3].tolist() == [1, 0, 0] for row in way.moves]
+    assert 0 < sum(stayed) < 8
+    for still, before, after in zip(stayed, batch.targets, fed.targets, strict=True):
+        kept = before["boxes"].shape == after["boxes"].shape and torch.allclose(before["boxes"], after["boxes"])
+        assert kept is still
+    assert_same(vars(fed.targets), vars(move_targets(batch.targets, way.moves)))
+    seen: dict[str, Any] = {}
+    matched, arrives = trainer.detector.match_all_layers, trainer.detector.adapt
+
+    def match(out: Any, targets: Any) -> Any:
+        seen["targets"] = targets
+        return matched(out, targets)
+
+    def adapt(images: torch.Tensor, mask: Any) -> Any:
+        seen["images"] = images.detach()
+        return arrives(images, mask)
+
+    perturbed = trainer.generator.perturb(batch.pixel_values).detach()
+    monkeypatch.setattr(trainer.detector, "match_all_layers", match)
+    monkeypatch.setattr(trainer.detector, "adapt", adapt)
+    numbers = trainer.step(fed, way, schedule)
+    assert seen["targets"] is fed.targets
+    torch.testing.assert_close(seen["images"], move(code(perturbed, way.qualities), way.moves))
+    assert float(numbers["delta_linf"]) <= trainer.generator.epsilon + 1e-6
 
 
 def test_without_an_average_what_is_trained_is_kept(make_trainer: MakeTrainer) -> None:

@@ -98,7 +98,9 @@ def test_a_step_waits_for_nothing(on_meta: Callable[..., Watch], name: str) -> N
     assert not watch.waits
 
 
-@pytest.mark.parametrize("changes", [{"aug_strength": "strong"}, {"arch": "unet"}, {"wass_scores": "matched"}])
+@pytest.mark.parametrize(
+    "changes", [{"aug_strength": "strong"}, {"arch": "unet"}, {"wass_scores": "matched"}, {"shift": 3, "resize": 0.1}]
+)
 def test_nor_with_other_settings(on_meta: Callable[..., Watch], changes: dict[str, Any]) -> None:
     assert not on_meta("infonce_4th", **changes).waits
 

@@ -1,12 +1,13 @@
 """A GPU's steps, recorded once and replayed: where models are small, telling the GPU each operation takes longest."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from faap.data import Batch
+from faap.perturbation.way import Way
 
 # steps of a kind that are made plainly first, so that all that is made once is there
 WARM_UP = 3
@@ -30,16 +31,16 @@ class Recorded:
         self.failed = False
         self.pool: Any = None
 
-    def __call__(self, batch: Batch, drawn: Any, qualities: Sequence[int], schedule: Mapping[str, float]) -> Seen:
+    def __call__(self, batch: Batch, way: Way, schedule: Mapping[str, float]) -> Seen:
         """Make one step; see `Trainer.step`."""
         constant = tuple((name, value) for name, value in schedule.items() if name != "learning_rate")
         kind = (constant, batch.images.shape, batch.targets.labels.shape, batch.groups)
         if constant not in (known[0] for known in self.kinds):
             self.kinds.clear()  # schedules do not come back, and recordings are large
         made = self.kinds.setdefault(kind, 0)
-        other = drawn is not None or any(qualities) or batch.pixel_mask is not None
+        other = not way.is_plain or batch.pixel_mask is not None
         if other or self.failed or batch.targets.labels.shape[1] > self.most:
-            return self.step(batch, drawn, qualities, schedule)
+            return self.step(batch, way, schedule)
         if isinstance(made, int) and made < WARM_UP:
             self.kinds[kind] += 1
             return self._aside(batch, schedule)
@@ -53,7 +54,7 @@ class Recorded:
                 torch.cuda.set_stream(here)  # torch stays on the recording's otherwise
                 self.failed = True
                 self.kinds.clear()
-                return self.step(batch, None, qualities, schedule)
+                return self.step(batch, way, schedule)
         graph, inputs, names, row = made
         for mine, theirs in zip(inputs.tensors(), batch.tensors(), strict=True):
             mine.copy_(theirs, non_blocking=True)
@@ -65,7 +66,7 @@ class Recorded:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
-            seen = self.step(batch, None, (), schedule)
+            seen = self.step(batch, Way(), schedule)
         here.wait_stream(aside)
         return seen
 
@@ -75,6 +76,6 @@ class Recorded:
         # recordings are replayed one at a time and share their memory; a thread that pins batches may go on meanwhile
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            seen = self.step(inputs, None, (), schedule)
+            seen = self.step(inputs, Way(), schedule)
             row = torch.stack([value.float() for value in seen.values()])
         return graph, inputs, list(seen), row

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,8 @@ from faap.detectors import FrozenDetector
 from faap.detectors.set_loss import FEW
 from faap.errors import FaapError
 from faap.perturbation import build_generator
-from faap.perturbation.jitter import Drawn, apply, draw
-from faap.perturbation.jpeg import code, draw_qualities
+from faap.perturbation.moves import move_targets
+from faap.perturbation.way import Way
 from faap.training.checkpoints import adam_state, check_state, check_tensors
 from faap.training.graph import Recorded
 from faap.training.monitor import NullMonitor
@@ -121,15 +122,15 @@ class Trainer:
         means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
         return {"epoch": epoch, "images": images, "train": means, "losses": self.objective.losses, "schedule": schedule}
 
-    def feed(self, batch: Batch, epoch: int) -> tuple[Batch, Drawn | None, list[int]]:
-        """Bring a batch to the device, and draw for its images: jitter, and qualities of JPEG."""
+    def feed(self, batch: Batch, epoch: int) -> tuple[Batch, Way]:
+        """Bring a batch to the device, and draw what happens to its images on their way to the detector."""
         seeds = [(self.recipe.seed, epoch, image) for image in batch.image_ids.tolist()]
-        drawn, qualities = draw(self.recipe.aug_strength, seeds), draw_qualities(self.recipe.jpeg, seeds)
-        return batch.to(self.device), None if drawn is None else drawn.to(self.device), qualities
+        way = Way.drawn(self.recipe, seeds, batch.valid)
+        if way.moves is not None:
+            batch = replace(batch, targets=move_targets(batch.targets, way.moves))
+        return batch.to(self.device), way.to(self.device)
 
-    def step(
-        self, batch: Batch, drawn: Drawn | None, qualities: Sequence[int], schedule: Mapping[str, float]
-    ) -> dict[str, Tensor]:
+    def step(self, batch: Batch, way: Way, schedule: Mapping[str, float]) -> dict[str, Tensor]:
         """Make one optimizer step with this process's images of a batch; return every monitored number.
 
         Nothing here looks at a number on the device, or brings one there: the next step is prepared meanwhile.
@@ -140,10 +141,9 @@ class Trainer:
             with record_function("perturb"):
                 perturbed = self.generator.perturb(pixels, mask)
             with record_function("augment"):
-                coded = code(perturbed, qualities, mask)
-                augmented = coded if drawn is None else apply(coded, drawn, mask)
+                arrived = way.apply(perturbed, mask)
             with record_function("detect"):
-                out = self.detector(*self.detector.adapt(augmented, mask))
+                out = self.detector(*self.detector.adapt(arrived, mask))
         with record_function("loss"):
             out, targets, groups, matches = whole_batch(self.detector, out, batch, self.recipe.anchor_group)
             seen: dict[str, Tensor]
