@@ -84,28 +84,32 @@ def test_evaluate_through_jpeg_and_with_another_bound(places: list[str], tmp_pat
     found = []
     for name, flags in (
         ("plain", []),
-        ("jpeg", ["--jpeg", "75"]),
+        ("jpeg", ["--jpeg", "5", "--resize", "0.3"]),
         ("bound", ["--epsilon", "0.05", "--num_workers", "1"]),
     ):
         command = ["evaluate", str(tmp_path / "generator"), *places, "--output_dir", str(tmp_path / name)]
         assert cli.main([*command, *flags]) == 0
         found.append(json.loads((tmp_path / name / "metrics.json").read_text()))
     plain, jpeg, bound = found
-    assert [each["perturbation"]["jpeg"] for each in found] == [None, 75, None]
+    assert [each["perturbation"]["jpeg"] for each in found] == [None, 5, None]
     assert [each["perturbation"]["epsilon"] for each in found] == [0.1, 0.1, 0.05]
     assert jpeg["baseline"] != plain["baseline"] == bound["baseline"]  # without the generator, too, it is a file
-    said = "images come as JPEG files, with and without it, of quality</td><td>75</td>"
+    assert [each["perturbation"]["resize"] for each in found] == [None, 0.3, None]
+    said = "come to the detector as JPEG of quality 5, resized by 0.3 and back."
     pages = [(tmp_path / name / "report.html").read_text() for name in ("jpeg", "plain")]
     assert [said in page for page in pages] == [True, False]
     assert bound["perturbation"]["linf_normalised"] < plain["perturbation"]["linf_normalised"]
 
 
-@pytest.mark.parametrize("quality", ["0", "101", "high"])
-def test_a_quality_that_is_none(places: list[str], tmp_path: Path, quality: str, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("jpeg", "0"), ("jpeg", "101"), ("jpeg", "high"), ("resize", "0"), ("resize", "nan"), ("shift", "-1")],
+)
+def test_what_cannot_be_done_to_images(places: list[str], tmp_path: Path, flag: str, value: str, capsys: Any) -> None:
     save_generator(build_generator(), tmp_path / "generator")
     command = ["evaluate", str(tmp_path / "generator"), *places, "--output_dir", str(tmp_path / "out")]
-    assert cli.main([*command, "--jpeg", quality]) == 2
-    assert "jpeg" in capsys.readouterr().err
+    assert cli.main([*command, f"--{flag}={value}"]) == 2
+    assert flag in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -169,7 +173,8 @@ FLAGS = {
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
     "evaluate": """
         --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --epsilon --group_csv
-        --group_field --images_dir --jpeg --num_workers --output_dir --reference_group --scenes --skip_bad --split
+        --group_field --images_dir --jpeg --num_workers --output_dir --reference_group --resize --scenes --shift
+        --skip_bad --split
     """,
     "check": """
         --anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes

@@ -196,6 +196,8 @@ def evaluate(parser: Parser, console: Console) -> None:
     here, kept = "faap_outputs/evaluate", "gets metrics.json and report.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="as JPEG files of this quality, 1 to 100")
+    parser.add_argument("--resize", type=float, metavar="X", help="resized by this factor, and back")
+    parser.add_argument("--shift", type=_count, metavar="N", help="shifted by so many pixels to the right and down")
     parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
     parser.add_argument(
         "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
@@ -205,17 +207,19 @@ def evaluate(parser: Parser, console: Console) -> None:
     given = parser.given()
     from faap import distributed
     from faap.config import data_arguments
+    from faap.evaluation.arrival import Arrival
     from faap.report.measure import measure
 
-    settings = _trained_with(given)
+    settings, arrival = _trained_with(given), Arrival(given["jpeg"], given["resize"], given["shift"])
     device = distributed.resolve_device(given["device"])
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
     detector = faap.load_detector(settings["detr_checkpoint"], device)
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "jpeg", "num_workers")}
-    _conclude(measure(detector, generator, dataset, run, **how, move_aside=True, console=console), run, console)
+    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "num_workers")}
+    how |= {"arrival": arrival, "move_aside": True, "console": console}
+    _conclude(measure(detector, generator, dataset, run, **how), run, console)
 
 
 def _trained_with(given: dict[str, Any]) -> dict[str, Any]:

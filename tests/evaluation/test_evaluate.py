@@ -193,8 +193,9 @@ def test_metrics_json(dataset):
     changes = [after["male"]["AP"] - before["male"]["AP"] for before, after in [drawn]]
     assert result["success"]["reference_ap"]["ci95"] == pytest.approx(np.percentile(changes[0][1:], [2.5, 97.5]))
     assert result["detector_sha256"] == detector.tensors_sha256()
-    assert list(result["perturbation"]) == ["epsilon", "jpeg", "linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     perturbation = result["perturbation"]
+    assert list(perturbation)[:4] == ["epsilon", "jpeg", "resize", "shift"]
+    assert list(perturbation)[4:] == ["linf_normalised", "linf_pixels", "psnr_db", "ssim"]
     assert perturbation["epsilon"] == 0.1
     assert perturbation["linf_normalised"] == pytest.approx(0.08, abs=1e-6)
     assert perturbation["linf_pixels"] == pytest.approx(5, abs=1e-3)

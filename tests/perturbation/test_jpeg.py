@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from faap.data.images import denormalise, normalise
-from faap.evaluation.detections import as_jpeg
+from faap.evaluation.arrival import Arrival
 from faap.perturbation.jpeg import code, draw_qualities
 from faap.promenade import compose
 
@@ -74,7 +74,7 @@ def test_measured_is_what_pillow_makes_of_the_image_without_its_padding(scenes: 
     pixels = scenes.clone()
     pixels[1, :, 100:] = 0
     valid = torch.tensor([[128, 160], [100, 160], [128, 160], [128, 160]])
-    found = as_jpeg(pixels, valid, 75)
+    found = Arrival(jpeg=75).apply(pixels, valid)
     torch.testing.assert_close(found[[0, 2, 3]], through_files(scenes, 75)[[0, 2, 3]])
     torch.testing.assert_close(found[1, :, :100], through_files(scenes[1:2, :, :100], 75)[0])
     assert (found[1, :, 100:] == 0).all()

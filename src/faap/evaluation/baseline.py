@@ -14,6 +14,7 @@ import transformers
 from faap import distributed
 from faap.data import Split
 from faap.detectors import FrozenDetector
+from faap.evaluation.arrival import AS_MADE
 from faap.evaluation.detections import Detections, detect
 from faap.files import atomic_write, cache_dir
 
@@ -28,7 +29,7 @@ def detect_baseline(
     Raises:
         FaapError: as `detect`.
     """
-    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size, options.get("jpeg")))
+    path, found = distributed.main_only(lambda: _look_up(detector, split, batch_size, options.get("arrival", AS_MADE)))
     if found is None:
         found = detect(detector, split, batch_size=batch_size, **options)
         if path is not None and distributed.rank() == 0:
@@ -36,7 +37,7 @@ def detect_baseline(
     return found
 
 
-def _look_up(detector: FrozenDetector, split: Split, *how: int | None) -> tuple[Path | None, list[Detections] | None]:
+def _look_up(detector: FrozenDetector, split: Split, *how: object) -> tuple[Path | None, list[Detections] | None]:
     """Return where the detections are kept, if they can be, and the detections, if they are there."""
     if not type(detector).__module__.startswith("faap.detectors."):
         return None, None
@@ -54,12 +55,12 @@ def _look_up(detector: FrozenDetector, split: Split, *how: int | None) -> tuple[
         return path, None
 
 
-def _key(detector: FrozenDetector, split: Split, how: Sequence[int | None]) -> str:
+def _key(detector: FrozenDetector, split: Split, how: Sequence[object]) -> str:
     """Hash all that detections depend on: detector, annotations, images, device, and code, installed or under work."""
     device = next(detector.parameters()).device
     settings: Any = getattr(detector.model, "config", None)
     package = Path(__file__).parents[1]
-    sources = [*package.glob("data/*.py"), *package.glob("detectors/*.py"), package / "evaluation" / "detections.py"]
+    sources = [path for room in ("data", "detectors", "evaluation") for path in (package / room).glob("*.py")]
     parts = (
         detector.tensors_sha256(),
         # what a tensor does not tell: strides, heads, activations, how scores are read

@@ -1,6 +1,5 @@
 """Running a frozen detector over a split, with or without a generator in front."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,16 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
 from faap import distributed
-from faap.data import Batch, FaapImages, Split, denormalise, load, loading, normalise
+from faap.data import Batch, FaapImages, Split, denormalise, load, loading
 from faap.detectors import FrozenDetector
 from faap.detectors.base import RawDetections
-from faap.errors import FaapError
+from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.quality import image_quality
 from faap.perturbation import Generator, quantise
 
@@ -50,7 +48,7 @@ def detect(
     *,
     batch_size: int = 16,
     with_distance: bool = False,
-    jpeg: int | None = None,
+    arrival: Arrival = AS_MADE,
     images: FaapImages | None = None,
     num_workers: int = 0,
     console: Console | None = None,
@@ -65,7 +63,7 @@ def detect(
         generator: put in front of the detector, in evaluation mode; None for the baseline.
         batch_size: images at a time.
         with_distance: measure how far the generator changes the images, which takes a while.
-        jpeg: quality of the JPEG files, 1 to 100, in which the images come to the detector; None: as they are.
+        arrival: what is done to the images before the detector sees them.
         images: the split's for this detector, if there are any that have been read already.
         num_workers: processes that load images.
         console: where to show a bar.
@@ -76,8 +74,6 @@ def detect(
     Raises:
         FaapError: if an image cannot be read, or detector and data set share no category.
     """
-    if jpeg is not None and not 1 <= jpeg <= 100:
-        raise FaapError(f"jpeg is {jpeg}; it must be a quality from 1 to 100.")
     device = next(detector.parameters()).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
@@ -91,8 +87,6 @@ def detect(
     with loading(), Progress(console=console, transient=True, disable=not shown) as progress:
         for batch in progress.track((each.to(device) for each in loaded), len(batches), description=said):
             pixels, distances = batch.pixel_values, [dict[str, float]() for _ in batch.sizes]
-            if jpeg is not None and generator is None:
-                pixels = as_jpeg(pixels, batch.valid, jpeg)
             if generator is not None:
                 perturbed = perturb_as_deployed(generator, pixels, batch.pixel_mask)
                 rounded = quantise(perturbed)
@@ -100,9 +94,13 @@ def detect(
                     rounded = torch.where(batch.pixel_mask[:, None], rounded, perturbed)
                 if with_distance:
                     distances = _distances(batch, perturbed, rounded)
-                pixels = rounded if jpeg is None else as_jpeg(rounded, batch.valid, jpeg)
+                pixels = rounded
+            pixels = arrival.apply(pixels, batch.valid)
             found = detector.detections(detector(*detector.adapt(pixels, batch.pixel_mask)), batch.sizes)
-            for image_id, numbers, distance in zip(batch.image_ids.tolist(), _read(found), distances, strict=True):
+            shifts = (batch.sizes / batch.valid * (arrival.shift or 0)).flip(1).numpy()  # (B, 2) in pixels of the file
+            rows = zip(batch.image_ids.tolist(), _read(found), shifts, distances, strict=True)
+            for image_id, numbers, shift, distance in rows:
+                numbers[:, 2:4] -= shift
                 labels = numbers[:, 1].astype(np.int64)
                 known = np.isin(labels, list(category_of))
                 categories = np.array([category_of[label] for label in labels[known].tolist()], dtype=np.int64)
@@ -124,19 +122,6 @@ def perturb_as_deployed(generator: Generator, pixels: Tensor, mask: Tensor | Non
         return generator.eval().perturb(pixels, mask)
     finally:
         generator.train(mode)
-
-
-def as_jpeg(pixels: Tensor, valid: Tensor, quality: int) -> Tensor:
-    """Return images (B, 3, H, W), without their padding (B, 2), as Pillow reads them from JPEG files that it wrote."""
-    pixels = pixels.clone()
-    for image, (height, width) in zip(pixels, valid.tolist(), strict=True):
-        inside, file = image[:, :height, :width], io.BytesIO()
-        levels = denormalise(inside).mul(255).round().clamp(0, 255).to(torch.uint8)
-        Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(file, "JPEG", quality=quality)
-        with Image.open(file) as coded:
-            read = torch.from_numpy(np.array(coded)).permute(2, 0, 1)
-        inside.copy_(normalise(read.to(inside) / 255))
-    return pixels
 
 
 def _distances(batch: Batch, perturbed: Tensor, rounded: Tensor) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
+from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, gap_changes, group_changes, replicate
 from faap.evaluation.criteria import success_criteria, warnings_about
@@ -39,7 +40,7 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     absolute: bool = False,
-    jpeg: int | None = None,
+    arrival: Arrival = AS_MADE,
     baseline: Sequence[Detections] | None = None,
     perturbed: Sequence[Detections] | None = None,
 ) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def evaluate(
         bootstrap: replicates for intervals, p-values and verdicts; 0 for none.
         seed: of the bootstrap, 0 or more.
         absolute: hold the result against the original study's numbers instead of shares of the baseline.
-        jpeg: quality of the JPEG files in which images come to the detector, with and without the generator.
+        arrival: what is done to the images before the detector sees them, with and without the generator.
         baseline: the detector's detections without the generator, if they are known.
         perturbed: those with the generator, if they are known, and how far it moved the images, if that is.
 
@@ -71,10 +72,10 @@ def evaluate(
     """
     images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
     if baseline is None:
-        baseline = detect_baseline(detector, images, batch_size=batch_size, jpeg=jpeg)
+        baseline = detect_baseline(detector, images, batch_size=batch_size, arrival=arrival)
     before = group_metrics(images, baseline)
     if perturbed is None:
-        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, jpeg=jpeg)
+        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, arrival=arrival)
     after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
     categories, left_out = comparable_categories(images)
@@ -84,6 +85,6 @@ def evaluate(
     result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn), "changes": group_changes(*drawn)}
     result["success"] = success_criteria(before, after, drawn, absolute=absolute)
     result["warnings"] = warnings_about(before, after, absolute=absolute)
-    result["perturbation"] = {"epsilon": generator.epsilon, "jpeg": jpeg, **mean_distance(perturbed)}
+    result["perturbation"] = {"epsilon": generator.epsilon, **vars(arrival), **mean_distance(perturbed)}
     result["provenance"] = provenance(detector, generator, dataset, split)
     return without_nan(result | {"detector_sha256": detector.tensors_sha256()})

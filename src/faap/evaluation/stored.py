@@ -11,7 +11,7 @@ _GAP["perturbed_ci95?"] = _INTERVAL
 _CRITERION = {"value": _NUMBER, "target": _NUMBER, "met": (bool, None), "ci95?": _INTERVAL}
 
 _DISTANCE = dict.fromkeys(("epsilon", "linf_normalised", "linf_pixels", "psnr_db", "ssim"), _NUMBER)
-_DISTANCE["jpeg?"] = _NUMBER
+_DISTANCE |= dict.fromkeys(("jpeg?", "resize?", "shift?"), _NUMBER)
 _SOURCE: dict[str, Any] = {"dataset": str, "split_sha256": str, "versions": {str: str}, "date": str}
 _SOURCE["detector"] = dict.fromkeys(("name", "file_sha256", "tensors_sha256"), str)
 _SOURCE["generator"] = {"arch": str, "epsilon": float, "sha256": str, "parameters?": int}

@@ -1,6 +1,7 @@
 """Measuring a generator on one split: `metrics.json` and the report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
-from faap.evaluation.detections import as_jpeg, perturb_as_deployed
+from faap.evaluation.arrival import AS_MADE, Arrival
+from faap.evaluation.detections import perturb_as_deployed
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.matching import count_found
 from faap.perturbation import Generator, load_generator, quantise
@@ -28,7 +30,7 @@ def measure(
     *,
     split: str = "test",
     absolute: bool = False,
-    jpeg: int | None = None,
+    arrival: Arrival = AS_MADE,
     move_aside: bool = False,
     warnings: Sequence[str] = (),
     beside: Sequence[str] = (),
@@ -44,7 +46,7 @@ def measure(
         run: the folder; it is made if it is not there.
         split: its name.
         absolute: judge by the study's absolute targets instead of the relative ones.
-        jpeg: quality of the JPEG files in which images come to the detector, with and without the generator.
+        arrival: what is done to the images before the detector sees them, with and without the generator.
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
         beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
@@ -57,10 +59,10 @@ def measure(
     """
     run = run if isinstance(run, Run) else Run(run)
     images = measurable(detector, dataset, split)
-    loading: Any = {"num_workers": num_workers, "console": console, "jpeg": jpeg}
+    loading: Any = {"num_workers": num_workers, "console": console, "arrival": arrival}
     before = detect_baseline(detector, images, **loading)
     after = detect(detector, images, generator, with_distance=True, **loading)
-    found: Any = {"baseline": before, "perturbed": after, "jpeg": jpeg}
+    found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += warnings
     for name in beside:
@@ -72,7 +74,7 @@ def measure(
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
         run.write_metrics(metrics)
-        write_report(run, examples_of(detector, generator, images, before, after, jpeg))
+        write_report(run, examples_of(detector, generator, images, before, after, arrival))
     return metrics
 
 
@@ -82,7 +84,7 @@ def examples_of(
     split: Split,
     before: Sequence[Detections],
     after: Sequence[Detections],
-    jpeg: int | None = None,
+    arrival: Arrival = AS_MADE,
 ) -> list[Example]:
     """Pick a few images of both groups, with what was found in them before and after.
 
@@ -99,14 +101,13 @@ def examples_of(
         ranked = sorted(split.positions(group), key=lost)
         chosen += ranked[0], ranked[len(ranked) // 2], ranked[-1]
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
-    examples = []
+    examples, unshifted = [], replace(arrival, shift=None)  # as boxes are of the image where it was
     for i in dict.fromkeys(chosen):
         batch = collate([images[i]]).to(next(generator.parameters()).device)
         pixels = batch.pixel_values
         with torch.no_grad():
             perturbed = quantise(perturb_as_deployed(generator, pixels))
-            if jpeg is not None:
-                pixels, perturbed = (as_jpeg(each, batch.valid, jpeg) for each in (pixels, perturbed))
+        pixels, perturbed = (unshifted.apply(each, batch.valid) for each in (pixels, perturbed))
         examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))
     return examples
 

@@ -11,6 +11,8 @@ from faap.evaluation.gaps import difference
 # changes below this are shown as none, because four decimals are printed
 _VISIBLE = 5e-5
 
+# what was done to the images before the detector saw them
+_ARRIVAL = {"jpeg": "as JPEG of quality {}", "resize": "resized by {} and back", "shift": "shifted by {} pixels"}
 MARKS = {MET: "✓", NOT_MET: "✗", UNKNOWN: "?"}
 
 
@@ -58,8 +60,15 @@ def cost(metrics: Mapping[str, Any]) -> str:
 
 
 def measured_on(result: Mapping[str, Any]) -> str:
-    """The split of an evaluation or a comparison, with how many images of which group."""
-    return f"{result['split']} split ({', '.join(f'{n} {group}' for group, n in result['images'].items())} images)"
+    """The split of an evaluation or a comparison, with how many images of which group, and what was done to them."""
+    images = f"{', '.join(f'{n} {group}' for group, n in result['images'].items())} images"
+    return f"{result['split']} split ({', '.join(filter(None, (images, arrival(result))))})"
+
+
+def arrival(result: Mapping[str, Any]) -> str:
+    """What was done to the images before the detector saw them; empty for nothing."""
+    found = result.get("perturbation", {})
+    return ", ".join(text.format(found[key]) for key, text in _ARRIVAL.items() if found.get(key))
 
 
 def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str:
