@@ -20,9 +20,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from faap.evaluation import HEADLINE, t_interval
 from faap.promenade import shipped_run
 from faap.report import comparison_figures, words
+from faap.report.charts import ANCHOR_COLOUR, GAP_COLOUR, QUIET, REFERENCE_COLOUR, style
 from faap.runs import Run
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -41,6 +45,9 @@ HEADINGS = (
     "detector passes",
 )
 
+SURVIVAL = DOCS / "results" / "measured" / "survival.json"
+BOUNDS = {"ladder": "trained at it", "lower": "of ε .10, lowered afterwards"}
+
 
 def number(value: float, sign: bool = False) -> str:
     """A number without the nought before its point; unlike `words.number`, a signed zero keeps its sign."""
@@ -54,6 +61,20 @@ def spread(values: list[float]) -> str:
 
 def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+MEASURED = (
+    "",
+    "gap without it",
+    "gap that is left",
+    "closed",
+    "women's AP",
+    "change",
+    "men's AP",
+    "change",
+    "PSNR, dB",
+)
+MEASURED_HEAD = (row(*MEASURED), row("---", *["---:"] * 8))
 
 
 def test_table(comparison: dict[str, Any]) -> list[str]:
@@ -144,10 +165,6 @@ def seeds_table(seeds: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
         row("detector alone", *gaps, number(before["female"]["AP"]), "", number(before["male"]["AP"]), ""),
     ]
 
-    def within(value: float, bounds: list[float], sign: bool = False) -> str:
-        low, high = (number(each, sign=True) for each in bounds)
-        return f"{number(value, sign=sign)} ({low} to {high})"
-
     own = (within(control[name]["value"], control[name]["ci95"]) for name in ("AP", "AR"))
     lines.append(row("control: trained without the bias", *own, alone[0], "", alone[1], ""))
     for each in runs:
@@ -160,6 +177,69 @@ def seeds_table(seeds: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
         means += [spread([each["AP"][group]["perturbed"] for each in runs])]
         means += [number(fmean(each["AP"][group]["change"] for each in runs), sign=True)]
     return [*lines, row("mean ± standard deviation of the seeds", *means)] if len(runs) > 1 else lines
+
+
+def within(value: float, bounds: list[float], sign: bool = False) -> str:
+    """A number with its 95 % interval."""
+    low, high = (number(each, sign=True) for each in bounds)
+    return f"{number(value, sign=sign)} ({low} to {high})"
+
+
+def measured_row(name: str, measured: dict[str, Any]) -> str:
+    """What one measurement of a generator left; intervals are of the images."""
+    gap, changes = measured["gap"]["AP"], measured["changes"]
+    closed = f"{100 * (1 - abs(gap['perturbed']) / abs(gap['baseline'])):.0f} %"
+    cells = [number(gap["baseline"]), within(gap["perturbed"], gap["perturbed_ci95"]), closed]
+    for group in ("female", "male"):
+        moved = changes[group]["AP"]
+        cells += [number(moved["perturbed"]), within(moved["change"], moved["ci95"], sign=True)]
+    return row(name, *cells, f"{measured['perturbation']['psnr_db']:.1f}")
+
+
+def arrivals_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Each generator through what others do to its images."""
+    found = [each for each in rows if each["kind"] == "arrival"]
+    named = ((f"`{each['generator']}`, {words.arrival(each) or 'as made'}", each) for each in found)
+    return [*MEASURED_HEAD, *(measured_row(name, each) for name, each in named)]
+
+
+def bounds_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Generators at several bounds, the largest first."""
+    ordered = sorted((each for each in rows if each["kind"] != "arrival"), key=bound_of, reverse=True)
+    named = ((f"ε {bound_of(each):g}, {BOUNDS[each['kind']]}", each) for each in ordered)
+    return [*MEASURED_HEAD, *(measured_row(name, each) for name, each in named)]
+
+
+def bound_of(measured: dict[str, Any]) -> float:
+    return float(measured["perturbation"]["epsilon"])
+
+
+def with_ends(axes: Axes, bounds: list[float], moved: list[tuple[float, list[float]]], **look: Any) -> None:
+    """Draw values, each with the two ends of its interval, over the bounds."""
+    values = [value for value, _ in moved]
+    errors = [[value - low for value, (low, _) in moved], [high - value for value, (_, high) in moved]]
+    axes.errorbar(bounds, values, errors, capsize=3, **look)
+
+
+@style()
+def draw_bounds(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw what is left of the gap, and both groups' change, over the bound."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind, marker, dashes in (("ladder", "o", "-"), ("lower", "s", "--")):
+        found = sorted((each for each in rows if each["kind"] == kind), key=bound_of)
+        bounds, look = [bound_of(each) for each in found], {"marker": marker, "linestyle": dashes}
+        gaps = [(each["gap"]["AP"]["perturbed"], each["gap"]["AP"]["perturbed_ci95"]) for each in found]
+        with_ends(left, bounds, gaps, color=GAP_COLOUR, label=BOUNDS[kind], **look)
+        for group, colour, name in (("female", ANCHOR_COLOUR, "women"), ("male", REFERENCE_COLOUR, "men")):
+            moved = [(each["changes"][group]["AP"]["change"], each["changes"][group]["AP"]["ci95"]) for each in found]
+            with_ends(right, bounds, moved, color=colour, label=f"{name}, {BOUNDS[kind]}", **look)
+    left.axhline(rows[0]["gap"]["AP"]["baseline"], color=QUIET, linestyle=":", label="detector alone")
+    for axes, title in ((left, "AP gap (men − women)"), (right, "change of AP")):
+        axes.axhline(0, color=QUIET, linewidth=0.8)
+        axes.set(title=title, xlabel="bound ε (normalised units)", xticks=sorted({bound_of(each) for each in rows}))
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def fill_in(text: str, mark: str, table: list[str]) -> tuple[str, int]:
@@ -198,6 +278,12 @@ def main() -> None:
             if picture in text:
                 figure.savefig(DOCS / picture, dpi=110)
     page.write_text(fill(text, comparisons), encoding="utf-8")
+    rows = json.loads(SURVIVAL.read_text())
+    draw_bounds(rows, DOCS / "images" / "survival_bounds.png")
+    for name, table in (("arrivals", arrivals_table(rows)), ("bounds", bounds_table(rows))):
+        text, count = fill_in(page.read_text(encoding="utf-8"), f"<!-- survival: {name} -->\n", table)
+        assert count == 1, name
+        page.write_text(text, encoding="utf-8")
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):

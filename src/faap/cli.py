@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
@@ -46,18 +47,20 @@ class Parser(argparse.ArgumentParser):
         self.words = [_underscored(word) for word in words]
 
     def error(self, message: str) -> NoReturn:
-        raise FaapError(f"{message}\nSee {self.prog} --help.")
+        unknown = re.match(r"unrecognized arguments:.*?(--\w+)", message)
+        hint = nearest(unknown[1], self._option_string_actions) if unknown else ""
+        raise FaapError(f"{message}.{hint}\nSee {self.prog} --help.")
+
+    def typed(self, *flags: str) -> dict[str, Any]:
+        """Return what is typed of some flags, before all are known."""
+        peek = Parser(self.words, add_help=False, argument_default=argparse.SUPPRESS)
+        for flag in flags:
+            peek.add_argument(flag)
+        return vars(peek.parse_known_args(self.words)[0])
 
     def given(self) -> dict[str, Any]:
-        """Parse, and refuse what is left over; what is not given is left to whoever knows better."""
-        found, rest = self.parse_known_args(self.words)
-        if rest:
-            flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
-            said = f"unexpected argument {rest[0]!r}."
-            if flag is not None:
-                said = f"unknown flag {flag}.{nearest(flag, self._option_string_actions)}"
-            raise FaapError(f"{said} See {self.prog} --help.")
-        return vars(found)
+        """Parse; what is not given is left to whoever knows better."""
+        return vars(self.parse_args(self.words))
 
 
 def _underscored(word: str) -> str:
@@ -92,10 +95,7 @@ def _recipe_flags(parser: Parser, usage: str, names: Sequence[str]) -> None:
         find(name)  # a wrong name is said before torch is loaded
     from faap.config import load_recipe, recipe_class
 
-    peek = Parser(parser.words, add_help=False, argument_default=argparse.SUPPRESS)
-    for flag in ("--terms", "--dataset_root", "--detr_checkpoint"):
-        peek.add_argument(flag)
-    typed = vars(peek.parse_known_args(peek.words)[0])
+    typed = parser.typed("--terms", "--dataset_root", "--detr_checkpoint")
     recipe = load_recipe(*names, **typed) if len(names) == 1 else recipe_class(typed.get("terms", ""))()
     groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
     values = recipe.to_dict()
@@ -132,11 +132,8 @@ def _train(name: str, overrides: dict[str, Any], console: Console, beside: Seque
 
 def demo(parser: Parser, console: Console) -> None:
     """Build the embedded benchmark, train a recipe in front of its biased detector, and measure what came out."""
-    which: Any = {"default": "equal", "metavar": "NAME", "help": "recipe to train (default: equal)"}
-    peek = Parser(parser.words, add_help=False)
-    for each in (peek, parser):
-        each.add_argument("--recipe", **which)
-    name = peek.parse_known_args(peek.words)[0].recipe
+    name = parser.typed("--recipe").get("recipe", "equal")
+    parser.add_argument("--recipe", metavar="NAME", help="recipe to train (default: equal)")
     _recipe_flags(parser, "", [name])
     given = parser.given()
     del given["recipe"]

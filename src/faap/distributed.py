@@ -26,12 +26,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise FaapError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FaapError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
     return _join(device) if os.environ.get("WORLD_SIZE", "1") != "1" else device
@@ -130,11 +127,8 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
-    answer: list[Any] = [_outcome(function) if rank() == 0 else None]
-    if world() > 1:
-        dist.broadcast_object_list(answer)
     result: T
-    result, error = answer[0]
+    result, error = gather_objects([_outcome(function)] if rank() == 0 else [])[0]
     if error is not None:
         raise error
     return result

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faap.objectives import Adversary, adversarial_confusion
+from faap.objectives.adversarial import Settings
 
 
 def loop_confusion(logits: torch.Tensor, labels: list[int], entropy_weight: float) -> float:
@@ -66,7 +67,7 @@ def features(n: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def adversary(dtype: torch.dtype = torch.float64) -> Adversary:
     torch.manual_seed(3)
-    return Adversary(8, learning_rate=1e-2).to(dtype)
+    return Adversary(8, Settings(lr_d=1e-2)).to(dtype)
 
 
 def by_hand(rival: nn.Sequential, anchor: Tensor, reference: Tensor, entropy_weight: float, share: float) -> float:
@@ -96,7 +97,7 @@ def train_by_hand(
 
 
 def test_the_discriminator_is_the_spec() -> None:
-    layers = list(Adversary(8).discriminator)
+    layers = list(Adversary(8, Settings()).discriminator)
     kinds = [nn.LayerNorm, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     assert [type(layer) for layer in layers] == kinds
     assert [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Linear)] == [
@@ -109,7 +110,7 @@ def test_the_discriminator_is_the_spec() -> None:
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (1, 4), (4, 0), (0, 2)])
 @pytest.mark.parametrize(("entropy_weight", "share"), [(0.2, 0.5), (0.0, 1.0), (0.7, 0.0)])
 def test_the_term_equals_a_loop(n: int, m: int, entropy_weight: float, share: float) -> None:
-    player = Adversary(8, entropy_weight=entropy_weight, reference_weight=share).double().eval()
+    player = Adversary(8, Settings(adv_entropy_weight=entropy_weight, adv_reference_weight=share)).double().eval()
     value = player(features(n, 0), features(m, 1))
     expected = by_hand(player.discriminator, features(n, 0), features(m, 1), entropy_weight, share)
     assert value.item() == pytest.approx(expected, rel=1e-10)
@@ -118,7 +119,7 @@ def test_the_term_equals_a_loop(n: int, m: int, entropy_weight: float, share: fl
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (2, 5), (3, 0), (0, 3)])
 def test_a_batch_is_four_steps_of_adam_and_then_the_term(n: int, m: int) -> None:
     torch.manual_seed(0)
-    player = Adversary(8).double()
+    player = Adversary(8, Settings()).double()
     rival, optimizer = separate_copy(player, 1e-4)
     for number in range(3):
         anchor, reference = features(n, 2 * number), features(m, 2 * number + 1)
@@ -132,7 +133,7 @@ def test_a_batch_is_four_steps_of_adam_and_then_the_term(n: int, m: int) -> None
 
 @pytest.mark.parametrize("steps", [1, 7])
 def test_steps_and_learning_rate_are_settings(steps: int) -> None:
-    player = Adversary(8, steps, learning_rate=3e-3).double()
+    player = Adversary(8, Settings(adv_steps=steps, lr_d=3e-3)).double()
     rival, optimizer = separate_copy(player, 3e-3)
     player(features(3, 0), features(2, 1))
     train_by_hand(rival, optimizer, features(3, 0), features(2, 1), steps)
@@ -211,7 +212,7 @@ def test_it_goes_on_from_a_file_to_the_bit() -> None:
     torch.save(first.state_dict(), file)
     file.seek(0)
     torch.manual_seed(99)
-    second = Adversary(8, learning_rate=1e-2)
+    second = Adversary(8, Settings(lr_d=1e-2))
     second.load_state_dict(torch.load(file, weights_only=True))
     assert [second(*batch).item() for batch in batches[2:]] == values[2:]
     for mine, other in zip(second.parameters(), whole.parameters(), strict=True):

@@ -330,17 +330,14 @@ def test_what_a_term_returns_and_monitors(tmp_path: Path) -> None:
     numbers = itertools.count()
     out = DetectorOutput(torch.randn(4, 3, 2), torch.rand(4, 3, 4), torch.randn(4, 3, 16), [])
     detector: Any = SimpleNamespace(
-        activation="softmax",
-        loss=lambda *_: torch.tensor(0.5),
-        match_all_layers=lambda *_: [[]],
-        matched_scores=lambda *_: [torch.ones(1)] * 4,
+        activation="softmax", loss=lambda *_: torch.tensor(0.5), matched_scores=lambda *_: [torch.ones(1)] * 4
     )
 
     def seen(value: str, monitored: str = "count") -> tuple[Objective, dict[str, torch.Tensor]]:
         text = STATE.replace("VALUE", value).replace("MONITORED", monitored)
         objective = objective_of(tmp_path / str(next(numbers)), text)
         schedule = {"beta": 1.0, "contrastive_weight": 1.0}
-        view = objective.view(detector, out, [{}] * 4, ["female", "male"] * 2)
+        view = objective.view(detector, (out, [{}] * 4, ["female", "male"] * 2, [[]]))
         return objective, objective(view, schedule)[1]
 
     for value, monitored, said in (

@@ -22,6 +22,7 @@ from faap.config import Recipe, load_recipe
 from faap.data.images import Preprocessing
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.objectives import (
+    View,
     adversarial_confusion,
     cross_group_similarity,
     infonce,
@@ -254,10 +255,15 @@ def build(recipe: Recipe | str, **overrides: Any) -> Objective:
     return objective
 
 
+def view_of(objective: Objective, images: Images) -> View:
+    known = images.detector.match_all_layers(images.out, images.targets)
+    return objective.view(images.detector, (images.out, images.targets, images.groups, known))
+
+
 def run(
     objective: Objective, images: Images, schedule: dict[str, float] = SCHEDULE
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    total, seen = objective(objective.view(images.detector, images.out, images.targets, images.groups), schedule)
+    total, seen = objective(view_of(objective, images), schedule)
     assert isinstance(total, Tensor)
     return total, seen
 
@@ -312,7 +318,7 @@ def test_what_is_monitored_beside_the_terms(name: str) -> None:
 def test_which_inputs_each_term_moves(name: str) -> None:
     objective, images = build(name), Images()
     run(objective, Images(5))  # a queue with more than the batch
-    view = objective.view(images.detector, images.out, images.targets, images.groups)
+    view = view_of(objective, images)
     found = {term.name: images.moved(term.value(view), objective) for term in objective.terms}
     assert found == MOVED[name] | {"detection": {"logits F", "logits M", "boxes"}}
 
@@ -426,7 +432,7 @@ def test_the_weight_of_no_object_is_a_setting_of_softmax_detectors(activation: s
     images = Images(activation=activation)
     own = images.detector.loss(images.out, images.targets)
     objective = build("equal", no_object_weight=0.7)
-    view = objective.view(images.detector, images.out, images.targets, images.groups)
+    view = view_of(objective, images)
     images.detector.criterion = replace(images.detector.criterion, no_object_weight=0.7)
     other = images.detector.loss(images.out, images.targets)
     assert float(view.detection) == float(other)
@@ -463,7 +469,7 @@ def test_the_share_of_the_centroid_that_stays_is_a_setting() -> None:
 @pytest.mark.parametrize("detached", [False, True])
 def test_whether_males_move_is_a_setting_of_contrast_and_mean_alignment(name: str, detached: bool) -> None:
     objective, images = build(name, detach_reference=detached), Images()
-    view = objective.view(images.detector, images.out, images.targets, images.groups)
+    view = view_of(objective, images)
     for term in objective.terms:
         moved = images.moved(term.value(view), objective)
         if term.name in ("similarity", "infonce", "alignment"):
@@ -624,7 +630,8 @@ def test_a_detector_in_half_precision_has_its_losses_in_float32(name: str) -> No
     for logits, boxes, features, *earlier in (layers, [tensor.float() for tensor in layers]):
         out = DetectorOutput(logits, boxes, features, [(earlier[0], earlier[1])])
         state = copy.deepcopy(objective)
-        results.append(state(state.view(images.detector, out, images.targets, images.groups), SCHEDULE))
+        images.out = out
+        results.append(state(view_of(state, images), SCHEDULE))
     (half, seen), (full, expected) = results
     assert half.dtype == torch.float32
     assert torch.equal(half, full)

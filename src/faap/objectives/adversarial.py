@@ -40,6 +40,17 @@ def adversarial_confusion(logits: Tensor, label: int | Tensor, *, entropy_weight
     return -(cross_entropy + entropy_weight * entropy)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the adversarial term and its discriminator."""
+
+    lambda_adv: float = setting(0.0, "weight of the adversarial term", low=0)
+    adv_steps: int = setting(4, "steps of the discriminator a step of the generator", low=1)
+    lr_d: float = setting(1e-4, "learning rate of the discriminator", above=0)
+    adv_entropy_weight: float = setting(0.2, "weight of the entropy in the adversarial term", low=0)
+    adv_reference_weight: float = setting(0.5, "weight of the reference group in that term; anchor: 1", low=0)
+
+
 class Adversary(nn.Module):
     """A discriminator that is trained on every batch, and the generator's term against it.
 
@@ -49,10 +60,7 @@ class Adversary(nn.Module):
 
     Args:
         feature_dim: D, the width of the detector's decoder states.
-        steps: optimizer steps of the discriminator a batch.
-        learning_rate: of its Adam.
-        entropy_weight: see `adversarial_confusion`.
-        reference_weight: weight of the reference group's share of the term; the anchor group's is 1.
+        settings: its steps a batch, its Adam's learning rate, and the weights in the term.
 
     Attributes:
         discriminator: (n, D) features to (n, 2) logits; the anchor group is class 1, the reference group class 0.
@@ -62,19 +70,12 @@ class Adversary(nn.Module):
 
     LOSSES = ("discriminator",)
 
-    def __init__(
-        self,
-        feature_dim: int,
-        steps: int = 4,
-        learning_rate: float = 1e-4,
-        entropy_weight: float = 0.2,
-        reference_weight: float = 0.5,
-    ) -> None:
+    def __init__(self, feature_dim: int, settings: Settings) -> None:
         super().__init__()
-        self.steps, self.entropy_weight, self.reference_weight = steps, entropy_weight, reference_weight
+        self.settings = settings
         layers = nn.Linear(feature_dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)
         self.discriminator = nn.Sequential(nn.LayerNorm(feature_dim), *layers)
-        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=settings.lr_d)
         self.loss = torch.tensor(torch.nan)
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Adversary(nn.Module):
         """
         features = widen(torch.cat([anchor, reference]).detach())
         labels = (torch.arange(len(features), device=features.device) < len(anchor)).long()
-        for _ in range(self.steps):
+        for _ in range(self.settings.adv_steps):
             loss = F.cross_entropy(self.discriminator(features), labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -122,24 +123,12 @@ class Adversary(nn.Module):
 
         def confusion(features: Tensor, label: int) -> Tensor:
             logits = functional_call(self.discriminator, fixed, (widen(features),))
-            return adversarial_confusion(logits, label, entropy_weight=self.entropy_weight)
+            return adversarial_confusion(logits, label, entropy_weight=self.settings.adv_entropy_weight)
 
-        return confusion(anchor, 1) + self.reference_weight * confusion(reference, 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of the adversarial term and its discriminator."""
-
-    lambda_adv: float = setting(0.0, "weight of the adversarial term", low=0)
-    adv_steps: int = setting(4, "steps of the discriminator a step of the generator", low=1)
-    lr_d: float = setting(1e-4, "learning rate of the discriminator", above=0)
-    adv_entropy_weight: float = setting(0.2, "weight of the entropy in the adversarial term", low=0)
-    adv_reference_weight: float = setting(0.5, "weight of the reference group in that term; anchor: 1", low=0)
+        return confusion(anchor, 1) + self.settings.adv_reference_weight * confusion(reference, 0)
 
 
 def terms(recipe: Settings, feature_dim: int, projected_dim: int) -> Iterator[Term]:
     """The term of a recipe."""
-    weights = recipe.adv_entropy_weight, recipe.adv_reference_weight
-    adversary = Adversary(feature_dim, recipe.adv_steps, recipe.lr_d, *weights)
+    adversary = Adversary(feature_dim, recipe)
     yield Term("adversarial", recipe.lambda_adv, lambda view: adversary(*view.pooled), state=adversary)

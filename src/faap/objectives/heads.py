@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faap.errors import FaapError, nearest
 from faap.objectives.numerics import widen
 from faap.settings import setting
 
@@ -14,31 +13,31 @@ from faap.settings import setting
 VARIANTS = {"plain": ("norm", "dropout"), "layernorm": ("dropout",), "stabilized": ()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of the projection head."""
+
+    head: str = setting("stabilized", "projection head; none: only normalised", choices=("none", *VARIANTS))
+    proj_dim: int = setting(128, "width of the projection", low=1, high=65_536)
+    proj_dropout: float = setting(0.1, "dropout probability in the stabilized head", low=0, below=1)
+
+
 class ProjectionHead(nn.Module):
     """Projects an image's features onto the unit sphere.
 
     Args:
         feature_dim: D, the width of the detector's decoder states.
-        projection_dim: d, the width of the projection.
-        variant: "plain" is Linear(D, D), ReLU, Linear(D, d); "layernorm" puts a LayerNorm(D) first; "stabilized" has a
-            dropout before the last layer as well.
-        dropout: its probability in [0, 1), for "stabilized" only.
-
-    Raises:
-        FaapError: if the variant is unknown.
+        settings: `proj_dim`, d, the width of the projection, and `head`: "plain" is Linear(D, D), ReLU, Linear(D, d);
+            "layernorm" puts a LayerNorm(D) first; "stabilized" has a dropout before the last layer as well.
 
     Source: docs/recipes.md, "Heads".
     """
 
-    def __init__(
-        self, feature_dim: int, projection_dim: int = 128, variant: str = "stabilized", dropout: float = 0.1
-    ) -> None:
+    def __init__(self, feature_dim: int, settings: Settings) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise FaapError(f"head is {variant!r}; it must be {', '.join(VARIANTS)}.{nearest(variant, VARIANTS)}")
         layers = {"norm": nn.LayerNorm(feature_dim), "hidden": nn.Linear(feature_dim, feature_dim), "relu": nn.ReLU()}
-        layers |= {"dropout": nn.Dropout(dropout), "out": nn.Linear(feature_dim, projection_dim)}
-        kept = OrderedDict((name, layer) for name, layer in layers.items() if name not in VARIANTS[variant])
+        layers |= {"dropout": nn.Dropout(settings.proj_dropout), "out": nn.Linear(feature_dim, settings.proj_dim)}
+        kept = OrderedDict((name, layer) for name, layer in layers.items() if name not in VARIANTS[settings.head])
         self.layers = nn.Sequential(kept)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -51,12 +50,3 @@ class ProjectionHead(nn.Module):
             (B, d) unit vectors, in float32 or better.
         """
         return F.normalize(widen(self.layers(features)), dim=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Of the projection head."""
-
-    head: str = setting("stabilized", "projection head; none: only normalised", choices=("none", *VARIANTS))
-    proj_dim: int = setting(128, "width of the projection", low=1, high=65_536)
-    proj_dropout: float = setting(0.1, "dropout probability in the stabilized head", low=0, below=1)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -85,14 +86,14 @@ def _from_file(path: Path, source: bytes) -> OwnTerms:
     name = f"faap_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(path)
-    with _searching(path.parent):
+    with patch.object(sys, "path", [*sys.path, str(path.parent)]):  # its neighbours, after all that are installed
         exec(compile(source, path, "exec"), vars(module))
     return _of(module, str(path), str(path))
 
 
 def _installed(name: str) -> OwnTerms | None:
     spec = None
-    with _searching(Path.cwd()), blaming(name):
+    with patch.object(sys, "path", [*sys.path, str(Path.cwd())]), blaming(name):
         with suppress(ImportError, ValueError):  # its package is not there, or is none
             spec = importlib.util.find_spec(name)
         if spec is None:
@@ -110,17 +111,6 @@ def _of(module: ModuleType, source: str, file: str) -> OwnTerms:
             declared = 'a text, number or truth value declared by faap.objectives.setting(0.1, "what it is", low=0)'
             raise FaapError(f"{file}: Settings.{each.name} must be {declared}.")
     return OwnTerms(source, file, module)
-
-
-@contextmanager
-def _searching(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported, after all that are installed."""
-    before = list(sys.path)
-    sys.path.append(str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 @contextmanager

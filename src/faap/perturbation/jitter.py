@@ -11,7 +11,6 @@ from kornia.enhance import adjust_brightness_accumulative, adjust_saturation_wit
 from torch import Tensor
 
 from faap.data.images import denormalise, normalise
-from faap.errors import FaapError, nearest
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,14 @@ class Drawn:
 
 
 def draw(strength: str, seeds: Sequence[tuple[int, int, int]]) -> Drawn | None:
-    """Draw for `apply`; see `jitter`."""
-    if strength not in STRENGTHS:
-        known = ", ".join(STRENGTHS)
-        raise FaapError(f"aug_strength is {strength!r}; it must be one of {known}.{nearest(strength, STRENGTHS)}")
+    """Draw for `apply`.
+
+    Args:
+        strength: one of `STRENGTHS`.
+        seeds: B times (seed, epoch, image id), each ≥ 0; an image's draw depends on its own numbers alone.
+
+    Source: docs/recipes.md, "The table", augmentation strengths.
+    """
     ranges = STRENGTHS[strength]
     return None if ranges is None else _draw(ranges, [np.random.default_rng([*seed, _STREAM]) for seed in seeds])
 
@@ -83,33 +86,21 @@ def _draw(ranges: Strength, generators: Sequence[np.random.Generator]) -> Drawn:
     return Drawn(torch.tensor(factors, dtype=torch.float64), orders, grey)
 
 
-def jitter(
-    pixel_values: Tensor, strength: str, seeds: Sequence[tuple[int, int, int]], pixel_mask: Tensor | None = None
-) -> Tensor:
+def apply(pixel_values: Tensor, drawn: Drawn, pixel_mask: Tensor | None = None) -> Tensor:
     """Change brightness, contrast, saturation and hue of each image, in an order of its own.
 
-    An image's draw and result depend on its own numbers and pixels alone, whatever else is in the batch.
+    Each operation is done at once for all whose turn it is; an image's result depends on its own pixels alone.
 
     Args:
         pixel_values: (B, 3, H, W) ImageNet-normalised, within what a pixel in [0, 1] can be.
-        strength: "none", "weak", "medium" or "strong".
-        seeds: B times (seed, epoch, image id), each ≥ 0.
+        drawn: for these images, on their device.
         pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
 
     Returns:
-        (B, 3, H, W) normalised; padding is 0. With strength "none", the input itself.
+        (B, 3, H, W) normalised; padding is 0.
 
-    Raises:
-        FaapError: if the strength is unknown.
-
-    Source: docs/recipes.md, "The table", augmentation strengths; torchvision's ColorJitter.
+    Source: torchvision's ColorJitter.
     """
-    drawn = draw(strength, seeds)
-    return pixel_values if drawn is None else apply(pixel_values, drawn.to(pixel_values.device), pixel_mask)
-
-
-def apply(pixel_values: Tensor, drawn: Drawn, pixel_mask: Tensor | None = None) -> Tensor:
-    """Do to images (B, 3, H, W) what is drawn for them, each operation for all whose turn it is at once."""
     pixels = denormalise(pixel_values).clamp(0, 1)
     inside = torch.ones_like(pixels[:, :1]) if pixel_mask is None else pixel_mask[:, None].to(pixels.dtype)
     factors, images = drawn.factors.to(pixels.dtype), list(pixels)

@@ -1,6 +1,6 @@
 """What the generator minimises: the weighted terms of a recipe, and the numbers that are monitored beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faap.config import Recipe
-from faap.detectors import DetectorOutput, FrozenDetector, Match
+from faap.detectors import FrozenDetector
 from faap.errors import FaapError, nearest
 from faap.objectives import ProjectionHead, Term, View, image_scores, similarity_statistics
 from faap.objectives.term import Pair
+from faap.training.parallel import Whole
 
 
 def _terms(recipe: Recipe, feature_dim: int, projected_dim: int) -> list[Term]:
@@ -50,32 +51,22 @@ class Objective(nn.Module):
         self.recipe = recipe
         self.head: ProjectionHead | None = None
         if recipe.head != "none":
-            self.head = ProjectionHead(feature_dim, recipe.proj_dim, recipe.head, recipe.proj_dropout)
+            self.head = ProjectionHead(feature_dim, recipe)
         self.terms = _terms(recipe, feature_dim, feature_dim if self.head is None else recipe.proj_dim)
         self.states = nn.ModuleDict({term.name: term.state for term in self.terms if term.state is not None})
         of_states = [name for state in self.states.values() for name in getattr(state, "LOSSES", ())]
         self.losses = [*(term.name for term in self.terms), "total", *of_states]
 
-    def view(
-        self,
-        detector: FrozenDetector,
-        out: DetectorOutput,
-        targets: Sequence[dict[str, Tensor]],
-        groups: Sequence[str],
-        matches: Sequence[list[Match]] | None = None,
-    ) -> View:
+    def view(self, detector: FrozenDetector, whole: Whole) -> View:
         """Collect what the terms see of a batch.
 
         Args:
             detector: supplies the detection loss.
-            out: its output for the augmented, perturbed batch of B images.
-            targets: B dicts with "labels" (n,) and "boxes" (n, 4) cxcywh in [0, 1].
-            groups: the group of each image.
-            matches: `detector.match_all_layers(out, targets)`, if it is known already.
+            whole: its output for the augmented, perturbed batch of B images, and what `whole_batch` knows of them.
         """
+        out, targets, groups, known = whole
         names = (self.recipe.anchor_group, self.recipe.reference_group)
         places = [_places([group == name for group in groups], out.logits.device) for name in names]
-        known = detector.match_all_layers(out, targets) if matches is None else matches
         pooled = out.features.float().mean(1)  # (B, D)
         projected = F.normalize(pooled, dim=1) if self.head is None else self.head(pooled)  # (B, d)
         scores = image_scores(out.logits.float(), self.recipe.score_top_k, activation=detector.activation)  # (B,)

@@ -145,9 +145,9 @@ class Trainer:
             with record_function("detect"):
                 out = self.detector(*self.detector.adapt(arrived, mask))
         with record_function("loss"):
-            out, targets, groups, matches = whole_batch(self.detector, out, batch, self.recipe.anchor_group)
+            whole = whole_batch(self.detector, out, batch, self.recipe.anchor_group)
             seen: dict[str, Tensor]
-            total, seen = self.objective(self.objective.view(self.detector, out, targets, groups, matches), schedule)
+            total, seen = self.objective(self.objective.view(self.detector, whole), schedule)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         sum_gradients(*self.parts)
