@@ -11,8 +11,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from faap.data import Record, Split
-from faap.evaluation import Detections
+from faap.evaluation import METRICS, Detections
+from faap.evaluation.matching import weighted_metrics
 
+TWELVE = (*METRICS, "ARs", "ARm", "ARl")
 CATEGORIES = {1: "person", 7: "bicycle"}
 
 
@@ -143,6 +145,20 @@ def by_brute_force(split, detections, copies):
         stats = run_pycocotools(records, found, common).stats if common and present[group] else np.full(12, -1.0)
         result[group] = np.where(stats[[0, 8]] < 0, np.nan, stats[[0, 8]])
     return result
+
+
+def numbers(records, detections, categories, weights=None):
+    """The twelve of one weighting in pycocotools' order, by the code under test, as means over the categories."""
+    weights = np.ones(len(records), dtype=np.int32) if weights is None else weights
+    each = [weighted_metrics(records, detections, one, weights[:, None], TWELVE) for one in categories]
+    values = np.array([[value[0] for value in one.values()] for one in each])
+    known = ~np.isnan(values)
+    return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
+
+
+@pytest.fixture(scope="session")
+def coco_numbers():
+    return numbers
 
 
 @pytest.fixture(scope="session")

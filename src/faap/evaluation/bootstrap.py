@@ -11,8 +11,8 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.gaps import GAPS, gap
-from faap.evaluation.matching import weighted_averages
-from faap.evaluation.metrics import by_group, comparable
+from faap.evaluation.matching import weighted_metrics
+from faap.evaluation.metrics import METRICS, by_group, comparable
 from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
 
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
@@ -58,42 +58,74 @@ def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
     return weights
 
 
-def _measure(split: Split, detections: Sequence[Detections], weights: npt.NDArray[np.int32]) -> Replicates:
-    """AP and AR under (images, R) weights: means over the categories of which all groups have ground truth.
+def _measure(
+    split: Split, detections: Sequence[Detections], weights: npt.NDArray[np.int32], metrics: Sequence[str]
+) -> Replicates:
+    """Numbers under (images, R) weights: means over the categories of which all groups have ground truth of that size.
 
-    Which those are is asked anew for each of the R data sets, as `group_metrics` would ask of it.
+    Which those are is asked anew for each of the R data sets.
     """
     values = {}
     for group, (positions, records, found) in by_group(split, detections).items():
-        each = [weighted_averages(records, found, category, weights[positions]) for category in split.categories]
-        values[group] = np.stack(each)  # (categories, 2, R)
+        each = [weighted_metrics(records, found, one, weights[positions], metrics) for one in split.categories]
+        values[group] = np.array([list(one.values()) for one in each])  # (categories, metrics, R)
     counted = comparable([~np.isnan(each) for each in values.values()])
     with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
         means = {group: np.where(counted, each, 0.0).sum(0) / counted.sum(0) for group, each in values.items()}
-    return {group: dict(zip(GAPS.values(), each, strict=True)) for group, each in means.items()}
+    return {group: dict(zip(metrics, each, strict=True)) for group, each in means.items()}
 
 
-def replicate(split: Split, *detections: Sequence[Detections], samples: int = 1000, seed: int = 0) -> list[Replicates]:
+def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, dict[str, float]]:
+    """Measure each group on its own; where people of others are in the image, their boxes are ignored.
+
+    Each metric is a mean over those categories of which every group has ground truth (of that size); see `comparable`.
+
+    Args:
+        split: images of any number of groups.
+        detections: one entry a record, in the same order.
+
+    Returns:
+        group → `METRICS`, nan where there is no ground truth; the anchor group first, the reference group second.
+
+    Raises:
+        FaapError: if the detections do not belong to the split, or the anchor or reference group has no image.
+    """
+    return the_split_itself(*replicate(split, detections, samples=0))
+
+
+def replicate(
+    split: Split,
+    *detections: Sequence[Detections],
+    samples: int = 1000,
+    seed: int = 0,
+    metrics: Sequence[str] = METRICS,
+) -> list[Replicates]:
     """Measure detectors on the same redrawn images.
 
     Scene pairs (`Record.pair`) are drawn as one, other images on their own, always as many as the split has. Matching
-    is done once; each replicate accumulates AP and AR anew.
+    is done once; each replicate accumulates its numbers anew.
 
     Args:
         split: the images.
         detections: of each detector, one entry a record in the same order.
         samples: replicates; 0 for none.
         seed: 0 or more.
+        metrics: which of COCO's; see `weighted_metrics`.
 
     Returns:
-        For each detector: group → "AP" (AP@[.50:.95]) and "AR100" → (1 + samples,), the split itself first; nan where a
-        replicate has nothing to find.
+        For each detector: group → metric → (1 + samples,), the split itself first; nan where a replicate has nothing to
+        find.
 
     Raises:
         FaapError: if detections and split do not belong together, or a group has fewer than two images or scenes.
     """
     weights = draw(split, samples, seed)
-    return [_measure(split, each, weights) for each in detections]
+    return [_measure(split, each, weights, metrics) for each in detections]
+
+
+def the_split_itself(found: Replicates) -> dict[str, dict[str, float]]:
+    """Return group → metric → its value without anything redrawn."""
+    return {group: {name: float(value[0]) for name, value in values.items()} for group, values in found.items()}
 
 
 def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, Any]]:
@@ -118,7 +150,7 @@ def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, An
 
 
 def group_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, dict[str, Any]]]:
-    """Change of each group's "AP" and "AR100", with the same keys as a gap's in `gap_changes`."""
+    """Change of each of a group's metrics, with the same keys as a gap's in `gap_changes`."""
     return {
         group: {metric: _change(values, after[group][metric]) for metric, values in metrics.items()}
         for group, metrics in before.items()
@@ -138,7 +170,7 @@ def change_errors(
     split: Split, before: Sequence[Detections], after: Sequence[Detections], *, samples: int = 200
 ) -> dict[str, float | None]:
     """Standard errors of the changes that a generator makes: of each group's AP, and of "gap", the AP gap."""
-    old, new = replicate(split, before, after, samples=samples)
+    old, new = replicate(split, before, after, samples=samples, metrics=["AP"])
     changes = {group: values["AP"] - old[group]["AP"] for group, values in new.items()}
     changes["gap"] = changes[split.reference] - changes[split.anchor]
     return {name: estimate(values)["standard_error"] for name, values in changes.items()}
@@ -162,7 +194,7 @@ def gap_with_error(
     Raises:
         FaapError: as `replicate`.
     """
-    (found,) = replicate(split, detections, samples=samples, seed=seed)
+    (found,) = replicate(split, detections, samples=samples, seed=seed, metrics=list(GAPS.values()))
     result = {}
     for name, metric in GAPS.items():
         groups = {group: estimate(values[metric]) for group, values in found.items()}

@@ -7,11 +7,11 @@ from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, gap_changes, group_changes, replicate
+from faap.evaluation.bootstrap import check_resampling, gap_changes, group_changes, replicate, the_split_itself
 from faap.evaluation.criteria import success_criteria, warnings_about
 from faap.evaluation.detections import Detections, detect, mean_distance
 from faap.evaluation.gaps import without_nan
-from faap.evaluation.metrics import comparable_categories, group_metrics
+from faap.evaluation.metrics import check_aligned, comparable_categories
 from faap.evaluation.provenance import provenance
 from faap.perturbation import Generator
 
@@ -73,11 +73,11 @@ def evaluate(
     images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
     if baseline is None:
         baseline = detect_baseline(detector, images, batch_size=batch_size, arrival=arrival)
-    before = group_metrics(images, baseline)
+    check_aligned(images.records, baseline)
     if perturbed is None:
         perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, arrival=arrival)
-    after = group_metrics(images, perturbed)
     drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
+    before, after = map(the_split_itself, drawn)
     categories, left_out = comparable_categories(images)
     result: dict[str, Any] = {"split": split, "images": {group: len(images.positions(group)) for group in before}}
     result |= {"categories": categories, "categories_left_out": left_out}

@@ -1,6 +1,7 @@
-"""COCO's per-image matching of detections to ground truth, and AP and AR accumulated from it under image weights."""
+"""COCO's matching of detections to ground truth, image by image, and its twelve numbers under image weights."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,43 +10,54 @@ from faster_coco_eval import mask
 
 from faap.data import Record
 from faap.evaluation.detections import Detections
-from faap.evaluation.metrics import IOU_THRESHOLDS, MAX_DETECTIONS, Bools
 from faap.evaluation.statistics import Floats
 
+Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
 
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+MAX_DETECTIONS = 100
+# area ranges by the suffix of their numbers, in square pixels; both ends belong to them
+AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
 _RECALLS = np.linspace(0.0, 1.0, 101)
-# entries of the (detections × data sets) table worked on at once: large enough to be fast, some tens of megabytes
-_TABLE = 2_000_000
+# entries of the (data sets × detections) table worked on at once: what the processor's cache can hold
+_TABLE = 500_000
 
 
-def match_image(record: Record, detected: Detections, category: int) -> tuple[Floats, Bools, Bools]:
+def match_image(
+    record: Record, detected: Detections, category: int, area: tuple[float, float] = AREAS[""]
+) -> tuple[Floats, Bools, Bools]:
     """Match one image's best 100 detections of a category greedily, best score first, at every IoU threshold.
 
-    Each detection takes the free ground truth it overlaps most (the later of two equal ones); one that reaches only
-    crowds is ignored, and a crowd can be taken again and again.
+    Each detection takes the free ground truth it overlaps most (the later of two equal ones). Crowds, and what is
+    outside the area range, come second: a detection that takes one of these is ignored, and a crowd can be taken again.
 
     Returns:
         Scores (D,), falling; hits and ignored, each (10, D): true positives, and detections that count neither as right
         nor as wrong.
     """
     truth = record.labels == category
-    crowd = record.crowd[truth]
+    crowd, sizes = record.crowd[truth], record.areas[truth]
+    passed_over = crowd | (sizes < area[0]) | (sizes > area[1])
     chosen = np.flatnonzero(detected.labels == category)
     chosen = chosen[np.argsort(-detected.scores[chosen], kind="stable")][:MAX_DETECTIONS]
+    boxes = detected.boxes[chosen]
     # to a crowd, COCO's overlap is relative to the detection alone; without either there is none, and no shape
-    iou = np.reshape(mask.iou(detected.boxes[chosen], record.boxes[truth], crowd), (len(chosen), len(crowd)))
-    hits = np.zeros((len(IOU_THRESHOLDS), len(chosen)), dtype=bool)
-    real = iou[:, ~crowd]
-    free = np.ones((len(IOU_THRESHOLDS), real.shape[1]), dtype=bool)
-    for d in np.flatnonzero(real.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
-        reachable = np.where(free & (real[d] >= IOU_THRESHOLDS[:, None]), real[d], -1.0)  # (10, real)
-        best = real.shape[1] - 1 - np.argmax(reachable[:, ::-1], axis=1)
-        taken = reachable.max(axis=1) >= 0
-        hits[taken, d] = True
-        free[taken, best[taken]] = False
-    ignored = ~hits & (iou[:, crowd].max(axis=1, initial=0.0) >= IOU_THRESHOLDS[:, None])
-    return detected.scores[chosen], hits, ignored
+    iou = np.reshape(mask.iou(boxes, record.boxes[truth], crowd), (len(chosen), len(crowd)))
+    hits, ignored = (np.zeros((len(IOU_THRESHOLDS), len(chosen)), dtype=bool) for _ in range(2))
+    free = np.ones((len(IOU_THRESHOLDS), len(crowd)), dtype=bool)
+    kinds = [(result, kind) for result, kind in ((hits, ~passed_over), (ignored, passed_over)) if kind.any()]
+    for d in np.flatnonzero(iou.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
+        reachable = free & (iou[d] >= IOU_THRESHOLDS[:, None])
+        for result, kind in kinds:
+            overlaps = np.where(reachable & kind, iou[d], -1.0)  # (10, ground truth)
+            best = len(crowd) - 1 - np.argmax(overlaps[:, ::-1], axis=1)
+            taken = (overlaps.max(axis=1) >= 0) & ~hits[:, d]
+            result[taken, d] = True
+            free[taken, best[taken]] = crowd[best[taken]]
+    detected_area = boxes[:, 2] * boxes[:, 3]
+    outside = (detected_area < area[0]) | (detected_area > area[1])
+    return detected.scores[chosen], hits, ignored | (~hits & outside)
 
 
 def count_found(record: Record, detected: Detections, score: float) -> int:
@@ -54,10 +66,10 @@ def count_found(record: Record, detected: Detections, score: float) -> int:
     return sum(int(hits[0, scores >= score].sum()) for scores, hits, _ in matched)
 
 
-def weighted_averages(
-    records: Sequence[Record], detections: Sequence[Detections], category: int, weights: Ints
-) -> Floats:
-    """AP@[.50:.95] and AR@100 of the data sets in which every image occurs as often as its weight says.
+def weighted_metrics(
+    records: Sequence[Record], detections: Sequence[Detections], category: int, weights: Ints, wanted: Collection[str]
+) -> dict[str, Floats]:
+    """COCO's numbers of the data sets in which every image occurs as often as its weight says.
 
     Equal to COCO's own accumulation over such a data set with copies of an image next to each other. Detections of
     equal score keep the order of the images, as COCO's stable sort does; only equal scores *within* an image can
@@ -68,37 +80,71 @@ def weighted_averages(
         detections: one entry a record, in the same order.
         category: data set category id.
         weights: (images, R) copies of each image in each of R data sets.
+        wanted: which of AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl.
 
     Returns:
-        (2, R): AP and AR, nan where a data set has no ground truth of the category; of COCO's area range "all" and its
-        best 100 detections an image.
+        Each of them (R,), nan where a data set has no ground truth of the category and size.
     """
-    matched = [match_image(*each, category) for each in zip(records, detections, strict=True)]
+    result: dict[str, Floats] = {}
+    weights = np.ascontiguousarray(weights.T)  # (R, images)
+    for suffix, area in AREAS.items():
+        if suffix and not {f"AP{suffix}", f"AR{suffix}"} & set(wanted):
+            continue
+        matched = [match_image(*each, category, area) for each in zip(records, detections, strict=True)]
+        counted = [
+            (record.labels == category) & ~record.crowd & (record.areas >= area[0]) & (record.areas <= area[1])
+            for record in records
+        ]
+        positives = weights @ np.array([each.sum() for each in counted])
+        nothing = np.where(positives == 0, np.nan, 0.0)
+        precision = _precision(matched, weights, np.maximum(positives, 1)) + nothing[:, None]  # (R, 10)
+        result[f"AP{suffix}"] = precision.mean(axis=1)
+        if not suffix:
+            result |= {"AP50": precision[:, 0], "AP75": precision[:, 5]}
+        for most in (MAX_DETECTIONS,) if suffix else (1, 10, MAX_DETECTIONS):
+            found = np.stack([hits[:, :most].sum(axis=1) for _, hits, _ in matched])  # (images, 10)
+            recall = (weights @ found) / np.maximum(positives, 1)[:, None]
+            result[f"AR{suffix or most}"] = recall.mean(axis=1) + nothing
+    return {name: result[name] for name in wanted}
+
+
+def _precision(matched: Sequence[tuple[Floats, Bools, Bools]], weights: Ints, positives: Ints) -> Floats:
+    """Average the interpolated precision over 101 recall levels.
+
+    Args:
+        matched: what `match_image` says of every image.
+        weights: (R, images).
+        positives: (R,) at least 1.
+
+    Returns:
+        (R, 10), for each data set and IoU threshold.
+    """
     image = np.repeat(np.arange(len(matched)), [len(scores) for scores, _, _ in matched])
     scores, hits, ignored = (np.concatenate(parts, axis=-1) for parts in zip(*matched, strict=True))
     order = np.argsort(-scores, kind="stable")
-    # what comes after the last true positive changes neither the interpolated precision nor the recall
+    # what comes after the last true positive does not change the interpolated precision
     order = order[: int(np.flatnonzero(hits[:, order].any(axis=0)).max(initial=-1)) + 1]
-    truths = np.array([np.count_nonzero(record.labels[~record.crowd] == category) for record in records])
-    parts = np.array_split(weights, 1 + len(order) * weights.shape[1] // _TABLE, axis=1)
-    ranked = image[order], hits[:, order], ignored[:, order], truths
-    return np.concatenate([_accumulate(*ranked, part) for part in parts], axis=1)
+    image, hits, ignored = image[order], hits[:, order], ignored[:, order]
+    places = [(np.flatnonzero(right), np.flatnonzero(neither)) for right, neither in zip(hits, ignored, strict=True)]
 
+    def measured(rows: Ints) -> Floats:
+        copies = weights[rows].take(image, axis=1)  # (r, n)
+        seen = np.cumsum(copies, axis=1, dtype=np.int32)
+        # how many recall levels are reached with so many true positives: 0, 1, … of the first data set, of the second
+        counts = positives[rows] + 1
+        reached = np.searchsorted(_RECALLS, np.concatenate([np.arange(n) / (n - 1) for n in counts]), side="right")
+        starts = (np.cumsum(counts) - counts)[:, None]
+        result = np.zeros((len(rows), len(hits)))
+        for threshold, (right, neither) in enumerate(places):
+            found = np.cumsum(copies.take(right, axis=1), axis=1, dtype=np.int32)
+            uncounted = np.cumsum(np.insert(copies.take(neither, axis=1), 0, 0, axis=1), axis=1, dtype=np.int32)
+            counted = seen.take(right, axis=1) - uncounted.take(np.searchsorted(neither, right), axis=1)
+            precision = np.maximum.accumulate((found / np.maximum(counted, 1))[:, ::-1], axis=1)[:, ::-1]
+            # a precision counts once for every level that its true positive is the first to reach
+            levels = np.diff(reached.take(starts + found), axis=1, prepend=0)
+            result[:, threshold] = np.multiply(precision, levels, order="C").sum(axis=1) / len(_RECALLS)
+        return result
 
-def _accumulate(image: npt.NDArray[np.int64], hits: Bools, ignored: Bools, truths: Ints, weights: Ints) -> Floats:
-    """Accumulate ranked detections, of which `image` says where they are and the (10, n) others what they are."""
-    positives = truths @ weights
-    copies = weights[image]  # (n, R)
-    seen = np.cumsum(copies, axis=0, dtype=np.int64)
-    total = np.zeros((2, weights.shape[1]))
-    for right, neither in zip(map(np.flatnonzero, hits), map(np.flatnonzero, ignored), strict=True):
-        found = np.cumsum(copies[right], axis=0, dtype=np.int64)  # (hits, R)
-        uncounted = np.vstack([np.zeros_like(seen[:1]), np.cumsum(copies[neither], axis=0)])
-        counted = seen[right] - uncounted[np.searchsorted(neither, right)]
-        precision = np.maximum.accumulate((found / np.maximum(counted, 1))[::-1], axis=0)[::-1]
-        recall = found / np.maximum(positives, 1)
-        # a precision counts once for every recall level that its true positive is the first to reach
-        levels = np.diff(np.searchsorted(_RECALLS, recall, side="right"), axis=0, prepend=0)
-        total[0] += (precision * levels).sum(axis=0) / len(_RECALLS)
-        total[1] += recall.max(axis=0, initial=0.0)
-    return np.where(positives == 0, np.nan, total / len(hits))
+    pieces = np.array_split(np.arange(len(weights)), 1 + len(image) * len(weights) // _TABLE)
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(measured, pieces)))
