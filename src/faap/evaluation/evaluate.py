@@ -63,8 +63,8 @@ def evaluate(
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
         categories [those that are averaged over], categories_left_out {name: [groups that lack it]}, skipped_records
         (if broken ones are left out), baseline and perturbed {group: metrics}, the anchor group first and the reference
-        group second, gap {AP, AR}, changes {group: {AP, AR100}}, success, warnings [what makes the result worthless],
-        perturbation, provenance, detector_sha256.
+        group second, gap {AP, AR}, changes {group: {metric: the same keys as a gap}}, success, warnings [what makes the
+        result worthless], perturbation, provenance, detector_sha256.
 
     Raises:
         FaapError: if the split does not exist, an image cannot be read, detector and data set share no category, or

@@ -122,7 +122,8 @@ def _precision(matched: Sequence[tuple[Floats, Bools, Bools]], weights: Ints, po
     image = np.repeat(np.arange(len(matched)), [len(scores) for scores, _, _ in matched])
     scores, hits, ignored = (np.concatenate(parts, axis=-1) for parts in zip(*matched, strict=True))
     order = np.argsort(-scores, kind="stable")
-    # what comes after the last true positive does not change the interpolated precision
+    # what is ignored at every threshold, or comes after the last true positive, changes no interpolated precision
+    order = order[~ignored[:, order].all(axis=0)]
     order = order[: int(np.flatnonzero(hits[:, order].any(axis=0)).max(initial=-1)) + 1]
     image, hits, ignored = image[order], hits[:, order], ignored[:, order]
     places = [(np.flatnonzero(right), np.flatnonzero(neither)) for right, neither in zip(hits, ignored, strict=True)]
