@@ -46,7 +46,7 @@ HEADINGS = (
 )
 
 SURVIVAL = DOCS / "results" / "measured" / "survival.json"
-BOUNDS = {"ladder": "trained at it", "lower": "of ε .10, lowered afterwards"}
+BOUNDS = {"ladder": "trained at it", "lower": "trained at .10, lowered afterwards"}
 
 
 def number(value: float, sign: bool = False) -> str:
@@ -205,8 +205,9 @@ def arrivals_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def bounds_table(rows: list[dict[str, Any]]) -> list[str]:
     """Generators at several bounds, the largest first."""
-    ordered = sorted((each for each in rows if each["kind"] != "arrival"), key=bound_of, reverse=True)
-    named = ((f"ε {bound_of(each):g}, {BOUNDS[each['kind']]}", each) for each in ordered)
+    others = sorted((each for each in rows if each["kind"] != "arrival"), key=bound_of, reverse=True)
+    named = [(f"ε {bound_of(rows[0]):g}, trained at it", rows[0])]
+    named += [(f"ε {bound_of(each):g}, {BOUNDS[each['kind']]}", each) for each in others]
     return [*MEASURED_HEAD, *(measured_row(name, each) for name, each in named)]
 
 
@@ -227,7 +228,10 @@ def draw_bounds(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for kind, marker, dashes in (("ladder", "o", "-"), ("lower", "s", "--")):
-        found = sorted((each for each in rows if each["kind"] == kind), key=bound_of)
+        found = [rows[0], *(each for each in rows if each["kind"] == kind)]
+        if len(found) < 2:
+            continue
+        found = sorted(found, key=bound_of)
         bounds, look = [bound_of(each) for each in found], {"marker": marker, "linestyle": dashes}
         gaps = [(each["gap"]["AP"]["perturbed"], each["gap"]["AP"]["perturbed_ci95"]) for each in found]
         with_ends(left, bounds, gaps, color=GAP_COLOUR, label=BOUNDS[kind], **look)
