@@ -127,8 +127,11 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
+    answer: list[Any] = [_outcome(function) if rank() == 0 else None]
+    if world() > 1:
+        dist.broadcast_object_list(answer)
     result: T
-    result, error = gather_objects([_outcome(function)] if rank() == 0 else [])[0]
+    result, error = answer[0]
     if error is not None:
         raise error
     return result

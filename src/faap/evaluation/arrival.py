@@ -18,7 +18,7 @@ class Arrival:
 
     Attributes:
         jpeg: quality of a JPEG file that they come in, 1 to 100.
-        resize: factor that their sides are resized by; the detector's own resizing brings them back.
+        resize: factor that their sides are resized by, and back again, bilinearly.
         shift: pixels of the detector's input by which they are shifted to the right and down.
 
     Raises:
