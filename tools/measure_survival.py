@@ -35,7 +35,9 @@ def main() -> None:
         name, _, place = given.partition("=")
         generator = faap.load_generator(place, epsilon=epsilon)
         found = evaluate(detector, generator, dataset, arrival=arrival)
-        row = {"generator": name, "kind": kind, **{key: found[key] for key in ("gap", "changes", "perturbation")}}
+        changes = {group: {"AP": moved["AP"]} for group, moved in found["changes"].items()}
+        row = {"generator": name, "kind": kind, "gap": {"AP": found["gap"]["AP"]}, "changes": changes}
+        row["perturbation"] = found["perturbation"]
         key = [row["generator"], kind, row["perturbation"]["epsilon"], vars(arrival)]
         rows[:] = [each for each in rows if key_of(each) != key]
         rows.append(row | {"sha256": found["provenance"]["generator"]["sha256"]})

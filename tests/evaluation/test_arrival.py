@@ -50,7 +50,7 @@ def test_nothing_is_done_unless_it_is_said(scene: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("jpeg", 0), ("jpeg", 101), ("jpeg", 75.5), ("resize", 0), ("shift", -1)])
 def test_what_is_no_such_thing_is_named(name: str, value: Any) -> None:
-    with pytest.raises(FaapError, match=f"{name}: is {value}"):
+    with pytest.raises(FaapError, match=rf"^{name}: is {value}; it should be .* to \d+\.$"):
         Arrival(**{name: value})
 
 

@@ -32,7 +32,8 @@ class Arrival:
     def __post_init__(self) -> None:
         ranges = {"jpeg": Between(1, 100, 1), "resize": Between(0.1, 10), "shift": Between(0, 1000, 1)}
         for name, allowed in ranges.items():
-            conform(getattr(self, name), (allowed, None), name)
+            if (value := getattr(self, name)) is not None:
+                conform(value, allowed, name)
 
     def apply(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Return images (B, 3, H, W), ImageNet-normalised, as Pillow makes them; their padding (B, 2) stays apart."""
