@@ -113,6 +113,7 @@ def test_what_ray_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[dict[str, Any]] = []
+    cancelled: list[str] = []
 
     class Task:
         def options(self, **options: Any) -> "Task":
@@ -127,8 +128,8 @@ def test_what_ray_is_asked_for(
         is_initialized=lambda: True,  # by the user, so that nothing is to be shut down here
         nodes=lambda: [{"Alive": True, "Resources": node} for node in nodes] + [{"Alive": False, "Resources": {}}],
         remote=lambda function: Task(),
-        get=lambda task: "far",
-        cancel=print,
+        get=lambda task: runner.end() or "far",
+        cancel=lambda task, force: cancelled.append(task),
         exceptions=SimpleNamespace(RayTaskError=ZeroDivisionError),
     )
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
@@ -141,6 +142,8 @@ def test_what_ray_is_asked_for(
         pytest.raises(FaapError, match=r"run: trained on far, and cannot be seen here\. .* every node shares"),
     ):
         runner.train(recipe, tmp_path / "log", threads)
+    runner.end()
+    assert cancelled == ["task"]  # while it ran, and not when it was over
     assert [(options["num_cpus"], options["num_gpus"]) for options in asked] == [wanted]
     assert said in shown.getvalue()
     assert bool(said) == bool(shown.getvalue())

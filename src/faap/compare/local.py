@@ -35,9 +35,9 @@ class LocalRunner:
     command = (sys.executable, "-P", "-m", "faap.compare")
 
     def __init__(self) -> None:
-        self._stops: list[Callable[[], object]] = []  # end the runs under way, and do nothing to one that has ended
+        self._stops: list[Callable[[], object]] = []  # end the runs under way
         self._ended = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._lent: list[int] = []  # a GPU's number for each run on it
 
     def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:
@@ -46,15 +46,23 @@ class LocalRunner:
 
     def end(self) -> None:
         """End the runs under way, and those that begin from now on."""
-        self._ended = True
-        for stop in tuple(self._stops):
-            stop()
+        with self._lock:
+            self._ended = True
+            for stop in self._stops:
+                stop()
 
-    def _let_end(self, stop: Callable[[], object]) -> None:
-        """Take how a run that has begun is ended; if the others have been, this one is now."""
-        self._stops.append(stop)
-        if self._ended:
-            stop()
+    @contextmanager
+    def _under_way(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Take how a run is ended for as long as it lasts; if the others have been, this one is now."""
+        with self._lock:
+            self._stops.append(stop)
+            if self._ended:
+                stop()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stops.remove(stop)
 
     def train(self, recipe: Recipe, log: Path, threads: int) -> None:
         """Make one run.
@@ -76,11 +84,11 @@ class LocalRunner:
             with subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=out, stderr=out, bufsize=0, env=environment | gpu
             ) as process:
-                self._let_end(process.terminate)
                 assert process.stdin is not None
-                with suppress(BrokenPipeError):  # it has ended already, and its log says why
-                    process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
-                status = process.wait()
+                with self._under_way(process.terminate):
+                    with suppress(BrokenPipeError):  # it has ended already, and its log says why
+                        process.stdin.write(json.dumps(sent(recipe)).encode() + b"\n")
+                    status = process.wait()
         if status:
             printed = log.read_bytes()[before:].decode(errors="replace").strip() or "nothing was printed"
             said = printed.splitlines()[-1].removeprefix("error: ")

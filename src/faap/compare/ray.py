@@ -69,9 +69,9 @@ class RayRunner(LocalRunner):
         cpus = min(torch.get_num_threads() if asked else threads, max(room, default=threads))
         task = ray.remote(_train).options(num_cpus=cpus, num_gpus=gpus, name=title(recipe))
         running = task.remote(sent(recipe), log, asked or str(threads), os.getcwd())
-        self._let_end(partial(ray.cancel, running, force=True))
         try:
-            host = ray.get(running)
+            with self._under_way(partial(ray.cancel, running, force=True)):  # no longer: Ray aborts at an ended one's
+                host = ray.get(running)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         if not standing(recipe).finished:
