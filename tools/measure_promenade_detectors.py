@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 
 from faap.data import FaapImages, Split, collate, load_dataset
 from faap.detectors import FrozenDetector, load_detector
-from faap.evaluation import detect, gap_with_error, group_metrics
+from faap.evaluation import MetricFrame, detect
 
 
 def matched_states(detector: FrozenDetector, split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -59,21 +59,21 @@ def main() -> None:
     for path in args.detectors:
         detector = load_detector(path)
         found = detect(detector, split)
-        metrics = group_metrics(split, found)
-        gaps = gap_with_error(split, found)
+        frame = MetricFrame(split, found, metrics=["AP", "AP50", "AR100"])
+        gap = frame.difference[split.anchor]
         probe = linear_probe(matched_states(detector, dataset.split("val")), matched_states(detector, split))
         print(
             json.dumps(
                 {
                     "detector": path.name,
                     **{
-                        f"{key}_{group}": round(metrics[group][key], 4)
-                        for key in ("AP", "AP50", "AR100")
-                        for group in metrics
+                        f"{key}_{group}": round(row[key]["value"], 4)
+                        for key in frame.metrics
+                        for group, row in frame.by_group.items()
                     },
                     **{
-                        f"{key}_gap": [round(gaps[key]["value"], 4), round(gaps[key]["standard_error"], 4)]
-                        for key in gaps
+                        f"{key}_gap": [round(gap[key][part], 4) for part in ("value", "standard_error")]
+                        for key in ("AP", "AR100")
                     },
                     "gender_probe": round(probe, 3),
                 }

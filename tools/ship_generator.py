@@ -19,7 +19,8 @@ from typing import Any
 
 import faap
 from faap.config import run_recipe
-from faap.evaluation import NONE_WORTH_IT, best_epoch, detect, gap_with_error
+from faap.evaluation import NONE_WORTH_IT, MetricFrame, best_epoch, detect
+from faap.evaluation.gaps import GAPS
 from faap.perturbation import save_generator
 from faap.promenade import detector_dir, shipped_run
 from faap.report import measure
@@ -62,7 +63,12 @@ def main() -> None:
         metrics["provenance"]["dataset"] = recipe.dataset_root  # not where it lies on this machine
         made.write_metrics(metrics)
         split = dataset.split("test")
-        control = gap_with_error(split, detect(faap.load_detector(detector_dir("control")), split))
+        frame = MetricFrame(split, detect(faap.load_detector(detector_dir("control")), split), metrics=[*GAPS.values()])
+        control = {
+            name: frame.difference[split.anchor][metric]
+            | {"groups": {group: row[metric] for group, row in frame.by_group.items()}}
+            for name, metric in GAPS.items()
+        }
         shutil.rmtree(args.out, ignore_errors=True)
         shutil.copytree(made.path, args.out, ignore=shutil.ignore_patterns("report.html"))
     said = {"runs": rows, "control": control}

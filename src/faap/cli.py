@@ -141,13 +141,13 @@ def demo(parser: Parser, console: Console) -> None:
     recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
-        from faap.evaluation import detect, gap_with_error
+        from faap.evaluation import MetricFrame, detect
         from faap.promenade import detector_dir
 
         # so that the pictures' share of the baseline gap is seen
         split = faap.load_dataset("promenade", scenes=recipe.scenes).split("test")
         control = faap.load_detector(detector_dir("control"), resolve_device(recipe.device))
-        gap = gap_with_error(split, detect(control, split))["AP"]
+        gap = MetricFrame(split, detect(control, split), metrics=["AP"]).difference[split.anchor]["AP"]
         said = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f}) on the same scenes"
         said = f"The control (same detector, trained without the planted bias) has {said}: that much is the pictures'."
         console.print(said, highlight=False)

@@ -7,8 +7,7 @@ import pytest
 
 from faap.data import Split
 from faap.errors import FaapError
-from faap.evaluation import Detections, bootstrap, gap_with_error, group_metrics, matching
-from faap.evaluation.bootstrap import change_errors, gap_changes, group_changes, replicate
+from faap.evaluation import Detections, MetricFrame, bootstrap, group_metrics, matching, validation_row
 from faap.evaluation.matching import AREAS, match_image
 
 
@@ -77,17 +76,16 @@ def test_equal_scores_of_images_in_any_order_of_ids(split_of):
     split = replace(split, records=tuple(replace(r, image_id=i) for r, i in zip(split.records, ids, strict=True)))
     detections = [replace(d, image_id=i) for d, i in zip(detections, ids, strict=True)]
     by_group = group_metrics(split, detections)
-    found = gap_with_error(split, detections, samples=0)
+    found = MetricFrame(split, detections, samples=0).by_group
     for group, metrics in by_group.items():
-        assert found["AP"]["groups"][group]["value"] == pytest.approx(metrics["AP"], abs=1e-12)
-        assert found["AR"]["groups"][group]["value"] == pytest.approx(metrics["AR100"], abs=1e-12)
+        assert {name: number["value"] for name, number in found[group].items()} == pytest.approx(metrics, nan_ok=True)
 
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
     samples = 12
-    drawn = replicate(split, before, after, samples=samples, seed=3)
+    frame = MetricFrame(split, before, after, samples=samples, seed=3)
     weights = bootstrap.draw(split, samples, 3)
     assert (weights[:, 0] == 1).all()
     # (1 + samples, 2): AP and AR of the split and of every replicate, before and after
@@ -99,44 +97,46 @@ def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     def interval(numbers):
         return [np.interp(q * (samples - 1), np.arange(samples), np.sort(numbers)) for q in (0.025, 0.975)]
 
-    expected = {"gap": (gap_changes(*drawn), lambda each: each[split.reference] - each[split.anchor])}
-    for group, found in group_changes(*drawn).items():
-        expected[group] = ({"AP": found["AP"], "AR": found["AR100"]}, lambda each, group=group: each[group])
+    expected = {"gap": (frame.difference[split.anchor], lambda each: each[split.reference] - each[split.anchor])}
+    for group, found in frame.by_group.items():
+        expected[group] = (found, lambda each, group=group: each[group])
     assert list(expected) == ["gap", split.anchor, split.reference]
     for result, of in expected.values():
         old, new = series(of)
-        for column, name in enumerate(("AP", "AR")):
+        for column, name in enumerate(("AP", "AR100")):
             found, changes = result[name], (new - old)[:, column]
             assert found["baseline"] == pytest.approx(old[0, column], abs=1e-9)
             assert found["perturbed"] == pytest.approx(new[0, column], abs=1e-9)
             assert found["change"] == pytest.approx(changes[0], abs=1e-9)
             assert found["relative_change"] == pytest.approx(new[0, column] / old[0, column] - 1, abs=1e-6)
+            assert found["standard_error"] == pytest.approx(np.std(changes[1:], ddof=1), abs=1e-9)
             assert found["ci95"] == pytest.approx(interval(changes[1:]), abs=1e-9)
+            assert found["baseline_ci95"] == pytest.approx(interval(old[1:, column]), abs=1e-9)
             assert found["perturbed_ci95"] == pytest.approx(interval(new[1:, column]), abs=1e-9)
             sides = [sum(c <= 0 for c in changes[1:]), sum(c >= 0 for c in changes[1:])]
             assert found["p_value"] == pytest.approx(min(1, 2 * (min(sides) + 1) / (samples + 1)))
 
 
-def test_gap_with_error_is_the_spread_of_the_same_replicates(split_of, brute_force, coco_numbers):
+def test_one_detectors_errors_are_the_spread_of_the_same_replicates(split_of, brute_force, coco_numbers):
     split, detections, _ = split_of(6, images=8, paired=True)
-    found = gap_with_error(split, detections, samples=10, seed=1)
+    frame = MetricFrame(split, detections, samples=10, seed=1)
     drawn = [brute_force(split, detections, copies) for copies in bootstrap.draw(split, 10, 1).T[1:]]
     values = {group: [each[group] for each in drawn] for group in ("female", "male")}
     female, male = (np.array(values[group]) for group in ("female", "male"))
-    for column, name in enumerate(("AP", "AR")):
-        assert found[name]["standard_error"] == pytest.approx(np.std((male - female)[:, column], ddof=1), abs=1e-9)
+    for column, name in enumerate(("AP", "AR100")):
+        error = np.std((male - female)[:, column], ddof=1)
+        assert frame.difference["female"][name]["standard_error"] == pytest.approx(error, abs=1e-9)
         for group, replicates in (("female", female), ("male", male)):
-            assert found[name]["groups"][group]["standard_error"] == pytest.approx(
-                np.std(replicates[:, column], ddof=1), abs=1e-9
-            )
+            error = np.std(replicates[:, column], ddof=1)
+            assert frame.by_group[group][name]["standard_error"] == pytest.approx(error, abs=1e-9)
     female_only = [(r, d) for r, d in zip(split.records, detections, strict=True) if r.group == "female"]
     expected = coco_numbers(*zip(*female_only, strict=True), split.categories)[0]
-    assert found["AP"]["groups"]["female"]["value"] == pytest.approx(expected, abs=1e-12)
+    assert frame.by_group["female"]["AP"]["value"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_errors_of_changes_are_the_spread_of_the_same_replicates(split_of, brute_force):
     split, before, after = split_of(6, images=8, paired=True)
-    found = change_errors(split, before, after, samples=10)
+    found = validation_row(split, before, after, samples=10)["errors"]
     assert list(found) == ["female", "male", "gap"]
     changes = {"female": [], "male": []}
     for copies in bootstrap.draw(split, 10, 0).T[1:]:
@@ -172,7 +172,7 @@ def test_unpaired_groups_are_drawn_apart(split_of):
 
 def test_no_change_is_no_change(split_of):
     split, before, _ = split_of(2)
-    for gap in gap_changes(*replicate(split, before, before, samples=20)).values():
+    for gap in MetricFrame(split, before, before, samples=20, metrics=["AP", "AR1"]).difference["female"].values():
         assert gap["change"] == 0
         assert gap["ci95"] == [0, 0]
         assert gap["p_value"] == 1
@@ -184,23 +184,26 @@ def test_a_clear_change_is_told_from_noise(split_of):
         Detections(r.image_id, np.linspace(1, 0.9, len(r.labels)), r.labels, r.boxes) if r.group == "female" else d
         for r, d in zip(split.records, before, strict=True)
     ]
-    gap = gap_changes(*replicate(split, before, lifted, samples=200))["AP"]
+    gap = MetricFrame(split, before, lifted, samples=200).difference["female"]["AP"]
     assert gap["ci95"][1] < 0
     assert gap["p_value"] == pytest.approx(2 / 201)
 
 
 def test_standard_error_is_the_spread_over_data_sets(split_of):
     runs = [split_of(100 + seed, images=40, crowds=False) for seed in range(30)]
-    gaps = [gap_with_error(split, detections, samples=0)["AP"]["value"] for split, detections, _ in runs]
-    errors = [gap_with_error(*run[:2], samples=60)["AP"]["standard_error"] for run in runs[:10]]
+    gaps = [
+        MetricFrame(split, detections, samples=0).difference["female"]["AP"]["value"] for split, detections, _ in runs
+    ]
+    frames = [MetricFrame(*run[:2], samples=60, metrics=["AP"]) for run in runs[:10]]
+    errors = [frame.difference["female"]["AP"]["standard_error"] for frame in frames]
     assert 0.6 < np.mean(errors) / np.std(gaps, ddof=1) < 1.6
 
 
 def test_pieces_of_the_table_do_not_matter(split_of, monkeypatch):
     split, before, after = split_of(1)
-    whole = gap_changes(*replicate(split, before, after, samples=30))
+    whole = MetricFrame(split, before, after, samples=30).drawn
     monkeypatch.setattr(matching, "_TABLE", 300)
-    assert gap_changes(*replicate(split, before, after, samples=30)) == whole
+    np.testing.assert_equal(MetricFrame(split, before, after, samples=30).drawn, whole)
 
 
 def test_replicates_without_ground_truth_are_left_out(record):
@@ -216,13 +219,13 @@ def test_replicates_without_ground_truth_are_left_out(record):
     copies = bootstrap.draw(split, 60, 0)[0, 1:]
     assert (copies == 0).any()
     assert (copies > 0).any()
-    gap = gap_changes(*replicate(split, before, after, samples=60))["AP"]
+    gap = MetricFrame(split, before, after, samples=60).difference["female"]["AP"]
     assert np.isfinite(gap["ci95"]).all()
     nothing = [
         replace(r, boxes=np.zeros((0, 4)), labels=r.labels[:0], areas=r.areas[:0], crowd=r.crowd[:0]) for r in records
     ]
     split = Split(name="test", records=tuple(nothing), categories={1: "person"}, anchor="female", reference="male")
-    gap = gap_changes(*replicate(split, before, after, samples=5))["AP"]
+    gap = MetricFrame(split, before, after, samples=5).difference["female"]["AP"]
     assert np.isnan(gap["change"])
     assert gap["ci95"] is None
     assert gap["p_value"] is None
@@ -230,17 +233,17 @@ def test_replicates_without_ground_truth_are_left_out(record):
 
 def test_without_samples_there_is_no_interval(split_of):
     split, before, after = split_of(0)
-    gap = gap_changes(*replicate(split, before, after, samples=0))["AP"]
+    gap = MetricFrame(split, before, after, samples=0).difference["female"]["AP"]
     assert gap["ci95"] is None
     assert gap["p_value"] is None
-    assert gap_with_error(split, before, samples=0)["AP"]["standard_error"] is None
+    assert MetricFrame(split, before, samples=0).difference["female"]["AP"]["standard_error"] is None
 
 
 def test_too_little_to_resample_is_refused(split_of):
     split, before, after = split_of(0, images=1)
     with pytest.raises(FaapError, match="group 'female' has a single image or scene"):
-        gap_changes(*replicate(split, before, after, samples=10))
-    assert gap_changes(*replicate(split, before, after, samples=0))["AP"]["ci95"] is None
+        MetricFrame(split, before, after, samples=10)
+    assert MetricFrame(split, before, after, samples=0).difference["female"]["AP"]["ci95"] is None
     split, before, after = split_of(0)
     with pytest.raises(FaapError, match="-1 bootstrap samples"):
-        gap_changes(*replicate(split, before, after, samples=-1))
+        MetricFrame(split, before, after, samples=-1)

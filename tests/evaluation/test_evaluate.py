@@ -13,8 +13,8 @@ from torch import nn
 from faap.data import MEAN, STD, Preprocessing, load_dataset
 from faap.detectors import DetectorOutput, FrozenDetector
 from faap.errors import FaapError
-from faap.evaluation import METRICS, detect, evaluate, group_metrics
-from faap.evaluation.bootstrap import gap_changes, group_changes, replicate
+from faap.evaluation import METRICS, MetricFrame, detect, evaluate, group_metrics
+from faap.evaluation.bootstrap import replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.evaluation.gaps import without_nan
 from faap.perturbation import build_generator
@@ -164,6 +164,7 @@ def test_metrics_json(dataset):
         "baseline",
         "perturbed",
         "gap",
+        "gaps",
         "changes",
         "success",
         "warnings",
@@ -183,9 +184,12 @@ def test_metrics_json(dataset):
             for key, value in metrics.items():
                 found = result[name][group][key]
                 assert found is None if math.isnan(value) else found == pytest.approx(value, abs=1e-12)
-    gap = gap_changes(*replicate(split, before, after, samples=20, seed=2))
-    assert result["gap"] == gap
-    assert result["changes"] == without_nan(group_changes(*replicate(split, before, after, samples=20, seed=2)))
+    frame = MetricFrame(split, before, after, samples=20, seed=2)
+    assert result["changes"] == without_nan(frame.by_group)
+    assert result["gaps"] == without_nan(frame.difference)
+    assert list(result["gaps"]) == ["female"]
+    gap = result["gap"]
+    assert gap == {"AP": result["gaps"]["female"]["AP"], "AR": result["gaps"]["female"]["AR100"]}
     for key, metric in (("AP", "AP"), ("AR", "AR100")):
         for name in ("baseline", "perturbed"):
             expected = result[name]["male"][metric] - result[name]["female"][metric]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from faap.data import Split
-from faap.evaluation import Detections, gap_with_error, group_metrics
-from faap.evaluation.bootstrap import gap_changes, replicate
+from faap.evaluation import Detections, MetricFrame, group_metrics
 
 HER, HIM, LATER = [10, 10, 30, 60], [80, 10, 30, 60], [140, 10, 30, 60]
 
@@ -77,15 +76,15 @@ def test_a_third_group_may_be_a_single_image(mixed, record):
     few = split.subset(kept)
     few = replace(few, records=(*few.records, record(999, "fourth", [HER])))
     found = [[entries[i] for i in kept] + [everybody(few.records[-1], [0.5])] for entries in (before, after)]
-    assert np.isfinite(gap_changes(*replicate(few, *found, samples=10))["AP"]["p_value"])
+    assert np.isfinite(MetricFrame(few, *found, samples=10).difference["female"]["AP"]["p_value"])
 
 
 def test_the_bootstrap_measures_the_same_gap(mixed):
     split, before, after = mixed
     metrics = [group_metrics(split, found) for found in (before, after)]
     gaps = [values["male"]["AP"] - values["female"]["AP"] for values in metrics]
-    result = gap_changes(*replicate(split, before, after, samples=20))["AP"]
+    result = MetricFrame(split, before, after, samples=20).difference["female"]["AP"]
     assert (result["baseline"], result["perturbed"]) == pytest.approx(gaps)
-    errors = gap_with_error(split, before, samples=20)["AP"]
-    assert errors["value"] == pytest.approx(gaps[0])
-    assert set(errors["groups"]) == {"female", "male", "third"}
+    alone = MetricFrame(split, before, samples=20)
+    assert alone.difference["female"]["AP"]["value"] == pytest.approx(gaps[0])
+    assert list(alone.by_group) == ["female", "male", "third"]

@@ -6,7 +6,7 @@ import pytest
 
 from faap.data import Split, load_dataset
 from faap.detectors import load_detector
-from faap.evaluation import Detections, detect, gap_with_error, group_metrics
+from faap.evaluation import Detections, MetricFrame, detect, group_metrics
 from faap.promenade import build, build_promenade, detector_dir
 
 ARMS = ("biased", "control")
@@ -57,5 +57,5 @@ def test_the_bias_is_against_women_and_no_doubt_about_everyone(metrics: dict[str
 
 
 def test_gap_is_far_from_chance(split: Split, found: dict[str, list[Detections]]) -> None:
-    gap = gap_with_error(split, found["biased"], samples=200)["AP"]
+    gap = MetricFrame(split, found["biased"], samples=200).difference["female"]["AP"]
     assert gap["value"] > 5 * gap["standard_error"]

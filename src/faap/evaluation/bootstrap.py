@@ -1,8 +1,7 @@
-"""Error bars of gaps: images, or scene pairs, drawn again with replacement."""
+"""Replicates of metrics: images, or scene pairs, drawn again with replacement."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +9,9 @@ import numpy.typing as npt
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
-from faap.evaluation.gaps import GAPS, gap
 from faap.evaluation.matching import weighted_metrics
-from faap.evaluation.metrics import METRICS, by_group, comparable
-from faap.evaluation.statistics import Floats, estimate, p_value, percentile_interval
+from faap.evaluation.metrics import METRICS, Images, by_group, comparable, comparable_categories, in_order
+from faap.evaluation.statistics import Floats
 
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
 Replicates = dict[str, dict[str, Floats]]
@@ -59,15 +57,15 @@ def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
 
 
 def _measure(
-    split: Split, detections: Sequence[Detections], weights: npt.NDArray[np.int32], metrics: Sequence[str]
+    parts: Mapping[str, Images], categories: Collection[int], weights: npt.NDArray[np.int32], metrics: Sequence[str]
 ) -> Replicates:
     """Numbers under (images, R) weights: means over the categories of which all groups have ground truth of that size.
 
     Which those are is asked anew for each of the R data sets.
     """
     values = {}
-    for group, (positions, records, found) in by_group(split, detections).items():
-        each = [weighted_metrics(records, found, one, weights[positions], metrics) for one in split.categories]
+    for group, (positions, records, found) in parts.items():
+        each = [weighted_metrics(records, found, one, weights[positions], metrics) for one in categories]
         values[group] = np.array([list(one.values()) for one in each])  # (categories, metrics, R)
     counted = comparable([~np.isnan(each) for each in values.values()])
     with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
@@ -91,6 +89,11 @@ def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, d
         FaapError: if the detections do not belong to the split, or the anchor or reference group has no image.
     """
     return the_split_itself(*replicate(split, detections, samples=0))
+
+
+def the_split_itself(found: Replicates) -> dict[str, dict[str, float]]:
+    """Return group → metric → its value without anything redrawn."""
+    return {group: {name: float(value[0]) for name, value in values.items()} for group, values in found.items()}
 
 
 def replicate(
@@ -120,83 +123,18 @@ def replicate(
         FaapError: if detections and split do not belong together, or a group has fewer than two images or scenes.
     """
     weights = draw(split, samples, seed)
-    return [_measure(split, each, weights, metrics) for each in detections]
+    return [_measure(by_group(split, each), split.categories, weights, metrics) for each in detections]
 
 
-def the_split_itself(found: Replicates) -> dict[str, dict[str, float]]:
-    """Return group → metric → its value without anything redrawn."""
-    return {group: {name: float(value[0]) for name, value in values.items()} for group, values in found.items()}
-
-
-def gap_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, Any]]:
-    """Change of the gap (reference − anchor) with its error, from the same redrawn images before and after.
-
-    Args:
-        before: what `replicate` returns of the detections without the generator.
-        after: of those with it.
+def replicate_all(
+    split: Split, *detections: Sequence[Detections], samples: int, seed: int, metrics: Sequence[str]
+) -> list[dict[str, Floats]]:
+    """Measure detectors on all images at once, whoever is in them; drawn, and in the same categories, as `replicate`.
 
     Returns:
-        For "AP" (AP@[.50:.95]) and "AR" (AR@100): baseline and perturbed gap, change = perturbed − baseline,
-        relative_change = change / baseline gap (None for a zero gap), ci95 = percentile interval of the change,
-        p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added to each count, at most 1, and perturbed_ci95, the
-        interval of the gap that is left; without replicates there is no interval and no p-value. Replicates without
-        ground truth for a group are left out.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+        For each detector: metric → (1 + samples,).
     """
-    groups = list(before)[:2]
-    old, new = ({name: gap(values, metric, *groups) for name, metric in GAPS.items()} for values in (before, after))
-    return {name: _change(old[name], new[name]) for name in GAPS}
-
-
-def group_changes(before: Replicates, after: Replicates) -> dict[str, dict[str, dict[str, Any]]]:
-    """Change of each of a group's metrics, with the same keys as a gap's in `gap_changes`."""
-    return {
-        group: {metric: _change(values, after[group][metric]) for metric, values in metrics.items()}
-        for group, metrics in before.items()
-    }
-
-
-def _change(old: Floats, new: Floats) -> dict[str, Any]:
-    """What is said of a number, (1 + samples,) before and after."""
-    change = new - old
-    relative = float(change[0] / old[0]) if old[0] else None
-    said: dict[str, Any] = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": float(change[0])}
-    said |= {"relative_change": relative, "ci95": percentile_interval(change[1:]), "p_value": p_value(change[1:])}
-    return said | {"perturbed_ci95": percentile_interval(new[1:])}
-
-
-def change_errors(
-    split: Split, before: Sequence[Detections], after: Sequence[Detections], *, samples: int = 200
-) -> dict[str, float | None]:
-    """Standard errors of the changes that a generator makes: of each group's AP, and of "gap", the AP gap."""
-    old, new = replicate(split, before, after, samples=samples, metrics=["AP"])
-    changes = {group: values["AP"] - old[group]["AP"] for group, values in new.items()}
-    changes["gap"] = changes[split.reference] - changes[split.anchor]
-    return {name: estimate(values)["standard_error"] for name, values in changes.items()}
-
-
-def gap_with_error(
-    split: Split, detections: Sequence[Detections], *, samples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """One detector's gap with its standard error, so that detectors can be compared.
-
-    Args:
-        split: the images.
-        detections: one entry a record, in the same order.
-        samples: bootstrap replicates, drawn as in `replicate`.
-        seed: 0 or more.
-
-    Returns:
-        For "AP" (AP@[.50:.95]) and "AR" (AR@100): value, standard_error and ci95 of the gap (reference − anchor), and
-        the same three for each group under "groups".
-
-    Raises:
-        FaapError: as `replicate`.
-    """
-    (found,) = replicate(split, detections, samples=samples, seed=seed, metrics=list(GAPS.values()))
-    result = {}
-    for name, metric in GAPS.items():
-        groups = {group: estimate(values[metric]) for group, values in found.items()}
-        result[name] = estimate(gap(found, metric, split.anchor, split.reference)) | {"groups": groups}
-    return result
+    weights, (names, _) = draw(split, samples, seed), comparable_categories(split)
+    shared = [number for number, name in split.categories.items() if name in names]
+    parts = [{"": in_order(range(len(split.records)), split.records, each)} for each in detections]
+    return [_measure(part, shared, weights, metrics)[""] for part in parts]

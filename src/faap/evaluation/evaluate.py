@@ -7,10 +7,11 @@ from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, gap_changes, group_changes, replicate, the_split_itself
+from faap.evaluation.bootstrap import check_resampling, the_split_itself
 from faap.evaluation.criteria import success_criteria, warnings_about
 from faap.evaluation.detections import Detections, detect, mean_distance
-from faap.evaluation.gaps import without_nan
+from faap.evaluation.frame import MetricFrame
+from faap.evaluation.gaps import GAPS, without_nan
 from faap.evaluation.metrics import check_aligned, comparable_categories
 from faap.evaluation.provenance import provenance
 from faap.perturbation import Generator
@@ -63,8 +64,9 @@ def evaluate(
         The content of metrics.json, ready for JSON (None for what cannot be computed): split, images {group: n},
         categories [those that are averaged over], categories_left_out {name: [groups that lack it]}, skipped_records
         (if broken ones are left out), baseline and perturbed {group: metrics}, the anchor group first and the reference
-        group second, gap {AP, AR}, changes {group: {metric: the same keys as a gap}}, success, warnings [what makes the
-        result worthless], perturbation, provenance, detector_sha256.
+        group second, gap {AP, AR}, gaps {each group but the reference: {metric: the same keys}}, changes {group:
+        {metric: the same keys}}, success, warnings [what makes the result worthless], perturbation, provenance,
+        detector_sha256. The keys of a change are those of `MetricFrame`.
 
     Raises:
         FaapError: if the split does not exist, an image cannot be read, detector and data set share no category, or
@@ -76,14 +78,16 @@ def evaluate(
     check_aligned(images.records, baseline)
     if perturbed is None:
         perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, arrival=arrival)
-    drawn = replicate(images, baseline, perturbed, samples=bootstrap, seed=seed)
-    before, after = map(the_split_itself, drawn)
+    frame = MetricFrame(images, baseline, perturbed, samples=bootstrap, seed=seed)
+    before, after = map(the_split_itself, frame.drawn)
     categories, left_out = comparable_categories(images)
     result: dict[str, Any] = {"split": split, "images": {group: len(images.positions(group)) for group in before}}
     result |= {"categories": categories, "categories_left_out": left_out}
     result |= {"skipped_records": len(dataset.read(split).problems)} if dataset.skip_bad else {}
-    result |= {"baseline": before, "perturbed": after, "gap": gap_changes(*drawn), "changes": group_changes(*drawn)}
-    result["success"] = success_criteria(before, after, drawn, absolute=absolute)
+    result |= {"baseline": before, "perturbed": after}
+    result["gap"] = {name: frame.difference[images.anchor][metric] for name, metric in GAPS.items()}
+    result |= {"gaps": frame.difference, "changes": frame.by_group}
+    result["success"] = success_criteria(before, after, frame.drawn, absolute=absolute)
     result["warnings"] = warnings_about(before, after, absolute=absolute)
     result["perturbation"] = {"epsilon": generator.epsilon, **vars(arrival), **mean_distance(perturbed)}
     result["provenance"] = provenance(detector, generator, dataset, split)

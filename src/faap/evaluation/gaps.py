@@ -38,16 +38,6 @@ def headline(metrics: Metrics, anchor: str, reference: str) -> dict[str, Any]:
     }
 
 
-def validation_row(baseline: Metrics, perturbed: Metrics, anchor: str, reference: str) -> dict[str, Any]:
-    """Return what a line of train_log.jsonl says of the validation split: both groups, and the gap that is left."""
-    before, after = (
-        {group: {metric: values[metric] for metric in GAPS.values()} for group, values in metrics.items()}
-        for metrics in (baseline, perturbed)
-    )
-    gaps = {name: gap(after, metric, anchor, reference) for name, metric in GAPS.items()}
-    return without_nan({"baseline": before, "perturbed": after, "gap": gaps})
-
-
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values ready for JSON: None for every number that could not be computed."""
     known = {key: without_nan(value) if isinstance(value, dict) else value for key, value in values.items()}

@@ -1,6 +1,6 @@
 """COCO's box metrics, for a set of images and for each group of a split."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -75,14 +75,18 @@ def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]
 def by_group(split: Split, detections: Sequence[Detections]) -> dict[str, Images]:
     """Return for each group of `groups_of` where its images lie, its records, ignoring others, and its detections.
 
-    COCO goes through images by id, which decides between equal scores: so they are here.
-
     Raises:
         FaapError: as `check_aligned` and `groups_of`.
     """
     check_aligned(split.records, detections)
     result = {}
     for group in groups_of(split):
-        mine = sorted(split.positions(group), key=lambda i: split.records[i].image_id)
-        result[group] = mine, [split.records[i].ignoring_others(group) for i in mine], [detections[i] for i in mine]
+        positions, records, found = in_order(split.positions(group), split.records, detections)
+        result[group] = positions, [record.ignoring_others(group) for record in records], found
     return result
+
+
+def in_order(positions: Iterable[int], records: Sequence[Record], detections: Sequence[Detections]) -> Images:
+    """Return some images of a split in the order of their ids, which decides between equal scores."""
+    mine = sorted(positions, key=lambda i: records[i].image_id)
+    return mine, [records[i] for i in mine], [detections[i] for i in mine]

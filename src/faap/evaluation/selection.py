@@ -4,11 +4,36 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from faap.data import Split
+from faap.evaluation.detections import Detections
+from faap.evaluation.frame import MetricFrame
+from faap.evaluation.gaps import GAPS, without_nan
+
 Row = Mapping[str, Any]
 NONE_WORTH_IT = (
     "No epoch is worth deploying: none made the validation gap smaller by more than its standard error and lowered no "
     "group's AP by more than its own. The one that was chosen has the smallest gap and loss, added up."
 )
+
+
+def validation_row(
+    split: Split, before: Sequence[Detections], after: Sequence[Detections], *, samples: int = 200
+) -> dict[str, Any]:
+    """Return what a line of train_log.jsonl says of the validation split.
+
+    Returns:
+        baseline and perturbed {group: {AP, AR100}}, gap {AP, AR} that is left, and errors, the standard errors of the
+        changes of each group's AP and of "gap", the AP gap.
+    """
+    frame = MetricFrame(split, before, after, samples=samples, metrics=list(GAPS.values()))
+    row: dict[str, Any] = {
+        side: {group: {name: number[side] for name, number in each.items()} for group, each in frame.by_group.items()}
+        for side in ("baseline", "perturbed")
+    }
+    gap = frame.difference[split.anchor]
+    row["gap"] = {name: gap[metric]["perturbed"] for name, metric in GAPS.items()}
+    changes = frame.by_group | {"gap": gap}
+    return without_nan(row | {"errors": {name: each["AP"]["standard_error"] for name, each in changes.items()}})
 
 
 def best_epoch(log: Sequence[Row]) -> int:

@@ -30,6 +30,26 @@ def estimate(values: Floats) -> dict[str, Any]:
     return {"value": float(values[0]), "standard_error": spread, "ci95": percentile_interval(finite)}
 
 
+def change(old: Floats, new: Floats) -> dict[str, Any]:
+    """Say what becomes of a number, from itself and, after it, its replicates; both of the same redrawn images.
+
+    Returns:
+        baseline, perturbed, change = perturbed − baseline, relative_change = change / baseline (None for zero); of the
+        change standard_error, ci95 (percentile interval) and p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added
+        to each count, at most 1; baseline_ci95 and perturbed_ci95. Without replicates errors are None; replicates
+        without ground truth are left out.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+    """
+    moved = estimate(new - old)
+    by = moved.pop("value")
+    said = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": by}
+    said |= {"relative_change": by / float(old[0]) if old[0] else None} | moved | {"p_value": p_value((new - old)[1:])}
+    return said | {
+        f"{name}_ci95": percentile_interval(each[1:]) for name, each in (("baseline", old), ("perturbed", new))
+    }
+
+
 def t_interval(mean: float, std: float, count: int) -> list[float]:
     """95 % interval of a mean of `count` ≥ 2 numbers with sample standard deviation `std`.
 

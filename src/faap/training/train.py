@@ -17,7 +17,6 @@ from faap.detectors import load_detector
 from faap.errors import FaapError
 from faap.evaluation import (
     NONE_WORTH_IT,
-    change_errors,
     check_resampling,
     detect,
     detect_baseline,
@@ -117,9 +116,7 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
         started = time.perf_counter()
         row = trainer.epoch(epoch, monitor)
         after = detect(detector, validation, trainer.kept, **loading)
-        perturbed = group_metrics(validation, after)
-        row["validation"] = validation_row(measured, perturbed, validation.anchor, validation.reference)
-        row["validation"]["errors"] = change_errors(validation, before, after)
+        row["validation"] = validation_row(validation, before, after)
         row["seconds"] = round(time.perf_counter() - started, 2)
         monitor.epoch(row, trainer.state_dict())
     monitor.close()
