@@ -10,6 +10,7 @@ import yaml
 from faap.data import Record
 from faap.evaluation import METRICS, Detections
 from faap.evaluation.criteria import success_criteria
+from faap.evaluation.statistics import change
 from faap.report import Example
 
 
@@ -26,34 +27,23 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
         """Replicates that all say the same."""
         return {group: {name: np.full(4, value) for name, value in each.items()} for group, each in values.items()}
 
-    def gap(name, ci95, p_value):
-        old, new = (m[reference][name] - m[anchor][name] for m in (before, after))
-        return {
-            "baseline": old,
-            "perturbed": new,
-            "change": new - old,
-            "relative_change": (new - old) / old,
-            "ci95": ci95,
-            "p_value": p_value,
-            "perturbed_ci95": [new - 0.01, new + 0.01],
-        }
+    def moved(of):
+        """A change by which each metric moves, and replicates around it."""
+        spread = 0.01 * np.array([0, -1, 0, 1])
+        return {name: change(old + spread, new + 1.5 * spread) for name, old, new in of}
 
-    def moved(group, name):
-        old, new = (m[group][name] for m in (before, after))
-        sure = {
-            "ci95": [new - old - 0.004, new - old + 0.004],
-            "p_value": 0.31,
-            "perturbed_ci95": [new - 0.02, new + 0.02],
-        }
-        return {"baseline": old, "perturbed": new, "change": new - old, "relative_change": new / old - 1} | sure
+    gap = moved((name, *(m[reference][name] - m[anchor][name] for m in (before, after))) for name in METRICS)
+    gap["AP"] |= {"ci95": [-0.0121, -0.0029], "p_value": 0.002}
+    changes = {group: moved((name, before[group][name], after[group][name]) for name in METRICS) for group in before}
 
     return {
         "split": "test",
         "images": {anchor: 600, reference: 600},
         "baseline": before,
         "perturbed": after,
-        "gap": {"AP": gap("AP", [-0.0121, -0.0029], 0.002), "AR": gap("AR100", [-0.0098, 0.0004], 0.072)},
-        "changes": {group: {name: moved(group, name) for name in ("AP", "AR100")} for group in before},
+        "gap": {"AP": gap["AP"], "AR": gap["AR100"]},
+        "gaps": {anchor: gap},
+        "changes": changes,
         "success": success_criteria(before, after, [certain(before), certain(after)]),
         "warnings": [],
         "perturbation": {

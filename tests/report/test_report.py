@@ -97,10 +97,17 @@ def test_failed_criteria_are_shown_as_failed(full, metrics):
 
 def test_every_metric_of_both_groups_before_after_and_change(full, metrics):
     data = metrics()
-    for name, before in data["baseline"]["female"].items():
-        after = data["perturbed"]["female"][name]
-        change = f"{after - before:+.4f}".replace("-", "−")
-        assert f"{name} {before:.4f} {after:.4f} {change}" in full.words
+    rows = [(name, data["changes"]["female"][name]) for name in data["baseline"]["female"]]
+    rows += [(name, data["gaps"]["female"][name]) for name in ("AP", "AP50", "AP75", "AR100")]
+    for name, row in rows:
+        wanted = [name]
+        for key, sure, sign in (
+            ("baseline", "baseline_ci95", ""),
+            ("perturbed", "perturbed_ci95", ""),
+            ("change", "ci95", "+"),
+        ):
+            wanted += [f"{row[key]:{sign}.4f}", *f"{row[sure][0]:{sign}.4f} to {row[sure][1]:{sign}.4f}".split()]
+        assert re.sub(r"[+−](0\.0000)", r"\1", " ".join(wanted).replace("-", "−")) in full.words
 
 
 def test_configuration_and_hash_are_there(full, metrics):
@@ -125,7 +132,7 @@ def test_charts_are_drawings_with_descriptions(full):
 def test_six_examples_with_detections_above_the_threshold(full, example):
     assert len([attributes for attributes in full.all("svg") if "viewbox" in attributes]) == 6 * 3
     assert "0.91" in full.words
-    assert "0.42" not in full.words
+    assert "0.42" not in re.search("Examples.*Training", full.words)[0]
     found = [rect for rect in full.all("rect") if rect["class"] == "found"]
     assert len(found) == 6 * 4
     assert {rect["stroke"] for rect in found} == {ANCHOR_COLOUR, REFERENCE_COLOUR}
@@ -198,10 +205,12 @@ def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
     for which in ("baseline", "perturbed"):
         data[which]["female"]["APs"] = None
     data["gap"]["AP"].update(ci95=None, p_value=None)
-    data["gap"]["AR"] = dict.fromkeys(data["gap"]["AR"])
+    for row in (data["changes"]["female"]["APs"], data["gaps"]["female"]["AR100"], data["gap"]["AR"]):
+        row.update(dict.fromkeys(row))
     data["perturbation"]["psnr_db"] = None
     page = read(write_report(write_run(tmp_path, data, rows)))
-    assert "APs – – –" in page.words
+    assert "APs – – – – – –" in page.words
+    assert "AR100 – – – – – – – –" in page.words
     assert "no interval was computed, so nothing can be said about noise" in page.words
     titles = [image["alt"] for image in page.all("img")]
     assert not any(title.startswith(("InfoNCE", "AR gap")) for title in titles)
@@ -224,9 +233,14 @@ def test_more_than_two_groups(tmp_path, metrics, write_run):
     for which in ("baseline", "perturbed"):
         data[which]["child"] = copy.deepcopy(data[which]["male"])
     data["images"]["child"] = 40
+    with pytest.raises(FaapError, match=r"metrics\.json: (gaps|changes): .*child"):
+        write_report(write_run(tmp_path, data))
+    data["changes"]["child"], data["gaps"]["child"] = data["changes"]["male"], data["gaps"]["female"]
     page = read(write_report(write_run(tmp_path, data)))
     assert "40 child images" in page.words
-    assert page.words.count("before after change 95 % interval") == 3  # one for each group
+    assert page.words.count("before after change relative p") == 2  # a gap of each to the reference
+    assert page.words.count("before after change ") == 5
+    assert "male − child before" in page.words
 
 
 def test_a_run_without_metrics_is_refused(tmp_path, metrics, log, write_run):

@@ -75,7 +75,9 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
     if len(groups) < 2:
         raise FaapError(f"{run.metrics}: baseline: names {len(groups)} groups; it should be two or more.")
     known = dict.fromkeys(groups, dict.fromkeys(METRICS, (float, None)))
-    conform(metrics, {"baseline": known, "perturbed": known}, str(run.metrics))
+    shape: dict[str, Any] = {"baseline": known, "perturbed": known}
+    shape |= {"gaps": dict.fromkeys(set(groups) - {groups[1]}, dict), "changes": dict.fromkeys(groups, dict)}
+    conform(metrics, shape, str(run.metrics))
     both = dict.fromkeys(groups[:2], dict)
     conform(log, [{"validation": {"baseline": both, "perturbed": both}}], str(run.log))
     chosen = best_epoch(log) if log else None

@@ -12,7 +12,7 @@ from rich.text import Text
 from faap.evaluation import HEADLINE
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN
 from faap.report import words
-from faap.report.words import interval, number
+from faap.report.words import number
 
 _STYLES = {MET: "green", NOT_MET: "bold red", UNKNOWN: "yellow"}
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -46,18 +46,16 @@ def _beside(name: str, metrics: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _changes(metrics: Mapping[str, Any], title: str) -> Table:
-    anchor, reference = list(metrics["baseline"])[:2]
-    table = _table(title, "", "before", "after", "change", "95 % interval", "p")
-    for group, before in metrics["baseline"].items():
-        for name in ("AP", "AP50", "AR100"):
-            moved = words.change(before[name], metrics["perturbed"][group][name])
-            sure = words.certainty(metrics.get("changes", {}).get(group, {}).get(name))
-            table.add_row(Text(f"{group} {name}"), *moved, *sure, end_section=name == "AR100")
-    for name, gap in metrics["gap"].items():
-        moved = words.change(gap["baseline"], gap["perturbed"])
-        table.add_row(Text(f"{name} gap ({reference} − {anchor})"), *moved, *words.certainty(gap))
-        if left := gap.get("perturbed_ci95"):
-            table.add_row("  what is left", "", "", "", interval(left))
+    reference = list(metrics["baseline"])[1]
+    table = _table(f"{title}, each number with its 95 % interval", "", "before", "after", "change", "p")
+    rows = [(f"{group} ", "", row) for group, row in metrics["changes"].items()]
+    rows += [("", f" gap ({reference} − {group})", row) for group, row in metrics["gaps"].items()]
+    for begin, end, row in rows:
+        for name in words.SHOWN:
+            said = [(_short(value), _short(sure)) for value, sure in words.moved(row[name])]
+            cells = [Text.assemble(value, (f"\n{sure}", "dim")) for value, sure in said]
+            cells = [Text(f"{begin}{name}{end}"), *cells, Text(number(row[name]["p_value"], 3))]
+            table.add_row(*cells, end_section=name == words.SHOWN[-1])
     return table
 
 

@@ -13,6 +13,8 @@ _VISIBLE = 5e-5
 
 # what was done to the images before the detector saw them
 _ARRIVAL = {"jpeg": "as JPEG of quality {}", "resize": "resized by {} and back", "shift": "shifted by {} pixels"}
+# of COCO's numbers, those that are shown of groups and gaps alike
+SHOWN = ("AP", "AP50", "AP75", "AR100")
 MARKS = {MET: "✓", NOT_MET: "✗", UNKNOWN: "?"}
 
 
@@ -31,9 +33,9 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{number(100 * value, 1, sign=True)} %"
 
 
-def interval(bounds: list[float] | None) -> str:
+def interval(bounds: list[float] | None, *, sign: bool = True) -> str:
     """An interval as "low to high"; a dash for what could not be computed."""
-    return "–" if bounds is None else " to ".join(number(bound, sign=True) for bound in bounds)
+    return "–" if bounds is None else " to ".join(number(bound, sign=sign) for bound in bounds)
 
 
 def spread(values: Mapping[str, float | None], sign: str = " ± ") -> str:
@@ -42,14 +44,10 @@ def spread(values: Mapping[str, float | None], sign: str = " ± ") -> str:
     return number(values["mean"]) + ("" if std is None else f"{sign}{number(std)}")
 
 
-def change(before: float | None, after: float | None) -> tuple[str, str, str]:
-    """Two numbers, and by how much the second is more."""
-    return number(before), number(after), number(difference(before, after), sign=True)
-
-
-def certainty(moved: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The 95 % interval of a change and its p-value; nothing where they were not asked for."""
-    return ("", "") if moved is None else (interval(moved["ci95"]), number(moved["p_value"], 3))
+def moved(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A number before and after, and its change; each with its 95 % interval."""
+    sides = [(number(found[key]), interval(found[f"{key}_ci95"], sign=False)) for key in ("baseline", "perturbed")]
+    return [*sides, (number(found["change"], sign=True), interval(found["ci95"]))]
 
 
 def cost(metrics: Mapping[str, Any]) -> str:
