@@ -103,7 +103,7 @@ def test_every_recipe_has_its_numbers_in_its_row(comparison):
             values = [run[key] for run in recipe["runs"]]
             mean, std = shown(np.mean(values)), shown(np.std(values, ddof=1))
             change = shown(np.mean(values) - data["baseline"][key], "+")
-            assert cell == f"{mean} ± {std} {change} {recipe['success'][key]}/3"
+            assert cell == f"{mean} ± {std} {change} ± 0.0021 {recipe['success'][key]}/3"
         assert row[5:] == [f"{12.7 * epochs + 1:.0f}", f"{980 * epochs:,}", f"{480 * epochs:,}"]
 
 
@@ -119,12 +119,24 @@ def test_every_run_has_its_numbers_in_its_row(comparison):
             assert row[2:] == [str(run["epoch"]), *marks, *rest]
 
 
+@pytest.mark.parametrize(("error", "told"), [(0.001, "is more than"), (0.0035, "could be")])
+def test_seeds_and_images_are_both_chance(comparison, error, told):
+    data = comparison()
+    for recipe, gap, change in zip(data["recipes"], (0.07, -0.08, 0.0663), (-0.0063, -0.1563, -0.01), strict=True):
+        recipe["summary"]["ap_gap"] = {"mean": gap, "std": 0.003, "change": change, "images_error": error}
+    reach = math.sqrt((4.302653 * 0.003 / math.sqrt(3)) ** 2 + (1.959964 * error) ** 2)
+    bounds = f"{shown(-0.01 - reach, '+')} to {shown(-0.01 + reach, '+')}"
+    said = f"and {told} that of seeds and images together ({bounds})."
+    assert said in read(data).words
+    assert said in " ".join(printed(data).split())
+
+
 def test_one_seed_has_no_spread_and_no_verdict(comparison):
     data = comparison(seeds=1)
     page = read(data)
     row = page.row(0, "moco_4th 10 epochs, batches of 8")
     assert row[1].split()[0] == shown(data["recipes"][1]["runs"][0]["ap_gap"])
-    assert all("±" not in cell for cell in row)
+    assert all(cell.split()[1] != "±" and cell.split()[2:4] == ["±", "0.0021"] for cell in row[1:5])
     assert "over 1 seed," in page.words
     assert "chance of the seeds" not in page.words
     assert "±" not in printed(data)
@@ -158,7 +170,7 @@ def test_the_terminals_table_is_whole_at_80_columns(comparison):
 def test_the_best_recipe_and_its_change_are_said_first(comparison, spread, told):
     data = comparison()
     for recipe, gap, change in zip(data["recipes"], (0.07, -0.08, 0.0663), (-0.0063, -0.1563, -0.005), strict=True):
-        recipe["summary"]["ap_gap"] = {"mean": gap, "std": spread, "change": change, "change_std": spread}
+        recipe["summary"]["ap_gap"] = {"mean": gap, "std": spread, "change": change, "images_error": None}
     said = f"wgan_7th has the smallest mean AP gap (male − female): 0.0663 ± {spread:.4f} over 3 seeds, against 0.0763"
     reach = 4.302653 * spread / math.sqrt(3)  # Student's t with two degrees of freedom, from a table
     bounds = f"{shown(-0.005 - reach, '+')} to {shown(-0.005 + reach, '+')}"
@@ -215,7 +227,7 @@ def test_nothing_but_failures(comparison):
 def test_unknown_numbers_are_dashes(comparison):
     data = comparison()
     recipe, run = data["recipes"][0], data["recipes"][0]["runs"][0]
-    recipe["summary"]["ar_gap"] = dict.fromkeys(("mean", "std", "change", "change_std"))
+    recipe["summary"]["ar_gap"] = dict.fromkeys(("mean", "std", "change", "images_error"))
     recipe["seconds"]["mean"] = recipe["detector_passes"]["forward"] = recipe["success"]["ar_gap"] = None
     run |= dict.fromkeys(("epoch", "ap_gap", "reference_ap", "ap_gap_ci95", "seconds"))
     run["curves"]["validation"]["ap_gap"] = [None] * 24

@@ -91,7 +91,8 @@ def read(run: Recipe) -> Result:
     metrics, log = folder.read_metrics(), folder.read_log()
     groups = dict.fromkeys(_groups(run), dict.fromkeys(GAPS.values(), (float, None)))
     both = {"baseline": groups, "perturbed": groups}
-    conform(metrics, both, str(folder.metrics))
+    shape = {"gap": dict.fromkeys(GAPS, dict), "changes": dict.fromkeys(groups, {"AP": dict}), "success": dict}
+    conform(metrics, both | shape, str(folder.metrics))
     conform(log, [{"validation": both}], str(folder.log))
     if not log:
         raise FaapError(f"{folder.log}: holds no epoch.")
@@ -154,6 +155,12 @@ def _run_row(result: Result) -> dict[str, Any]:
         verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
     row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": best_epoch(log)}
     row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
+    changes = {"gap": metrics["gap"]} | dict(
+        zip(("anchor", "reference"), map(metrics["changes"].get, groups), strict=True)
+    )
+    row["images_error"] = {
+        key: changes[whose][metric].get("standard_error") for key, (whose, metric) in HEADLINE.items()
+    }
     row |= {"success": {key: verdict == MET for key, verdict in verdicts.items()}, "verdicts": verdicts}
     row |= {name: sum(epoch[name] for epoch in log) for name in ("seconds", "images")}
     return row | {"curves": curves_of(log, *groups, "train")}
@@ -164,8 +171,10 @@ def _recipe_row(runs: list[dict[str, Any]], baseline: Mapping[str, float | None]
     summary, verdicts = {}, {}
     for key in HEADLINE:
         spread = _spread([run[key] for run in runs])
-        # the baseline is one number, so that a change varies as what it changes
-        summary[key] = spread | {"change": difference(baseline[key], spread["mean"]), "change_std": spread["std"]}
+        # the baseline is one number, so that a change varies over the seeds as what it changes
+        summary[key] = spread | {"change": difference(baseline[key], spread["mean"])}
+        # the runs have their images in common, so that a mean of many is no surer of them than one
+        summary[key]["images_error"] = _spread([run["images_error"][key] for run in runs])["mean"]
         verdicts[key] = dict.fromkeys((MET, NOT_MET, UNKNOWN), 0) | Counter(run["verdicts"][key] for run in runs)
     success = {key: counts[MET] for key, counts in verdicts.items()}
     passes = dict.fromkeys(("forward", "backward"), runs[0]["images"])

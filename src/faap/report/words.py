@@ -174,11 +174,14 @@ def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
         said += f", against {number(start)} at the baseline ({number(gap['change'], sign=True)}{relative})"
         if abs(gap["mean"]) >= abs(start):
             said += "; no recipe makes the gap smaller than it was"
-        if gap["change_std"] is not None:
-            low, high = t_interval(gap["change"], gap["change_std"], seeds)
+        if gap["std"] is not None:
+            low, high = bounds = t_interval(gap["change"], gap["std"], seeds)
             certainty = "could be" if low <= 0 <= high else "is more than"
-            said += f". This change {certainty} the chance of the seeds"
-            said += f" (95 % interval of its mean {interval([low, high])})"
+            said += f". This change {certainty} the chance of the seeds (95 % interval of its mean {interval(bounds)})"
+            if gap.get("images_error") is not None:
+                low, high = bounds = t_interval(gap["change"], gap["std"], seeds, gap["images_error"])
+                certainty = "could be" if low <= 0 <= high else "is more than"
+                said += f", and {certainty} that of seeds and images together ({interval(bounds)})"
     return [f"{said}.", _criteria_sentence(comparison)]
 
 
