@@ -1,8 +1,8 @@
 """How often the bootstrap's 95 % interval covers a gap that is known, by the number of images.
 
-The table of docs/evaluation.md:
-
     .venv/bin/python tools/measure_coverage.py
+
+It writes docs/results/measured/coverage.json, from which tools/write_results.py fills in docs/evaluation.md's table.
 
 Images of two groups come from one process: one to three people an image, each found with a chance and a score that
 depend on the group, the box a few pixels off, and mistakes among them. What AP and AR are in truth is measured on many
@@ -19,11 +19,12 @@ import torch
 from faap.data import Record, Split
 from faap.evaluation import Detections, MetricFrame
 
-SIZES = (10, 20, 40, 60, 100, 200)
+SIZES = (10, 20, 40, 60, 100)
 # chance of being found, and mean and spread of a found person's score before the logistic function
 FOUND = {"female": (0.80, 0.5, 1.2), "male": (0.92, 1.3, 1.2)}
 AFTER = {"female": (0.90, 1.1, 1.2), "male": (0.92, 1.3, 1.2)}
 METRICS = ("AP", "AR100")
+OUT = Path(__file__).parents[1] / "docs" / "results" / "measured" / "coverage.json"
 
 
 def simulate(
@@ -62,12 +63,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--truth", type=int, default=40_000, help="images of each group that say what is true")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     split, found = simulate(args.truth, np.random.default_rng(0), FOUND, AFTER)
     true = MetricFrame(split, *found, samples=0, metrics=METRICS)
     truth = {metric: (gap(true, metric)["baseline"], gap(true, metric)["change"]) for metric in METRICS}
-    print(json.dumps({"images": args.truth, "gap and its change": truth}), flush=True)
+    rows = []
     for size in args.sizes:
         covered = dict.fromkeys([(metric, what) for metric in METRICS for what in ("baseline_ci95", "ci95")], 0)
         for experiment in range(args.experiments):
@@ -77,7 +79,10 @@ def main() -> None:
                 low, high = gap(frame, metric)[what]
                 covered[metric, what] += low <= truth[metric][what == "ci95"] <= high
         shares = {f"{metric} {what}": round(count / args.experiments, 4) for (metric, what), count in covered.items()}
-        print(json.dumps({"images of a group": size, "covered": shares}), flush=True)
+        rows.append({"images": size, "covered": shares})
+        print(json.dumps(rows[-1]), flush=True)
+    said = {"data_sets": args.experiments, "samples": args.samples, "truth": truth, "rows": rows}
+    args.out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ HEADINGS = (
     "detector passes",
 )
 
-SURVIVAL = DOCS / "results" / "measured" / "survival.json"
+RECORDED = DOCS / "results" / "measured"
 BOUNDS = {"ladder": "trained at it", "lower": "trained at .10, lowered afterwards"}
 
 
@@ -246,6 +246,24 @@ def draw_bounds(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def coverage_table(measured: dict[str, Any]) -> list[str]:
+    """How often intervals hold the truth, by the number of images."""
+    names = {
+        "AP baseline_ci95": "AP gap",
+        "AP ci95": "its change",
+        "AR100 baseline_ci95": "AR gap",
+        "AR100 ci95": "its change",
+    }
+    head = [row("images of a group", *names.values()), row("---:", *["---:"] * len(names))]
+    return [
+        *head,
+        *(
+            row(str(each["images"]), *(f"{100 * each['covered'][key]:.1f} %" for key in names))
+            for each in measured["rows"]
+        ),
+    ]
+
+
 def fill_in(text: str, mark: str, table: list[str]) -> tuple[str, int]:
     """Put a table between a mark and the next end; return how often there was such a place."""
     content = mark + "\n".join(table) + "\n"
@@ -282,12 +300,17 @@ def main() -> None:
             if picture in text:
                 figure.savefig(DOCS / picture, dpi=110)
     page.write_text(fill(text, comparisons), encoding="utf-8")
-    rows = json.loads(SURVIVAL.read_text())
+    rows = json.loads((RECORDED / "survival.json").read_text())
     draw_bounds(rows, DOCS / "images" / "survival_bounds.png")
     for name, table in (("arrivals", arrivals_table(rows)), ("bounds", bounds_table(rows))):
         text, count = fill_in(page.read_text(encoding="utf-8"), f"<!-- survival: {name} -->\n", table)
         assert count == 1, name
         page.write_text(text, encoding="utf-8")
+    page = DOCS / "evaluation.md"
+    table = coverage_table(json.loads((RECORDED / "coverage.json").read_text()))
+    text, count = fill_in(page.read_text(encoding="utf-8"), "<!-- coverage -->\n", table)
+    assert count == 1
+    page.write_text(text, encoding="utf-8")
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):

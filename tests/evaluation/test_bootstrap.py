@@ -1,5 +1,6 @@
 """Every replicate is what pycocotools says about the resampled data set."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,17 @@ def test_twins_come_and_go_together_and_group_sizes_stay(split_of):
     np.testing.assert_array_equal(draws[:8], bootstrap.draw(records, 8, 0).T[1:])
     assert not np.array_equal(draws[7], bootstrap.draw(records, 8, 1).T[8])
     np.testing.assert_allclose(draws.mean(), 1)
+
+
+def test_few_images_are_said_to_be_few(split_of):
+    enough, few = (split_of(0, images=images, paired=True)[0] for images in (100, 99))
+    assert bootstrap.too_few(enough) == []
+    assert re.search(r"\(99 of female, 99 of male\).*fewer than 100 a 95 % interval", *bootstrap.too_few(few))
+    # scenes are counted, and not their images
+    thrice = replace(enough, records=tuple(replace(r, pair=f"{r.pair[:-1]}x") for r in enough.records))
+    assert "(10 of female, 10 of male)" in bootstrap.too_few(thrice)[0]
+    alone = replace(enough, records=tuple(r for r in enough.records if r.group == "male" or r.pair == "scene 7"))
+    assert "(1 of female)" in bootstrap.too_few(alone)[0]
 
 
 def test_unpaired_groups_are_drawn_apart(split_of):

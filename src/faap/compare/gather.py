@@ -91,7 +91,7 @@ def read(run: Recipe) -> Result:
     metrics, log = folder.read_metrics(), folder.read_log()
     groups = dict.fromkeys(_groups(run), dict.fromkeys(GAPS.values(), (float, None)))
     both = {"baseline": groups, "perturbed": groups}
-    shape = {"gap": dict.fromkeys(GAPS, dict), "changes": dict.fromkeys(groups, {"AP": dict}), "success": dict}
+    shape = {"gap": dict.fromkeys(GAPS, dict), "changes": {group: {"AP": dict} for group in groups}, "success": dict}
     conform(metrics, both | shape, str(folder.metrics))
     conform(log, [{"validation": both}], str(folder.log))
     if not log:

@@ -1,6 +1,6 @@
 """Replicates of metrics: images, or scene pairs, drawn again with replacement."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +13,9 @@ from faap.evaluation.matching import weighted_metrics
 from faap.evaluation.metrics import METRICS, Images, by_group, comparable, comparable_categories, in_order
 from faap.evaluation.statistics import Floats
 
+# images, or scenes, of a group from which on a 95 % interval holds the truth about as often as it says
+# (docs/evaluation.md)
+ENOUGH = 100
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
 Replicates = dict[str, dict[str, Floats]]
 
@@ -26,17 +29,34 @@ def check_resampling(split: Split) -> list[list[list[int]]]:
     Raises:
         FaapError: if the anchor or the reference group has fewer than two clusters, too few for confidence intervals.
     """
+    strata, counts = _strata(split)
+    for group in (split.anchor, split.reference):
+        if counts[group] < 2:
+            wanted = "a confidence interval needs at least two of each group, so add images"
+            raise FaapError(f"group '{group}' has a single image or scene; {wanted}")
+    return strata
+
+
+def too_few(split: Split) -> list[str]:
+    """Say which groups have so few images, or scenes, that their intervals are narrower than they should be."""
+    _, counts = _strata(split)
+    few = [f"{counts[group]} of {group}" for group in split.counts() if counts[group] < ENOUGH]
+    said = f"with fewer than {ENOUGH} a 95 % interval holds the truth less often than that, and a p-value is too small"
+    return [f"Of few images or scenes ({', '.join(few)}) the error is not well known: {said}."] if few else []
+
+
+def _strata(split: Split) -> tuple[list[list[list[int]]], Counter[str]]:
+    """Return the strata, and how many clusters each group is in."""
     clusters: dict[int | str, list[int]] = defaultdict(list)
     for i, record in enumerate(split.records):
         clusters[i if record.pair is None else record.pair].append(i)
     strata: dict[frozenset[str], list[list[int]]] = defaultdict(list)
     for members in clusters.values():
         strata[frozenset(group for i in members for group in split.records[i].groups)].append(members)
-    for group in (split.anchor, split.reference):
-        if sum(len(drawn) for groups, drawn in strata.items() if group in groups) < 2:
-            wanted = "a confidence interval needs at least two of each group, so add images"
-            raise FaapError(f"group '{group}' has a single image or scene; {wanted}")
-    return list(strata.values())
+    counts = Counter[str]()
+    for groups, drawn in strata.items():
+        counts.update(dict.fromkeys(groups, len(drawn)))
+    return list(strata.values()), counts
 
 
 def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:

@@ -7,7 +7,7 @@ from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.baseline import detect_baseline
-from faap.evaluation.bootstrap import check_resampling, the_split_itself
+from faap.evaluation.bootstrap import check_resampling, the_split_itself, too_few
 from faap.evaluation.criteria import success_criteria, warnings_about
 from faap.evaluation.detections import Detections, detect, mean_distance
 from faap.evaluation.frame import MetricFrame
@@ -88,7 +88,7 @@ def evaluate(
     result["gap"] = {name: frame.difference[images.anchor][metric] for name, metric in GAPS.items()}
     result |= {"gaps": frame.difference, "changes": frame.by_group}
     result["success"] = success_criteria(before, after, frame.drawn, absolute=absolute)
-    result["warnings"] = warnings_about(before, after, absolute=absolute)
+    result["warnings"] = warnings_about(before, after, absolute=absolute) + (too_few(images) if bootstrap else [])
     result["perturbation"] = {"epsilon": generator.epsilon, **vars(arrival), **mean_distance(perturbed)}
     result["provenance"] = provenance(detector, generator, dataset, split)
     return without_nan(result | {"detector_sha256": detector.tensors_sha256()})
