@@ -146,6 +146,13 @@ def test_the_terminals_table_is_whole_at_80_columns(comparison):
     data = comparison()
     data["recipes"][0]["name"] = "infonce_4th_x"
     data["recipes"][1]["success"] = {"ap_gap": 0, "ar_gap": 1, "anchor_ap": 2, "reference_ap": 3}
+    # gaps that have turned round take a sign more
+    turned = data["recipes"][2]
+    for key in ("ap_gap", "ar_gap"):
+        for run in turned["runs"]:
+            run[key] = -abs(run[key])
+        turned["summary"][key]["mean"] = np.mean([run[key] for run in turned["runs"]])
+    turned["summary"]["ap_gap"]["change"] = turned["summary"]["ap_gap"]["mean"] - data["baseline"]["ap_gap"]
     narrow, wide = printed(data, 80).splitlines(), printed(data, 120).splitlines()
     assert max(map(len, narrow)) <= 80
     assert "700 female, 700 male images" in narrow[0]
@@ -156,7 +163,7 @@ def test_the_terminals_table_is_whole_at_80_columns(comparison):
         cells = []
         for key in KEYS:
             values = [run[key] for run in recipe["runs"]]
-            cells.append(f"{np.mean(values):.4f}±{np.std(values, ddof=1):.4f}".replace("0.", "."))
+            cells.append(f"{np.mean(values):.4f}±{np.std(values, ddof=1):.4f}".replace("0.", ".").replace("-", "−"))
         change = shown(np.mean([run["ap_gap"] for run in recipe["runs"]]) - data["baseline"]["ap_gap"], "+")
         cells.insert(1, change.replace("0.", "."))
         cells.append("-".join(str(recipe["success"][key]) for key in KEYS) + "/3")

@@ -73,6 +73,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
     gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
     headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
     table = _table(words.measured_on(comparison), *headings)
+    table.padding = (0, int(width >= 100))
     table.collapse_padding = True
     for column in (table.columns[1], *table.columns[3:6]):
         column.min_width = 11  # a mean with its error; what gives way is the heading
