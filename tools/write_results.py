@@ -271,17 +271,12 @@ def fill_in(text: str, mark: str, table: list[str]) -> tuple[str, int]:
     return re.subn(re.escape(mark) + r".*?(?=<!-- end -->)", lambda _: content, text, flags=re.DOTALL)
 
 
-def fill(text: str, comparisons: dict[str, dict[str, Any]]) -> str:
-    """Put every table between its marks."""
-    for name, comparison in comparisons.items():
-        for kind, table in (("test", test_table), ("validation", validation_table), ("paired", paired_table)):
-            mark = f"<!-- {name}: {kind} -->\n"
-            text, count = fill_in(text, mark, table(comparison))
-            if count != 1:
-                raise SystemExit(
-                    f"docs/results.md must have {mark.strip()} … <!-- end --> once; it has it {count} times"
-                )
-    return text
+def fill_page(page: Path, mark: str, table: list[str]) -> None:
+    """Put a table into a page that has one such place."""
+    text, count = fill_in(page.read_text(encoding="utf-8"), mark, table)
+    if count != 1:
+        raise SystemExit(f"{page} must have {mark.strip()} … <!-- end --> once; it has it {count} times")
+    page.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -296,29 +291,22 @@ def main() -> None:
     page = DOCS / "results.md"
     text = page.read_text(encoding="utf-8")
     for name, comparison in comparisons.items():
+        for kind, fill in (("test", test_table), ("validation", validation_table), ("paired", paired_table)):
+            fill_page(page, f"<!-- {name}: {kind} -->\n", fill(comparison))
         for slug, _, figure in comparison_figures(comparison):
             picture = f"images/results_{name}_{slug}.png"
             if picture in text:
                 figure.savefig(DOCS / picture, dpi=110)
-    page.write_text(fill(text, comparisons), encoding="utf-8")
     rows = json.loads((RECORDED / "survival.json").read_text())
     draw_bounds(rows, DOCS / "images" / "survival_bounds.png")
     for name, table in (("arrivals", arrivals_table(rows)), ("bounds", bounds_table(rows))):
-        text, count = fill_in(page.read_text(encoding="utf-8"), f"<!-- survival: {name} -->\n", table)
-        assert count == 1, name
-        page.write_text(text, encoding="utf-8")
-    page = DOCS / "evaluation.md"
-    table = coverage_table(json.loads((RECORDED / "coverage.json").read_text()))
-    text, count = fill_in(page.read_text(encoding="utf-8"), "<!-- coverage -->\n", table)
-    assert count == 1
-    page.write_text(text, encoding="utf-8")
+        fill_page(page, f"<!-- survival: {name} -->\n", table)
+    coverage = json.loads((RECORDED / "coverage.json").read_text())
+    fill_page(DOCS / "evaluation.md", "<!-- coverage -->\n", coverage_table(coverage))
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
     for page in (DOCS / "results.md", DOCS.parent / "README.md"):
-        text, count = fill_in(page.read_text(encoding="utf-8"), SEEDS_MARK, table)
-        if count != 1:
-            raise SystemExit(f"{page} must have {SEEDS_MARK.strip()} … <!-- end --> once; it has it {count} times")
-        page.write_text(text, encoding="utf-8")
+        fill_page(page, SEEDS_MARK, table)
 
 
 if __name__ == "__main__":

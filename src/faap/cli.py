@@ -143,12 +143,13 @@ def demo(parser: Parser, console: Console) -> None:
         from faap.distributed import resolve_device
         from faap.evaluation import MetricFrame, detect
         from faap.promenade import detector_dir
+        from faap.report.words import interval, number
 
         # so that the pictures' share of the baseline gap is seen
         split = faap.load_dataset("promenade", scenes=recipe.scenes).split("test")
         control = faap.load_detector(detector_dir("control"), resolve_device(recipe.device))
         gap = MetricFrame(split, detect(control, split), metrics=["AP"]).difference[split.anchor]["AP"]
-        said = f"an AP gap of {gap['value']:.4f} (standard error {gap['standard_error']:.4f}) on the same scenes"
+        said = f"an AP gap of {number(gap['value'])} (95 % interval {interval(gap['ci95'])}) on the same scenes"
         said = f"The control (same detector, trained without the planted bias) has {said}: that much is the pictures'."
         console.print(said, highlight=False)
 

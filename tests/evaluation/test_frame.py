@@ -77,7 +77,7 @@ def test_of_two_the_change_is_paired(three, drawn):
         assert found["p_value"] == pytest.approx(min(1, 2 * tail / 13))
 
 
-def test_overall_is_all_images_whoever_is_in_them(three, repeat, pycocotools, split_of):
+def test_overall_is_all_images_whoever_is_in_them(three, repeat, pycocotools):
     split, found, _ = three
     # in another order than that of the ids, which decides between equal scores
     order = np.random.default_rng(0).permutation(len(found))
@@ -93,7 +93,7 @@ def test_overall_is_all_images_whoever_is_in_them(three, repeat, pycocotools, sp
         check_estimate(frame.overall[name], column)
 
 
-def test_overall_is_of_the_categories_that_the_groups_are_compared_in(split_of, record, pycocotools):
+def test_overall_is_of_the_categories_that_the_groups_are_compared_in(split_of, pycocotools):
     split, found, _ = split_of(3, images=6, crowds=False)
     lacking = tuple(
         replace(each, labels=np.ones_like(each.labels)) if each.group == "female" else each for each in split.records
@@ -128,7 +128,7 @@ def test_without_pandas(three, monkeypatch):
         MetricFrame(*three[:2], samples=0).to_frame()
 
 
-def test_what_cannot_be_known(record, three):
+def test_what_cannot_be_known(three):
     empty = tuple(
         replace(each, boxes=each.boxes[:0], labels=each.labels[:0], areas=each.areas[:0], crowd=each.crowd[:0])
         for each in three[0].records

@@ -37,7 +37,7 @@ class LocalRunner:
     def __init__(self) -> None:
         self._stops: list[Callable[[], object]] = []  # end the runs under way
         self._ended = False
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._lent: list[int] = []  # a GPU's number for each run on it
 
     def open(self, runs: Sequence[Recipe], console: Console) -> AbstractContextManager[None]:

@@ -52,7 +52,7 @@ def _changes(metrics: Mapping[str, Any], title: str) -> Table:
     rows += [("", f" gap ({reference} − {group})", row) for group, row in metrics["gaps"].items()]
     for begin, end, row in rows:
         for name in words.SHOWN:
-            said = [(_short(value), _short(sure)) for value, sure in words.moved(row[name])]
+            said = [(_short(value), _short(sure)) for value, sure in words.change(row[name])]
             cells = [Text.assemble(value, (f"\n{sure}", "dim")) for value, sure in said]
             cells = [Text(f"{begin}{name}{end}"), *cells, Text(number(row[name]["p_value"], 3))]
             table.add_row(*cells, end_section=name == words.SHOWN[-1])

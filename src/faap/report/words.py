@@ -44,7 +44,7 @@ def spread(values: Mapping[str, float | None], sign: str = " ± ") -> str:
     return number(values["mean"]) + ("" if std is None else f"{sign}{number(std)}")
 
 
-def moved(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def change(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A number before and after, and its change; each with its 95 % interval."""
     sides = [(number(found[key]), interval(found[f"{key}_ci95"], sign=False)) for key in ("baseline", "perturbed")]
     return [*sides, (number(found["change"], sign=True), interval(found["ci95"]))]
