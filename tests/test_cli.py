@@ -179,6 +179,10 @@ FLAGS = {
     "check": """
         --anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes
     """,
+    "audit": """
+        --anchor_group --annotations --detr_checkpoint --device --group_csv --group_field --images_dir --num_workers
+        --output_dir --predictions --reference_group --samples --scenes --score --skip_bad --split
+    """,
     "bench": "--device --json --repeats --threads",
     "recipes": "--json",
 }

@@ -20,7 +20,7 @@ from faap.errors import FaapError, nearest
 from faap.files import write_text
 from faap.process import outcome
 from faap.recipes import find, recipe_names
-from faap.runs import Run, cost_of
+from faap.runs import Run, cost_of, writing
 from faap.settings import SECTIONS
 
 if TYPE_CHECKING:
@@ -220,6 +220,39 @@ def evaluate(parser: Parser, console: Console) -> None:
     _conclude(measure(detector, generator, dataset, run, **how), run, console)
 
 
+def audit(parser: Parser, console: Console) -> None:
+    """Say whether a detector finds two groups unequally well, how sure that is, and where it comes from."""
+    parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
+    _data_flags(parser, "dataset_root")
+    parser.add_argument("--predictions", metavar="FILE", help="a COCO results file, in place of a detector")
+    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
+    here, kept = "faap_outputs/audit", "gets audit.json and audit.html (default: %(default)s)"
+    parser.add_argument("--output_dir", default=here, help=kept)
+    parser.add_argument("--score", type=float, default=0.5, metavar="X", help="threshold in use (default: 0.5)")
+    parser.add_argument("--samples", type=_count, default=500, metavar="N", help="bootstrap replicates (default: 500)")
+    parser.add_argument(
+        "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.given()
+    from faap.audit import audit_data
+    from faap.config import data_arguments
+    from faap.report.audit import audit_summary, write_audit
+
+    dataset = faap.load_dataset(**data_arguments(given))
+    for said in dataset.usable(given["split"]):
+        console.print(said, style="yellow", markup=False)
+    names = ("split", "predictions", "score", "samples", "num_workers", "device")
+    chosen = given.get("detr_checkpoint") or ("promenade" if given["dataset_root"] == "promenade" else "")
+    split, result = audit_data(dataset, detector=chosen, console=console, **{name: given[name] for name in names})
+    console.print(audit_summary(result))
+    root = Path(given["output_dir"])
+    with writing(root):
+        places = write_text(root / "audit.json", json.dumps(result, indent=2) + "\n"), root / "audit.html"
+        write_audit(result, split, places[1])
+    console.print("numbers: {}\nreport:  {}".format(*places), highlight=False, markup=False, soft_wrap=True)
+
+
 def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
     """Return which data, groups and detector: what is typed, and of the rest what the run says.
 
@@ -268,7 +301,7 @@ def compare(parser: Parser, console: Console) -> None:
     result = run_all(chosen, root, **how, runner=None if address is None else RayRunner(address), console=console)
     console.print(comparison_table(result, console.width))
     places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
-    console.print(places, highlight=False, markup=False)
+    console.print(places, highlight=False, markup=False, soft_wrap=True)
     if count := len(result["failed"]):
         raise FaapError(f"{count} run{'s' if count > 1 else ''} failed; repeat the command to try again.")
 
@@ -292,7 +325,7 @@ def bench(parser: Parser, console: Console) -> None:
     result = benchmark.bench(**given, console=console)
     console.print(benchmark.table(result))
     written = write_text(path, json.dumps(result, indent=1) + "\n")
-    console.print(str(written), highlight=False, markup=False)
+    console.print(str(written), highlight=False, markup=False, soft_wrap=True)
 
 
 def recipes(parser: Parser, console: Console) -> None:
@@ -315,7 +348,9 @@ def recipes(parser: Parser, console: Console) -> None:
 
 
 Command = Callable[[Parser, Console], int | None]
-COMMANDS: dict[str, Command] = {each.__name__: each for each in (train, demo, check, evaluate, compare, bench, recipes)}
+COMMANDS: dict[str, Command] = {
+    each.__name__: each for each in (train, demo, check, audit, evaluate, compare, bench, recipes)
+}
 
 
 def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
@@ -324,7 +359,9 @@ def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
 
     console.print(summary(metrics))
     places = f"metrics: {run.metrics}\nreport:  {run.report}"
-    console.print(f"cost:    {cost(metrics | cost_of(run.path))}\n{places}", highlight=False, markup=False)
+    console.print(
+        f"cost:    {cost(metrics | cost_of(run.path))}\n{places}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _usage() -> str:

@@ -22,10 +22,15 @@ def test_matching_of_each_image_is_pycocotools(seed, size, split_of, pycocotools
     for expected in evaluated:
         position = [r.image_id for r in split.records].index(expected["image_id"])
         truth, found = split.records[position], detections[position]
-        scores, hits, ignored = match_image(truth, found, expected["category_id"], AREAS[size])
-        np.testing.assert_array_equal(scores, expected["dtScores"])
-        np.testing.assert_array_equal(ignored, expected["dtIgnore"])
-        np.testing.assert_array_equal(hits, (expected["dtMatches"] > 0) & ~expected["dtIgnore"].astype(bool))
+        matched = match_image(truth, found, expected["category_id"], AREAS[size])
+        hits = (expected["dtMatches"] > 0) & ~expected["dtIgnore"].astype(bool)
+        np.testing.assert_array_equal(matched.scores, expected["dtScores"])
+        np.testing.assert_array_equal(matched.ignored, expected["dtIgnore"])
+        np.testing.assert_array_equal(matched.hits, hits)
+        numbers = np.flatnonzero(np.isin(truth.labels, expected["category_id"]))
+        taken = np.searchsorted(sorted(expected["gtIds"]), expected["dtMatches"][hits])
+        np.testing.assert_array_equal(numbers[taken], matched.truth[hits])
+        np.testing.assert_array_equal(found.scores[matched.chosen], matched.scores)
 
 
 @pytest.mark.parametrize("levels", [0, 40])

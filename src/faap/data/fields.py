@@ -49,6 +49,8 @@ def _box(value: object) -> list[float] | None:
 
 _Kind = tuple[Callable[[Any], Any], str]
 WORD = (_word, "a word or a whole number")
+# What annotations may say of how well something can be seen: yes or no, or a number.
+CONDITIONS = ("occluded", "occlusion", "truncated", "truncation", "visibility")
 # What reads a field, None where it is none such, and the words for what it should be.
 _FIELDS: dict[str, _Kind] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (whole, "a whole number of at most 64 bits")),
@@ -81,6 +83,12 @@ def lookup(entry: dict[str, Any], field: str) -> Any:
     if rest and isinstance(inner := entry.get(first), dict):
         return lookup(inner, rest)
     return next((each[field] for each in entry.values() if isinstance(each, dict) and field in each), _ABSENT)
+
+
+def conditions(entry: dict[str, Any]) -> dict[str, float]:
+    """Return what an annotation says of how well its object can be seen."""
+    found = {name: lookup(entry, name) for name in CONDITIONS}
+    return {name: float(value) for name, value in found.items() if isinstance(value, bool) or fits(value, float)}
 
 
 def mentions(entry: Any, field: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from faap.data.boxes import against_area, check_box
-from faap.data.fields import WORD, folded, mentions, take, whole
+from faap.data.fields import WORD, conditions, folded, mentions, take, whole
 from faap.data.finding import Finder
 from faap.data.orientation import read_header, turn_box, upright
 from faap.data.problems import MakeProblem, Problem, noting, opening, place
@@ -58,7 +58,7 @@ class _Image:
     group: str
     frame: tuple[int, int]  # the size that its boxes are drawn in
     turn: int  # EXIF orientation that its boxes have still to follow
-    rows: list[tuple[list[float], int, float, bool, str]] = field(default_factory=list)
+    rows: list[tuple[list[float], int, float, bool, str, dict[str, float]]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -133,7 +133,7 @@ class Reader:
             categories = {key: name for key, name in categories.items() if key in grouped}
         self.result.categories = categories
         for image in images:
-            self._add(image, [(*row[:4], row[4] or image.group) for row in image.rows if row[1] in categories])
+            self._add(image, [(*row[:4], row[4] or image.group, row[5]) for row in image.rows if row[1] in categories])
         for what, names in self.noted.items():
             self._note(f"{len(names)} images, such as {names[0]}, are {what}")
         return self.result
@@ -255,11 +255,11 @@ class Reader:
             if self.complete and said in self.personal and not (owner or image.group or crowd):
                 reason = f"has no group (field {self.group_field!r}), and neither has its image; it counts for nobody"
                 raise at("missing_group", reason)
-        image.rows.append((box, category, area or box[2] * box[3], crowd, owner))
+        image.rows.append((box, category, area or box[2] * box[3], crowd, owner, conditions(entry)))
 
     def _add(self, image: _Image, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add the record of an image, unless nobody in it has a group."""
-        boxes, labels, areas, crowd, owners = zip(*rows, strict=True) if rows else [()] * 5
+        boxes, labels, areas, crowd, owners, seen = zip(*rows, strict=True) if rows else [()] * 6
         names = set(owners) or {image.group}
         groups = names - {""}
         if not groups:
@@ -272,6 +272,10 @@ class Reader:
             areas=np.array(areas, dtype=np.float64),
             crowd=np.array(crowd, dtype=bool),
             owners=None if len(names) == 1 else owners,
+            conditions={
+                name: np.array([each.get(name, np.nan) for each in seen])
+                for name in dict.fromkeys(name for each in seen for name in each)
+            },
             **image.fields,
         )
         self.result.records.append(record)

@@ -2,8 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class Record:
         owners: n groups, where each box has its own; empty for nobody's. None: all boxes are the image's group's. See
             `owner_of`, which decodes it.
         split: the split that the file gives the image; empty if it does not say.
+        conditions: what is annotated of how well each box can be seen, such as "occluded", by name (n,); nan for what
+            is not known.
     """
 
     image_id: int
@@ -43,6 +45,7 @@ class Record:
     pair: str | None = None
     owners: tuple[str, ...] | None = None
     split: str = ""
+    conditions: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def owner_of(self) -> tuple[str, ...]:
@@ -68,7 +71,8 @@ class Record:
     def with_boxes(self, kept: npt.NDArray[np.bool_]) -> "Record":
         """Return the image with some of its boxes, (n,) bool."""
         arrays = {name: getattr(self, name)[kept] for name in ("boxes", "labels", "areas", "crowd")}
-        return replace(self, owners=self.owners and tuple(compress(self.owners, kept)), **arrays)
+        conditions = {name: values[kept] for name, values in self.conditions.items()}
+        return replace(self, owners=self.owners and tuple(compress(self.owners, kept)), conditions=conditions, **arrays)
 
 
 @dataclass(frozen=True)

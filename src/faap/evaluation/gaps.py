@@ -40,5 +40,12 @@ def headline(metrics: Metrics, anchor: str, reference: str) -> dict[str, Any]:
 
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values ready for JSON: None for every number that could not be computed."""
-    known = {key: without_nan(value) if isinstance(value, dict) else value for key, value in values.items()}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in known.items()}
+    return {key: _known(value) for key, value in values.items()}
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_known(each) for each in value]
+    if isinstance(value, dict):
+        return without_nan(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,29 +14,44 @@ from faap.evaluation.statistics import Floats
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer[Any]]
+Weights = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MAX_DETECTIONS = 100
 # area ranges by the suffix of their numbers, in square pixels; both ends belong to them
 AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
 _RECALLS = np.linspace(0.0, 1.0, 101)
+# a weight that is as good as none, and the recall of everything, which sums of real weights may fall short of
+_LEAST, _ALL = 1e-300, 1 - 1e-9
 # entries of the (data sets × detections) table worked on at once: what the processor's cache can hold
 _TABLE = 500_000
 
 
-def match_image(
-    record: Record, detected: Detections, category: int, area: tuple[float, float] = AREAS[""]
-) -> tuple[Floats, Bools, Bools]:
+class Matched(NamedTuple):
+    """What one image's best detections of a category are, best score first, at each of some IoU thresholds.
+
+    Attributes:
+        scores: (D,), falling.
+        hits: (thresholds, D) true positives.
+        ignored: (thresholds, D) detections that count neither as right nor as wrong.
+        truth: (thresholds, D) of a hit, the position in its record's boxes of what it found.
+        chosen: (D,) positions of the detections.
+    """
+
+    scores: Floats
+    hits: Bools
+    ignored: Bools
+    truth: Ints
+    chosen: Ints
+
+
+def match_image(record: Record, detected: Detections, category: int, area: tuple[float, float] = AREAS[""]) -> Matched:
     """Match one image's best 100 detections of a category greedily, best score first, at every IoU threshold.
 
     Each detection takes the free ground truth it overlaps most (the later of two equal ones). Crowds, and what is
     outside the area range, come second: a detection that takes one of these is ignored, and a crowd can be taken again.
-
-    Returns:
-        Scores (D,), falling; hits and ignored, each (10, D): true positives, and detections that count neither as right
-        nor as wrong.
     """
-    truth = record.labels == category
+    truth = np.flatnonzero(record.labels == category)
     crowd, sizes = record.crowd[truth], record.areas[truth]
     passed_over = crowd | (sizes < area[0]) | (sizes > area[1])
     chosen = np.flatnonzero(detected.labels == category)
@@ -45,6 +60,7 @@ def match_image(
     # to a crowd, COCO's overlap is relative to the detection alone; without either there is none, and no shape
     iou = np.reshape(mask.iou(boxes, record.boxes[truth], crowd), (len(chosen), len(crowd)))
     hits, ignored = (np.zeros((len(IOU_THRESHOLDS), len(chosen)), dtype=bool) for _ in range(2))
+    found = np.zeros(hits.shape, dtype=np.intp)
     free = np.ones((len(IOU_THRESHOLDS), len(crowd)), dtype=bool)
     kinds = [(result, kind) for result, kind in ((hits, ~passed_over), (ignored, passed_over)) if kind.any()]
     for d in np.flatnonzero(iou.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
@@ -54,16 +70,17 @@ def match_image(
             best = len(crowd) - 1 - np.argmax(overlaps[:, ::-1], axis=1)
             taken = (overlaps.max(axis=1) >= 0) & ~hits[:, d]
             result[taken, d] = True
+            found[taken, d] = truth[best[taken]]
             free[taken, best[taken]] = crowd[best[taken]]
     detected_area = boxes[:, 2] * boxes[:, 3]
     outside = (detected_area < area[0]) | (detected_area > area[1])
-    return detected.scores[chosen], hits, ignored | (~hits & outside)
+    return Matched(detected.scores[chosen], hits, ignored | (~hits & outside), found, chosen)
 
 
 def count_found(record: Record, detected: Detections, score: float) -> int:
     """How many of an image's people, or other ground truth, a detection of that score or more meets at IoU .50."""
     matched = (match_image(record, detected, category) for category in np.unique(record.labels))
-    return sum(int(hits[0, scores >= score].sum()) for scores, hits, _ in matched)
+    return sum(int(each.hits[0, each.scores >= score].sum()) for each in matched)
 
 
 def weighted_metrics(
@@ -97,52 +114,58 @@ def weighted_metrics(
         ]
         positives = weights @ np.array([each.sum() for each in counted])
         nothing = np.where(positives == 0, np.nan, 0.0)
-        precision = _precision(matched, weights, np.maximum(positives, 1)) + nothing[:, None]  # (R, 10)
+        precision = average_precision(matched, weights, np.maximum(positives, 1)) + nothing[:, None]  # (R, 10)
         result[f"AP{suffix}"] = precision.mean(axis=1)
         if not suffix:
             result |= {"AP50": precision[:, 0], "AP75": precision[:, 5]}
         for most in (MAX_DETECTIONS,) if suffix else (1, 10, MAX_DETECTIONS):
-            found = np.stack([hits[:, :most].sum(axis=1) for _, hits, _ in matched])  # (images, 10)
+            found = np.stack([each.hits[:, :most].sum(axis=1) for each in matched])  # (images, 10)
             recall = (weights @ found) / np.maximum(positives, 1)[:, None]
             result[f"AR{suffix or most}"] = recall.mean(axis=1) + nothing
     return {name: result[name] for name in wanted}
 
 
-def _precision(matched: Sequence[tuple[Floats, Bools, Bools]], weights: Ints, positives: Ints) -> Floats:
-    """Average the interpolated precision over 101 recall levels.
+def average_precision(
+    matched: Sequence[Matched], weights: Weights, positives: Weights, truths: Weights | None = None
+) -> Floats:
+    """Average the interpolated precision over 101 recall levels, in data sets where images and boxes have weights.
 
     Args:
-        matched: what `match_image` says of every image.
-        weights: (R, images).
-        positives: (R,) at least 1.
+        matched: of every image, at the same T thresholds.
+        weights: (R, images) how often an image's false positives count in each of R data sets.
+        positives: (R,) the sum of the weights of what there is to find, more than 0.
+        truths: (R, boxes) how often each of all boxes counts if it is found, by the numbers in `Matched.truth`; by
+            default as its image.
 
     Returns:
-        (R, 10), for each data set and IoU threshold.
+        (R, T).
     """
-    image = np.repeat(np.arange(len(matched)), [len(scores) for scores, _, _ in matched])
-    scores, hits, ignored = (np.concatenate(parts, axis=-1) for parts in zip(*matched, strict=True))
+    image = np.repeat(np.arange(len(matched)), [len(each.scores) for each in matched])
+    scores, hits, ignored, truth, _ = (np.concatenate(parts, axis=-1) for parts in zip(*matched, strict=True))
     order = np.argsort(-scores, kind="stable")
     # what is ignored at every threshold, or comes after the last true positive, changes no interpolated precision
     order = order[~ignored[:, order].all(axis=0)]
     order = order[: int(np.flatnonzero(hits[:, order].any(axis=0)).max(initial=-1)) + 1]
-    image, hits, ignored = image[order], hits[:, order], ignored[:, order]
+    image, hits, ignored, truth = image[order], hits[:, order], ignored[:, order], truth[:, order]
     places = [(np.flatnonzero(right), np.flatnonzero(neither)) for right, neither in zip(hits, ignored, strict=True)]
 
     def measured(rows: Ints) -> Floats:
         copies = weights[rows].take(image, axis=1)  # (r, n)
-        seen = np.cumsum(copies, axis=1, dtype=np.int32)
-        # how many recall levels are reached with so many true positives: 0, 1, … of the first data set, of the second
-        counts = positives[rows] + 1
-        reached = np.searchsorted(_RECALLS, np.concatenate([np.arange(n) / (n - 1) for n in counts]), side="right")
-        starts = (np.cumsum(counts) - counts)[:, None]
+        seen = np.cumsum(copies, axis=1, dtype=weights.dtype)
         result = np.zeros((len(rows), len(hits)))
         for threshold, (right, neither) in enumerate(places):
-            found = np.cumsum(copies.take(right, axis=1), axis=1, dtype=np.int32)
-            uncounted = np.cumsum(np.insert(copies.take(neither, axis=1), 0, 0, axis=1), axis=1, dtype=np.int32)
-            counted = seen.take(right, axis=1) - uncounted.take(np.searchsorted(neither, right), axis=1)
-            precision = np.maximum.accumulate((found / np.maximum(counted, 1))[:, ::-1], axis=1)[:, ::-1]
+            alike = np.cumsum(copies.take(right, axis=1), axis=1, dtype=weights.dtype)
+            found = alike
+            if truths is not None:
+                found = np.cumsum(truths[rows].take(truth[threshold, right], axis=1), axis=1)
+            uncounted = np.cumsum(np.insert(copies.take(neither, axis=1), 0, 0, axis=1), axis=1, dtype=weights.dtype)
+            wrong = seen.take(right, axis=1) - uncounted.take(np.searchsorted(neither, right), axis=1) - alike
+            precision = found / np.maximum(found + wrong, _LEAST)
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             # a precision counts once for every level that its true positive is the first to reach
-            levels = np.diff(reached.take(starts + found), axis=1, prepend=0)
+            recall = found / positives[rows, None]
+            recall = np.where(recall > _ALL, 1.0, recall)
+            levels = np.diff(np.searchsorted(_RECALLS, recall, side="right"), axis=1, prepend=0)
             result[:, threshold] = np.multiply(precision, levels, order="C").sum(axis=1) / len(_RECALLS)
         return result
 

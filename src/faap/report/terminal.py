@@ -29,7 +29,7 @@ def summary(metrics: Mapping[str, Any]) -> Group:
         Something `rich.print` shows.
     """
     anchor, reference = list(metrics["baseline"])[:2]
-    criteria = _table("success criteria", "", "before", "after", "target", "")
+    criteria = columns("success criteria", "", "before", "after", "target", "")
     for name, *numbers, _, verdict in words.criteria_rows(metrics, anchor, reference):
         criteria.add_row(Text(name), *numbers, Text(f"{words.MARKS[verdict]} {verdict}", _STYLES[verdict]))
     warnings = [Text(f"{note}\n", style="bold red") for note in words.notes(metrics)]
@@ -47,12 +47,12 @@ def _beside(name: str, metrics: Mapping[str, Any]) -> list[RenderableType]:
 
 def _changes(metrics: Mapping[str, Any], title: str) -> Table:
     reference = list(metrics["baseline"])[1]
-    table = _table(f"{title}, each number with its 95 % interval", "", "before", "after", "change", "p")
+    table = columns(f"{title}, each number with its 95 % interval", "", "before", "after", "change", "p")
     rows = [(f"{group} ", "", row) for group, row in metrics["changes"].items()]
     rows += [("", f" gap ({reference} − {group})", row) for group, row in metrics["gaps"].items()]
     for begin, end, row in rows:
         for name in words.SHOWN:
-            said = [(_short(value), _short(sure)) for value, sure in words.change(row[name])]
+            said = [(short(value), short(sure)) for value, sure in words.change(row[name])]
             cells = [Text.assemble(value, (f"\n{sure}", "dim")) for value, sure in said]
             cells = [Text(f"{begin}{name}{end}"), *cells, Text(number(row[name]["p_value"], 3))]
             table.add_row(*cells, end_section=name == words.SHOWN[-1])
@@ -72,16 +72,16 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
 
     gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
     headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
-    table = _table(words.measured_on(comparison), *headings)
+    table = columns(words.measured_on(comparison), *headings)
     table.padding = (0, int(width >= 100))
     table.collapse_padding = True
     for column in (table.columns[1], *table.columns[3:6]):
         column.min_width = 11  # a mean with its error; what gives way is the heading
-    first, *rest = (_short(number(comparison["baseline"][key])) for key in HEADLINE)
+    first, *rest = (short(number(comparison["baseline"][key])) for key in HEADLINE)
     table.add_row(*["baseline", first, "", *rest, "", ""][: len(headings)], end_section=True)
     for recipe in comparison["recipes"]:
-        first, *rest = (_short(words.spread(recipe["summary"][key], "±")) for key in HEADLINE)
-        moved = _short(number(recipe["summary"]["ap_gap"]["change"], sign=True))
+        first, *rest = (short(words.spread(recipe["summary"][key], "±")) for key in HEADLINE)
+        moved = short(number(recipe["summary"]["ap_gap"]["change"], sign=True))
         met = "-".join(number(recipe["success"][key], 0) for key in HEADLINE) + f"/{len(recipe['runs'])}"
         cells = [first, moved, *rest, met, number(recipe["seconds"]["mean"], 0)]
         table.add_row(Text(recipe["name"]), *cells[: len(headings) - 1])
@@ -90,7 +90,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
     return Group(table, Text(), *map(Text, words.comparison_sentences(comparison)), *wrong)
 
 
-def _table(title: str, *headings: str) -> Table:
+def columns(title: str, *headings: str) -> Table:
     """Numbers in columns; where there is no room for all, the names in the first column give way."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(title), title_justify="left")
     name, *rest = headings
@@ -100,5 +100,6 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A number without the zero before its point."""
     return text.replace("0.", ".")

@@ -33,6 +33,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{number(100 * value, 1, sign=True)} %"
 
 
+def share(value: float | None) -> str:
+    """A share as a percentage with one decimal; a dash for what could not be computed."""
+    return "–" if value is None else f"{number(100 * value, 1)} %"
+
+
 def interval(bounds: list[float] | None, *, sign: bool = True) -> str:
     """An interval as "low to high"; a dash for what could not be computed."""
     return "–" if bounds is None else " to ".join(number(bound, sign=sign) for bound in bounds)

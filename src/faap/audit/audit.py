@@ -1,0 +1,306 @@
+"""Is there a gap, how sure is it, and where does it come from: a detector's detections, taken apart."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+import faap
+from faap.audit.confounders import balance, cells_of, describe_image, effective_size
+from faap.audit.errors import KINDS, TOTALS, error_costs
+from faap.audit.examples import telling
+from faap.audit.results import read_results
+from faap.audit.scores import Scores
+from faap.audit.side import Side
+from faap.data import Dataset, Split
+from faap.detectors import load_detector
+from faap.distributed import resolve_device
+from faap.errors import FaapError
+from faap.evaluation import Detections, MetricFrame, check_resampling, detect_baseline
+from faap.evaluation.bootstrap import draw, too_few
+from faap.evaluation.evaluate import measurable
+from faap.evaluation.gaps import without_nan
+from faap.evaluation.metrics import by_group, comparable_categories
+from faap.evaluation.statistics import Floats, estimate
+from faap.files import file_sha256
+
+DETECTOR, UNLABELLED = "the detector itself", "unlabelled objects"
+# a cause is named from this share of the gap on; groups are compared if so many of the boxes of both have a counterpart
+_WORTH_NAMING, _COMPARABLE = 0.1, 0.5
+
+
+def audit(
+    split: Split,
+    detections: Sequence[Detections],
+    *,
+    score: float = 0.5,
+    samples: int = 500,
+    seed: int = 0,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Measure a detector's groups, and take the gap between anchor and reference group apart.
+
+    Args:
+        split: the images, of any number of groups.
+        detections: one entry a record, in the same order.
+        score: from which on a deployment takes a detection for true.
+        samples: bootstrap replicates; every number has its 95 % interval from them.
+        seed: of the bootstrap, 0 or more.
+        console: where to show a bar.
+
+    Returns:
+        The content of audit.json (docs/audit.md), ready for JSON.
+
+    Raises:
+        FaapError: an image cannot be read, detections and split do not belong together, or a group has fewer than two
+            images or scenes.
+    """
+    frame = MetricFrame(split, detections, samples=samples, seed=seed)
+    names, left_out = comparable_categories(split)
+    categories = [number for number, name in split.categories.items() if name in names]
+    weights = draw(split, samples, seed)
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
+        with ThreadPoolExecutor() as pool:
+            seen = pool.map(describe_image, split.records)
+            described = list(progress.track(seen, len(split.records), description="reading the images"))
+        parts = by_group(split, detections)
+        sides = {
+            group: Side(records, found, weights[positions], categories)
+            for group, (positions, records, found) in parts.items()
+        }
+        steps = progress.add_task("taking the gap apart", total=None)
+        result: dict[str, Any] = {
+            "split": split.name,
+            "anchor": split.anchor,
+            "reference": split.reference,
+            "images": {group: len(side.records) for group, side in sides.items()},
+            "boxes": {group: len(side.image) for group, side in sides.items()},
+            "categories": names,
+            "categories_left_out": left_out,
+            "score": score,
+            "samples": samples,
+        }
+        result |= {"groups": frame.by_group, "gaps": frame.difference, "ratios": frame.ratio, "worst": frame.worst}
+        result |= {"by_category": _by_category(split, detections, categories, samples, seed)}
+        result |= {"errors": _errors(sides, split)}
+        pair = [sides[split.anchor], sides[split.reference]]
+        pictures = [[described[i] for i in parts[group][0]] for group in (split.anchor, split.reference)]
+        result |= _causes(pair, (split.anchor, split.reference), pictures, score)
+        result |= {"scores": _scores(sides, split, score)}
+        result["examples"] = [
+            each for group in (split.anchor, split.reference) for each in telling(sides[group], group)
+        ]
+        progress.remove_task(steps)
+    return without_nan(result | {"warnings": too_few(split)})
+
+
+def audit_data(
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    detector: str | Path = "",
+    predictions: str | Path | None = None,
+    device: str = "auto",
+    num_workers: int = 0,
+    console: Console | None = None,
+    **options: Any,
+) -> tuple[Split, dict[str, Any]]:
+    """Audit a detector on one split, or what another found there.
+
+    Args:
+        dataset: with the split.
+        split: its name.
+        detector: as `load_detector` takes it.
+        predictions: a COCO results file, in place of a detector.
+        device: auto, cpu, cuda or cuda:N.
+        num_workers: processes that load images.
+        console: where to show bars.
+        options: of `audit`.
+
+    Returns:
+        The split with the categories that were measured, and the content of audit.json: that of `audit` with where it
+        comes from.
+
+    Raises:
+        FaapError: as `audit`; or neither detector nor predictions are given, or both.
+    """
+    if bool(detector) == bool(predictions):
+        raise FaapError("an audit is of a detector or of what it found: give --detr_checkpoint or --predictions.")
+    source: dict[str, Any] = {"dataset": str(dataset.root)}
+    notes: list[str] = []
+    if predictions:
+        images = dataset.split(split)
+        check_resampling(images)
+        found, notes = read_results(Path(predictions), images)
+        source |= {"detector_name": Path(predictions).name, "predictions_sha256": file_sha256(Path(predictions))}
+    else:
+        loaded = load_detector(str(detector), resolve_device(device))
+        images = measurable(loaded, dataset, split)
+        before = loaded.tensors_sha256()
+        found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
+        if loaded.tensors_sha256() != before:
+            raise FaapError("the detector changed while it was measured; this is a fault of faap, so please report it.")
+        source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": before}
+    source |= {"split_sha256": images.fingerprint(), "faap": faap.__version__}
+    source["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    result = audit(images, found, console=console, **options)
+    result["warnings"] = notes + result["warnings"]
+    about = {"detector_name": source["detector_name"], "dataset": source["dataset"]}
+    return images, about | result | {"provenance": source}
+
+
+def _by_category(
+    split: Split, detections: Sequence[Detections], categories: Sequence[int], samples: int, seed: int
+) -> dict[str, Any]:
+    """The AP gap in each category, where there are several."""
+    if len(categories) < 2:
+        return {}
+    only = {split.categories[each]: split.with_categories([each]) for each in categories}
+    options: Any = {"samples": samples, "seed": seed, "metrics": ["AP"]}
+    return {name: MetricFrame(one, detections, **options).difference[split.anchor]["AP"] for name, one in only.items()}
+
+
+def _errors(sides: Mapping[str, Side], split: Split) -> dict[str, Any]:
+    """What each kind of error costs each group, and of the AP50 gap the part that goes away with it."""
+    found = {
+        name: error_costs(side.records, side.detections, side.categories, side.copies) for name, side in sides.items()
+    }
+    base = {group: ap for group, (ap, _) in found.items()}
+    gap = base[split.reference] - base[split.anchor]
+    kinds = {}
+    for kind in (*KINDS, *TOTALS):
+        costs = {group: each[kind] for group, (_, each) in found.items()}
+        of_gap = costs[split.anchor] - costs[split.reference]
+        kinds[kind] = {"costs": {group: estimate(each) for group, each in costs.items()}, "of_gap": estimate(of_gap)}
+        if kind in KINDS:
+            kinds[kind]["count"] = {group: _count(side, kind) for group, side in sides.items()}
+    return {"AP50": {group: estimate(ap) for group, ap in base.items()}, "gap": estimate(gap), "kinds": kinds}
+
+
+def _count(side: Side, kind: str) -> int:
+    if kind == "missed":
+        return sum(len(each.missed) for each in side.errors)
+    return sum(int((each.kinds == KINDS.index(kind)).sum()) for each in side.errors)
+
+
+def _causes(
+    pair: Sequence[Side], groups: Sequence[str], pictures: Sequence[Sequence[Mapping[str, Floats]]], score: float
+) -> dict[str, Any]:
+    """What is left of the gap once both groups are alike, in one property of the pictures or in all.
+
+    Args:
+        pair: anchor group, reference group.
+        groups: their names.
+        pictures: of each, what `describe` says of each image.
+        score: from which on a detection of nothing may be of something unlabelled.
+    """
+
+    def named(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(groups, values, strict=True))
+
+    names = list(dict.fromkeys(name for each in pictures for image in each for name in image))
+    cells: list[list[Any]] = [[], []]
+    means: dict[str, Any] = {}
+    for name in names:
+        nothing = [[np.full(len(r.boxes), np.nan) for r in side.records] for side in pair]
+        values = [
+            side.values([image.get(name, unknown) for image, unknown in zip(images, each, strict=True)])
+            for side, images, each in zip(pair, pictures, nothing, strict=True)
+        ]
+        placed = cells_of(np.concatenate(values))
+        cells[0].append(placed[: len(values[0])])
+        cells[1].append(placed[len(values[0]) :])
+        means[name] = named([_mean(side, each) for side, each in zip(pair, values, strict=True)])
+
+    gap = _gap(pair)
+    copies = [side.box_copies.astype(float) for side in pair]
+
+    def compared(*numbers: int) -> tuple[dict[str, Any], list[Floats]]:
+        factors = balance([[each[n] for n in numbers] for each in cells], copies)
+        kept = [float((factor[:, 0] > 0).mean()) for factor in factors]
+        left = _gap(pair, factors) if min(kept) >= _COMPARABLE else gap * np.nan
+        sizes = [effective_size(each * factor)[0] for each, factor in zip(copies, factors, strict=True)]
+        return _cause(gap, left) | {"effective_boxes": named(sizes), "compared": named(kept)}, factors
+
+    confounders = {}
+    for number, name in enumerate(names):
+        confounders[name] = compared(number)[0] | {"means": means[name]}
+    together, factors = compared(*range(len(names)))
+
+    apart = [side.unexplained(score) for side in pair]
+    rates = [_rate(side, each) for side, each in zip(pair, apart, strict=True)]
+    # the group that has more of them gets as many an image as the other
+    with np.errstate(invalid="ignore", divide="ignore"):
+        worth = [np.where(mine > other, other / mine, 1.0) for mine, other in (rates, rates[::-1])]
+    unlabelled = _cause(gap, _gap(pair, None, apart, worth))
+    unlabelled["each_image"] = named([estimate(rate) for rate in rates])
+    left = _gap(pair, factors, apart, worth) if together["share"] is not None else gap * np.nan
+    detector = _cause(gap, gap - left)
+
+    causes = confounders | {UNLABELLED: unlabelled, DETECTOR: detector}
+    sure = [name for name, each in causes.items() if _above_zero(each["explained"]) and each["share"] >= _WORTH_NAMING]
+    first = sorted(sure, key=lambda name: -causes[name]["explained"]["value"]) if _above_zero(estimate(gap)) else []
+    return {
+        "gap": estimate(gap),
+        "confounders": confounders,
+        "all_confounders": together,
+        "unlabelled": unlabelled,
+        "detector": detector,
+        "causes": first,
+    }
+
+
+def _gap(
+    pair: Sequence[Side], factors: Sequence[Floats] | None = None, apart: Any = (None, None), worth: Any = (1.0, 1.0)
+) -> Floats:
+    anchor, reference = (
+        side.average_precision(*each) for side, *each in zip(pair, factors or (None, None), apart, worth, strict=True)
+    )
+    return reference - anchor
+
+
+def _cause(gap: Floats, left: Floats) -> dict[str, Any]:
+    share = float((gap - left)[0] / gap[0]) if gap[0] and np.isfinite(left[0]) else None
+    return {"explained": estimate(gap - left), "left": estimate(left), "share": share}
+
+
+def _above_zero(found: Mapping[str, Any]) -> bool:
+    return found["ci95"] is not None and found["ci95"][0] > 0
+
+
+def _mean(side: Side, values: Floats) -> dict[str, Any]:
+    known = np.isfinite(values)
+    copies = side.box_copies[known]
+    with np.errstate(invalid="ignore"):
+        return estimate((values[known, None] * copies).sum(axis=0) / copies.sum(axis=0))
+
+
+def _rate(side: Side, positions: Sequence[Any]) -> Floats:
+    counts = np.array([len(each) for each in positions])
+    return np.asarray((side.copies * counts[:, None]).sum(axis=0) / side.copies.sum(axis=0))
+
+
+def _scores(sides: Mapping[str, Side], split: Split, score: float) -> dict[str, Any]:
+    """Recall and precision of each group at a threshold, their differences, and thresholds that make recall equal."""
+    each = {group: Scores(side) for group, side in sides.items()}
+    at = {group: one.at(score) for group, one in each.items()}
+    reference = at[split.reference]
+    equal = {}
+    for group, one in each.items():
+        if group != split.reference:
+            equal[group] = {name: estimate(each) for name, each in one.equal_recall(reference["recall"]).items()}
+    return {
+        "at": {group: {name: estimate(value) for name, value in row.items()} for group, row in at.items()},
+        "difference": {
+            group: {name: estimate(reference[name] - value) for name, value in row.items()}
+            for group, row in at.items()
+            if group != split.reference
+        },
+        "equal_recall": equal,
+        "calibration": {group: one.calibration() for group, one in each.items()},
+    }

@@ -1,0 +1,108 @@
+"""One group's images, with weights for its boxes and for its mistakes."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from faap.audit.errors import KINDS, Errors, find_errors
+from faap.data import Record
+from faap.evaluation.detections import Detections
+from faap.evaluation.matching import Bools, Ints, Matched, Weights, average_precision, match_image
+from faap.evaluation.statistics import Floats
+
+_BACKGROUND = KINDS.index("background")
+
+
+class Side:
+    """What a detector does in one group's images, measured in R redrawn data sets.
+
+    Args:
+        records: of the group, ignoring others.
+        detections: one entry a record, in the same order.
+        copies: (images, R) of each image in each data set.
+        categories: that are averaged over; each should have something to find.
+
+    Attributes:
+        image: (boxes,) of each box that is to be found, where its image lies.
+        wanted: (boxes,) of each such box, its position in its record.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], detections: Sequence[Detections], copies: Weights, categories: Sequence[int]
+    ) -> None:
+        self.records, self.detections, self.copies, self.categories = records, detections, copies, categories
+        each = [~record.crowd & np.isin(record.labels, categories) for record in records]
+        self.image = np.repeat(np.arange(len(records)), [mine.sum() for mine in each])
+        self.wanted = np.concatenate([np.flatnonzero(mine) for mine in each])
+        # of every box, how many that are to be found come before it
+        ends = np.cumsum([len(mine) for mine in each])[:-1]
+        self._numbers = np.split(np.cumsum(np.concatenate(each)) - 1, ends)
+        self.labels = np.concatenate([record.labels[mine] for record, mine in zip(records, each, strict=True)])
+
+    @property
+    def box_copies(self) -> Weights:
+        """How often each box occurs, (boxes, R)."""
+        return self.copies[self.image]
+
+    def values(self, described: Sequence[Floats]) -> Floats:
+        """Return of a property of each record's boxes, (n,) each, that of the boxes that are to be found."""
+        return np.array([described[i][n] for i, n in zip(self.image.tolist(), self.wanted.tolist(), strict=True)])
+
+    @cached_property
+    def errors(self) -> list[Errors]:
+        """What is wrong in each image."""
+        pairs = zip(self.records, self.detections, strict=True)
+        return [find_errors(record, found, self.categories) for record, found in pairs]
+
+    @cached_property
+    def _matched(self) -> dict[int, list[Matched]]:
+        result: dict[int, list[Matched]] = {}
+        for category in self.categories:
+            each = [match_image(*pair, category) for pair in zip(self.records, self.detections, strict=True)]
+            # numbered over all images; of what is no hit the number is never read
+            result[category] = [
+                found._replace(truth=numbers[found.truth] if len(numbers) else found.truth)
+                for found, numbers in zip(each, self._numbers, strict=True)
+            ]
+        return result
+
+    def unexplained(self, score: float) -> list[Ints]:
+        """Return in each image the detections of that score or more that are about nothing annotated, by position."""
+        return [each.chosen[(each.kinds == _BACKGROUND) & (each.scores >= score)] for each in self.errors]
+
+    def average_precision(
+        self, factors: Floats | None = None, apart: Sequence[Ints] | None = None, worth: Floats | float = 1.0
+    ) -> Floats:
+        """Return AP, a mean over IoU .50 to .95 and the categories, (R,).
+
+        Args:
+            factors: (boxes, R) by which a box counts more, or less; a mistake counts as its image's boxes in the mean.
+            apart: in each image, detections that count in their own way if they are wrong, by position.
+            worth: (R,) how much these count.
+        """
+        boxes, images = self.box_copies.astype(float), self.copies.astype(float)
+        if factors is not None:
+            boxes = boxes * factors
+            total, count = np.zeros(images.shape), np.bincount(self.image, minlength=len(images))[:, None]
+            np.add.at(total, self.image, factors)
+            images = images * np.where(count > 0, total / np.maximum(count, 1), 1.0)
+        weights = images if apart is None else np.concatenate([images, images * worth])
+        weights, boxes = np.ascontiguousarray(weights.T), np.ascontiguousarray(boxes.T)
+        found = []
+        for category, matched in self._matched.items():
+            parts = matched if apart is None else [*_part(matched, apart, False), *_part(matched, apart, True)]
+            positives = boxes[:, self.labels == category].sum(axis=1)
+            precision = average_precision(parts, weights, np.maximum(positives, 1e-300), boxes)
+            found.append(np.where(positives > 0, precision.mean(axis=1), np.nan))
+        return np.asarray(np.mean(found, axis=0))
+
+
+def _part(matched: Sequence[Matched], apart: Sequence[Ints], inside: bool) -> list[Matched]:
+    result = []
+    for each, positions in zip(matched, apart, strict=True):
+        mine: Bools = np.isin(each.chosen, positions) == inside
+        parts: Any = (values[..., mine] for values in each)
+        result.append(Matched(*parts))
+    return result

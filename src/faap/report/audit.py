@@ -1,0 +1,209 @@
+"""An audit in words, in the terminal, and as a page."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.text import Text
+
+from faap.audit.audit import DETECTOR, UNLABELLED
+from faap.audit.errors import KINDS, TOTALS
+from faap.data import Split, read_image
+from faap.files import write_text
+from faap.report import charts
+from faap.report.page import render
+from faap.report.terminal import columns, short
+from faap.report.words import SHOWN, interval, number, share
+
+# the causes that are told in words
+_TOLD = 3
+
+
+def estimate(found: Mapping[str, Any], *, sign: bool = False) -> str:
+    """A number with its 95 % interval."""
+    return f"{number(found['value'], sign=sign)} ({interval(found['ci95'], sign=sign)})"
+
+
+def whom(audit: Mapping[str, Any]) -> str:
+    """What is looked for, in the plural."""
+    return "people" if audit["categories"] == ["person"] else "objects"
+
+
+def gap_sentence(audit: Mapping[str, Any]) -> str:
+    """Whether there is a gap, and how sure that is."""
+    anchor, reference, gap = audit["anchor"], audit["reference"], audit["gap"]
+    aps = " and ".join(f"{estimate(audit['groups'][group]['AP'])} for {group}" for group in (anchor, reference))
+    said = f"AP is {aps}: a gap of {estimate(gap, sign=True)}"
+    if gap["ci95"] is None:
+        return f"{said}. No interval could be computed, so nothing can be said of chance."
+    low, high = gap["ci95"]
+    if low > 0:
+        return f"{said}. {anchor.capitalize()} {whom(audit)} are found worse, and chance alone does not explain it."
+    if high < 0:
+        advice = "to ask why, exchange --anchor_group and --reference_group"
+        return f"{said}. It is {reference} {whom(audit)} that are found worse; {advice}. No cause is named."
+    return f"{said}. That may be chance: no gap to the disadvantage of {anchor} can be told, and no cause is named."
+
+
+def cause_sentence(audit: Mapping[str, Any], cause: str) -> str:
+    """How much of the gap a cause explains."""
+    anchor, reference = audit["anchor"], audit["reference"]
+    if cause == DETECTOR:
+        found = audit["detector"]
+        rest = f"is left once the pictures of {anchor} and {reference} are alike in all that was measured"
+    elif cause == UNLABELLED:
+        found = audit["unlabelled"]
+        rates = " and ".join(f"{number(rate['value'], 3)}" for rate in found["each_image"].values())
+        rest = (
+            f"goes away once both have as many detections of {audit['score']:g} or more of nothing that is annotated "
+            f"({rates} an image of {anchor} and {reference})"
+        )
+    else:
+        found = audit["confounders"][cause]
+        means = " and ".join(number(mean["value"], 2) for mean in found["means"].values())
+        rest = f"goes away once both are compared at equal {cause} ({means} in the mean of {anchor} and {reference})"
+    return f"{cause.capitalize()}: of the gap, {estimate(found['explained'])} {rest}."
+
+
+def sentences(audit: Mapping[str, Any]) -> list[str]:
+    """What came out, in plain words: the gap, its largest causes, what is wrong with the detections, the threshold."""
+    anchor, reference = audit["anchor"], audit["reference"]
+    said = [gap_sentence(audit)]
+    said += [f"{n}. {cause_sentence(audit, cause)}" for n, cause in enumerate(audit["causes"][:_TOLD], 1)]
+    low = audit["gap"]["ci95"]
+    if low and low[0] > 0 and not audit["causes"]:
+        said.append("None of the causes that were looked for explains it for sure.")
+    if audit["detector"]["share"] is None:
+        few = f"Too few {whom(audit)} of both groups are alike in all that was measured"
+        said.append(f"{few}, so what is left of the gap cannot be told.")
+    kinds = audit["errors"]["kinds"]
+    worst = max(KINDS, key=lambda kind: kinds[kind]["of_gap"]["value"] or 0)
+    wrong, every = kinds[worst], kinds[TOTALS[0]]
+    if DETECTOR in audit["causes"] and (every["of_gap"]["ci95"] or [0])[0] > 0:
+        costs = " and ".join(f"{number(every['costs'][group]['value'])} {group}" for group in (anchor, reference))
+        said.append(
+            f"It ranks {anchor} {whom(audit)} below mistakes: of the AP50 gap of {estimate(audit['errors']['gap'])}, "
+            f"{estimate(every['of_gap'])} would go away without false positives, which cost {costs} AP50. Most of it "
+            f"are {worst} errors, {estimate(wrong['of_gap'])}; {anchor} has {wrong['count'][anchor]:,} of them, "
+            f"{reference} {wrong['count'][reference]:,}."
+        )
+    at, equal = audit["scores"]["at"], audit["scores"]["equal_recall"][anchor]
+    recall = " and ".join(f"{estimate(at[group]['recall'])} of {group}" for group in (anchor, reference))
+    said.append(
+        f"At a score of {audit['score']:g} or more, recall is {recall} {whom(audit)}; for that of {reference}, "
+        f"{anchor} needs a threshold of {estimate(equal['threshold'])}, with a precision of "
+        f"{estimate(equal['precision'])}."
+    )
+    return said
+
+
+def causes(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was looked at, the one that explains most first; what cannot be compared last."""
+    found = audit["confounders"] | {UNLABELLED: audit["unlabelled"], DETECTOR: audit["detector"]}
+    return dict(sorted(found.items(), key=lambda each: -(-9 if (v := each[1]["explained"]["value"]) is None else v)))
+
+
+def audit_summary(audit: Mapping[str, Any]) -> Group:
+    """Lay an audit out for the terminal."""
+    images = ", ".join(f"{count} {group}" for group, count in audit["images"].items())
+    title = f"{audit['detector_name']} on {audit['dataset']}, {audit['split']} split ({images} images)"
+    groups = columns(f"{title}, each number with its 95 % interval", "", *SHOWN)
+    rows = [(group, row) for group, row in audit["groups"].items()]
+    rows += [(f"gap ({audit['reference']} − {group})", row) for group, row in audit["gaps"].items()]
+    for name, row in rows:
+        cells = [
+            Text.assemble(short(number(row[m]["value"])), (f"\n{short(interval(row[m]['ci95'], sign=False))}", "dim"))
+            for m in SHOWN
+        ]
+        groups.add_row(Text(name), *cells)
+    why = columns("what explains the gap", "", "explains", "95 % interval", "share")
+    for name, each in causes(audit).items():
+        found = each["explained"]
+        text = (short(number(found["value"], sign=True)), short(interval(found["ci95"])), share(each["share"]))
+        why.add_row(Text(name, "bold" if name in audit["causes"] else ""), *text)
+    said = [Text(f"{text}\n") for text in sentences(audit)]
+    return Group(groups, Text(), *said, why, *(Text(f"\n{text}", "bold red") for text in audit["warnings"]))
+
+
+def write_audit(audit: Mapping[str, Any], split: Split, path: Path) -> Path:
+    """Write the self-contained page of an audit."""
+    places = {record.image_id: record for record in split.records}
+    shown = [(each, places[each["image_id"]]) for each in audit["examples"]]
+    pictures = [(each, record, np.asarray(read_image(record.path))) for each, record in shown]
+    drawn = {"causes": _draw_causes(audit), "errors": _draw_errors(audit), "scores": _draw_scores(audit)}
+    values: dict[str, Any] = {"estimate": estimate, "sentences": sentences(audit), "causes": causes(audit)}
+    values |= {"KINDS": KINDS, "TOTALS": TOTALS, "SHOWN": SHOWN, "share": share}
+    return write_text(path, render("audit.html", audit=audit, examples=pictures, drawn=drawn, **values))
+
+
+def _bars(rows: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], axes: Any, offset: float = 0.0) -> None:
+    for place, (name, found) in enumerate(rows.items()):
+        if found["value"] is not None:
+            low, high = found["ci95"] or (found["value"], found["value"])
+            axes.plot([low, high], [place + offset] * 2, color=colours[name], linewidth=2.2, alpha=0.5)
+            axes.plot(found["value"], place + offset, "o", color=colours[name], markersize=4.5)
+
+
+def _labelled(size: tuple[float, float], names: Any, label: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=charts.GAP_COLOUR, linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.set_xlabel(label)
+    return figure, axes
+
+
+@charts.style()
+def _draw_causes(audit: Mapping[str, Any]) -> Figure:
+    rows = {name: each["explained"] for name, each in causes(audit).items()}
+    figure, axes = _labelled((7.2, 0.9 + 0.26 * len(rows)), list(rows), "AP of the gap that it explains")
+    axes.axvline(audit["gap"]["value"], color=charts.QUIET, linewidth=0.9, linestyle=(0, (5, 3)))
+    axes.annotate(
+        "the gap", (audit["gap"]["value"], 1), (0, 3), axes.get_xaxis_transform(), "offset points", ha="center"
+    )
+    _bars(rows, {name: charts.GAP_COLOUR if name in audit["causes"] else charts.QUIET for name in rows}, axes)
+    return figure
+
+
+@charts.style()
+def _draw_errors(audit: Mapping[str, Any]) -> Figure:
+    kinds = audit["errors"]["kinds"]
+    figure, axes = _labelled((7.2, 0.9 + 0.34 * len(kinds)), list(kinds), "AP50 that it costs")
+    groups = list(audit["groups"])
+    colours = charts.colours_of(groups, charts.GROUP_COLOURS)
+    for i, group in enumerate(groups):
+        rows = {kind: each["costs"][group] for kind, each in kinds.items()}
+        _bars(rows, dict.fromkeys(rows, colours[group]), axes, 0.2 * (i - (len(groups) - 1) / 2))
+        axes.plot([], [], "o", color=colours[group], label=group)
+    figure.legend(loc="outside upper left", ncols=len(groups))
+    return figure
+
+
+@charts.style()
+def _draw_scores(audit: Mapping[str, Any]) -> Figure:
+    """How many right and wrong detections have which score, and how many of those of a score are right."""
+    figure = Figure(figsize=(10.2, 2.9), layout="constrained")
+    axes = figure.subplots(1, 3)
+    calibration = audit["scores"]["calibration"]
+    colours = charts.colours_of(calibration, charts.GROUP_COLOURS)
+    for group, rows in calibration.items():
+        edges = [row["from"] for row in rows]
+        for panel, name in zip(axes, ("right", "wrong"), strict=False):
+            panel.stairs([row[name] for row in rows], [*edges, 1.0], color=colours[group], linewidth=1.6)
+            panel.set(title=f"{name} detections", xlabel="score", yscale="symlog", ylim=(0, None))
+            panel.yaxis.set_major_formatter("{x:,g}")
+        known = [row for row in rows if row["share"]["ci95"]]
+        x, y = [row["score"] for row in known], [row["share"]["value"] for row in known]
+        axes[2].plot(x, y, "o-", color=colours[group], markersize=3.5, linewidth=1.2, label=group)
+        axes[2].vlines(
+            x, *np.array([row["share"]["ci95"] for row in known]).reshape(-1, 2).T, color=colours[group], alpha=0.4
+        )
+    axes[2].plot([0, 1], [0, 1], color=charts.QUIET, linewidth=0.8, linestyle=(0, (5, 3)))
+    axes[2].set(title="share of right ones", xlabel="score", xlim=(0, 1), ylim=(0, 1))
+    figure.legend(loc="outside upper left", ncols=len(calibration))
+    return figure

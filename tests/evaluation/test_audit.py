@@ -1,0 +1,278 @@
+"""The audit on pictures with a planted cause, and from a file of results alone."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import faap
+from faap.audit import audit, audit_data, read_results
+from faap.audit.audit import DETECTOR, UNLABELLED
+from faap.audit.errors import find_errors
+from faap.audit.scores import Scores
+from faap.audit.side import Side
+from faap.cli import main
+from faap.data import Record, Split
+from faap.errors import FaapError
+from faap.evaluation import MetricFrame, detect
+from faap.promenade import compose, detector_dir, scenes
+from faap.report.audit import sentences, write_audit
+
+SCENES, SEED = 110, 11
+
+
+def scene(cause, index, group):
+    """A scene of the composer; for the cause "smaller" women's people are the small ones that it draws."""
+    found = compose(SEED, "test", index, group)
+    while cause == "smaller" and group == "female" and found.boxes[:, 3].max() > 45:
+        index += 1000
+        found = compose(SEED, "test", index, group)
+    return found
+
+
+def planted(cause, folder, monkeypatch):
+    """A split of as many images of women as of men, in which one thing is worse for women."""
+    rng = np.random.default_rng(SEED)
+    if cause == "smaller":
+        monkeypatch.setattr(scenes, "SHORTEST", 24)
+    records = []
+    for group in ("female", "male"):
+        women = group == "female"
+        for index in range(SCENES):
+            found = scene(cause, index, group)
+            image, boxes, conditions = Image.fromarray(found.image), found.boxes, {}
+            kept = np.ones(len(boxes), dtype=bool)
+            if cause == "occluded":
+                hidden = rng.random(len(boxes)) < (0.6 if women else 0.1)
+                for x, y, w, h in boxes[hidden]:
+                    ImageDraw.Draw(image).rectangle((x - 1, y + 0.45 * h, x + w, y + h), fill=(90, 90, 80))
+                conditions = {"occluded": hidden.astype(float)}
+            if cause == "darker":
+                dark = rng.random() < (0.8 if women else 0.2)
+                light = rng.uniform(0.02, 0.2) if dark else rng.uniform(0.2, 1)
+                image = Image.fromarray((np.asarray(image) * light).astype(np.uint8))
+            if cause == "unlabelled" and women:
+                kept = rng.random(len(boxes)) > 0.35
+            path = folder / f"{group}_{index}.png"
+            image.save(path)
+            boxes = boxes[kept]
+            record = Record(
+                image_id=len(records) + 1,
+                path=path,
+                width=160,
+                height=128,
+                group=group,
+                boxes=boxes,
+                labels=np.ones(len(boxes), dtype=np.int64),
+                areas=boxes[:, 2] * boxes[:, 3],
+                crowd=np.zeros(len(boxes), dtype=bool),
+                pair=None if cause == "smaller" else str(index),
+                conditions={name: values[kept] for name, values in conditions.items()},
+            )
+            records.append(record)
+    return Split("test", tuple(records), {1: "person"}, "female", "male")
+
+
+@pytest.mark.parametrize(
+    ("cause", "detector", "name"),
+    [
+        ("smaller", "control", "box size"),
+        ("occluded", "control", "occluded"),
+        ("darker", "control", "brightness"),
+        ("unlabelled", "control", UNLABELLED),
+        ("biased", "biased", DETECTOR),
+        ("nothing", "control", None),
+    ],
+)
+def test_the_planted_cause_is_named_first(cause, detector, name, tmp_path, monkeypatch):
+    split = planted(cause, tmp_path, monkeypatch)
+    loaded = faap.load_detector(detector_dir(detector))
+    before = loaded.tensors_sha256()
+    result = audit(split, detect(loaded, split), samples=200)
+    assert loaded.tensors_sha256() == before
+    assert result["causes"][:1] == ([] if name is None else [name])
+    if name is None:
+        assert "No cause is named" in sentences(result)[0] or "no cause is named" in sentences(result)[0]
+        return
+    assert result["gap"]["ci95"][0] > 0
+    assert name.capitalize() in sentences(result)[1]
+    if name == DETECTOR:
+        assert result["causes"] == [DETECTOR]
+        assert "below mistakes" in sentences(result)[2]
+    else:
+        assert result["detector"]["share"] < 0.5
+        every = result["confounders"] | {UNLABELLED: result["unlabelled"]}
+        assert every[name]["share"] > 0.5
+        low, high = every[name]["left"]["ci95"]
+        assert low < 0.05
+        assert high < result["gap"]["value"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Thirty scenes with what the biased detector finds in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SCENES", 30)
+        split = planted("biased", tmp_path_factory.mktemp("small"), patch)
+    return split, detect(faap.load_detector(detector_dir("biased")), split)
+
+
+@pytest.fixture(scope="module")
+def audited(small):
+    return audit(*small, samples=40)
+
+
+def test_every_number_of_the_groups_is_the_metric_frames(small, audited):
+    frame = MetricFrame(*small, samples=40)
+    assert audited["groups"]["female"]["AP"] == frame.by_group["female"]["AP"]
+    assert audited["gaps"]["female"]["AP75"] == frame.difference["female"]["AP75"]
+    assert audited["gap"]["value"] == pytest.approx(frame.difference["female"]["AP"]["value"], abs=1e-12)
+    np.testing.assert_allclose(audited["gap"]["ci95"], frame.difference["female"]["AP"]["ci95"], atol=1e-12)
+    assert audited["errors"]["AP50"]["male"]["value"] == pytest.approx(frame.by_group["male"]["AP50"]["value"])
+    assert any("30 of female" in text for text in audited["warnings"])
+    json.dumps(audited, allow_nan=False)
+
+
+def test_parts_add_up_and_twins_differ_in_nothing_that_is_theirs_alike(audited):
+    parts = [*audited["confounders"].values(), audited["unlabelled"], audited["detector"]]
+    known = [each for each in parts if each["share"] is not None]
+    assert len(known) > 8
+    for each in known:
+        total = each["explained"]["value"] + each["left"]["value"]
+        assert total == pytest.approx(audited["gap"]["value"], abs=1e-12)
+    people = audited["confounders"]["people in the image"]
+    assert people["explained"]["value"] == 0
+    assert people["means"]["female"] == people["means"]["male"]
+    assert people["effective_boxes"] == audited["boxes"]
+
+
+def test_a_threshold_is_counted(small, audited):
+    split, found = small
+    for group, row in audited["scores"]["at"].items():
+        right = wrong = boxes = 0
+        for record, detected in zip(split.records, found, strict=True):
+            if record.group == group:
+                one = replace(
+                    detected, **{n: getattr(detected, n)[detected.scores >= 0.5] for n in ("scores", "labels", "boxes")}
+                )
+                frame = find_errors(record, one, [1])
+                right, wrong, boxes = right + frame.hits.sum(), wrong + (~frame.hits).sum(), boxes + len(record.boxes)
+        assert row["recall"]["value"] == pytest.approx(right / boxes)
+        assert row["precision"]["value"] == pytest.approx(right / (right + wrong))
+    table = audited["scores"]["calibration"]["male"]
+    assert sum(row["right"] for row in table[5:]) == right
+    assert sum(row["wrong"] for row in table[5:]) == wrong
+
+
+def test_the_threshold_of_equal_recall_has_it_and_no_higher_one_has(small, audited):
+    split, found = small
+    side = Side(*(split.group("female"), [found[i] for i in split.positions("female")]), np.ones((30, 1), int), [1])
+    scores, wanted = Scores(side), np.array([audited["scores"]["at"]["male"]["recall"]["value"]])
+    threshold = scores.equal_recall(wanted)["threshold"][0]
+    assert audited["scores"]["equal_recall"]["female"]["threshold"]["value"] == threshold
+    assert scores.at(threshold)["recall"][0] >= wanted[0] - 1e-9 > scores.at(np.nextafter(threshold, 1))["recall"][0]
+    assert scores.equal_recall(wanted)["precision"][0] == scores.at(threshold)["precision"][0]
+    assert np.isnan(scores.equal_recall(np.array([1.01]))["threshold"][0])
+
+
+def results_of(found):
+    return [
+        {"image_id": each.image_id, "category_id": label, "bbox": box, "score": score}
+        for each in found
+        for label, box, score in zip(each.labels.tolist(), each.boxes.tolist(), each.scores.tolist(), strict=True)
+    ]
+
+
+def test_a_file_of_results_says_the_same_as_the_detector(tiny_promenade, tmp_path):
+    dataset = faap.load_dataset(tiny_promenade)
+    split, direct = audit_data(dataset, detector="promenade", samples=20)
+    entries = results_of(detect(faap.load_detector("promenade"), split))
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(np.random.default_rng(0).permutation(entries).tolist()))
+    _, read = audit_data(dataset, predictions=path, samples=20)
+    own = ("detector_name", "provenance")
+    assert {k: v for k, v in read.items() if k not in own} == {k: v for k, v in direct.items() if k not in own}
+    assert read["detector_name"] == "results.json"
+    with pytest.raises(FaapError, match="give --detr_checkpoint or --predictions"):
+        audit_data(dataset)
+
+
+GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+def test_results_are_sorted_to_their_images(small, tmp_path):
+    split, _ = small
+    others = [GOOD | {"image_id": 999}, GOOD | {"category_id": 5}, GOOD | {"image_id": 3, "score": 1}, GOOD]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(others))
+    found, notes = read_results(path, split)
+    assert [len(each.scores) for each in found[:4]] == [1, 0, 1, 0]
+    assert found[2].scores.tolist() == [1.0]
+    assert found[0].boxes.tolist() == [[1, 2, 3, 4]]
+    assert [note.split(" ")[0] for note in notes[:2]] == ["1", "1"]
+    assert f"no detection in {len(split.records) - 2} of" in notes[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "r.json: not JSON"),
+        ("{}", "r.json"),
+        ("[]", "none of its 0 detections is of the test split"),
+        ("[3]", r"r.json\[0\]"),
+        ([GOOD, GOOD | {"score": 1.5}], r"r.json\[1\]: score"),
+        ([GOOD, GOOD | {"score": "0.5"}], r"r.json\[1\]: score"),
+        ([GOOD, GOOD | {"score": float("nan")}], r"r.json\[1\]: score"),
+        ([GOOD | {"bbox": [1, 2, 3]}], r"r.json\[0\]: bbox"),
+        ([GOOD, GOOD | {"bbox": [1, 2, -3, 4]}], r"r.json\[1\]: bbox should be \[x, y, width, height\]"),
+        ([GOOD | {"image_id": 1.5}], r"r.json\[0\]: image_id"),
+        ([GOOD | {"image_id": "1"}], r"r.json\[0\]: image_id"),
+        ([GOOD | {"image_id": 10**30}], r"r.json\[0\]: image_id"),
+        ([{k: v for k, v in GOOD.items() if k != "score"}], r"r.json\[0\]: has no entry 'score'"),
+        ([GOOD | {"image_id": 999}], "none of its 1 detections is of the test split"),
+    ],
+)
+def test_bad_results_are_named(content, said, small, tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(FaapError, match=said):
+        read_results(path, small[0])
+
+
+def test_the_page_stands_alone_and_shows_text_as_text(audited, small, tmp_path):
+    split, _ = small
+    about = {"detector_name": "<script>x</script>", "dataset": "a & b", "provenance": {"date": "now"}}
+    page = write_audit(about | audited, split, tmp_path / "audit.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    for each in audited["examples"]:
+        assert f"{each['group']}, {each['kind']}" in page
+    for text in sentences(audited):
+        assert text[:40] in page
+
+
+def test_the_command_writes_numbers_and_page(tiny_promenade, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [
+        "audit",
+        str(tiny_promenade),
+        "--detr-checkpoint",
+        "promenade",
+        "--samples",
+        "10",
+        "--output-dir",
+        str(out),
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "what explains the gap" in said
+    assert "audit.html" in said
+    written = json.loads((out / "audit.json").read_text())
+    assert written["provenance"]["detector_sha256"]
+    assert (out / "audit.html").is_file()
+    assert main(["audit", str(tiny_promenade)]) == 2
+    assert "--detr_checkpoint or --predictions" in capsys.readouterr().err
