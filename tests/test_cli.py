@@ -13,9 +13,11 @@ import faap
 from faap import cli
 from faap.compare import LocalRunner
 from faap.evaluation import NONE_WORTH_IT
-from faap.perturbation import build_generator, save_generator
+from faap.perturbation import build_generator, load_generator, save_generator
 from faap.process import outcome
 from faap.promenade import shipped_run
+from faap.runs import Run
+from faap.weights import tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
@@ -40,6 +42,37 @@ def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.C
     first["warnings"].remove(NONE_WORTH_IT)
     assert first == again
     assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_choosing_among_a_runs_generators_by_the_test_split_is_refused(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path / "run")
+    few = [*SMALL, "--epochs", "2", "--lr_g", "0.1", "--output_dir", str(run.path)]
+    assert cli.main(["train", "infonce_4th", *places, *few]) == 0
+    first = json.loads(run.metrics.read_text())["provenance"]
+    assert run.read_on(first["split_sha256"]) == [first["generator"]["sha256"]]
+    capsys.readouterr()
+
+    def evaluate(place: Path, *flags: str) -> int:
+        return cli.main(["evaluate", str(place), *places, "--output_dir", str(tmp_path / "out"), *flags])
+
+    assert evaluate(run.path) == 0  # the one that was chosen, again
+    shas = {tensors_sha256(load_generator(run.checkpoint(epoch)).state_dict()): epoch for epoch in run.epochs()}
+    other = run.checkpoint(next(epoch for sha, epoch in shas.items() if sha != first["generator"]["sha256"]))
+    capsys.readouterr()
+    assert evaluate(other) == 2
+    said = capsys.readouterr().err
+    assert "no longer a test" in said
+    assert "--i_know" in said
+    assert len(run.read_on(first["split_sha256"])) == 2
+    assert evaluate(other, "--split", "val") == 0
+    assert evaluate(other, "--split", "testing") == 2
+    assert len(run.read_on(first["split_sha256"])) == 2
+    assert evaluate(other, "--i_know") == 0
+    warnings = json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"]
+    assert any("1 other generator of this run" in text for text in warnings)
+    assert len(set(run.read_on(first["split_sha256"]))) == 2
 
 
 def test_demo_measures_the_control_beside_the_biased_detector(
@@ -173,8 +206,8 @@ FLAGS = {
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
     "evaluate": """
         --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --epsilon --group_csv
-        --group_field --images_dir --jpeg --num_workers --output_dir --reference_group --resize --scenes --shift
-        --skip_bad --split
+        --group_field --i_know --images_dir --jpeg --num_workers --output_dir --reference_group --resize --scenes
+        --shift --skip_bad --split
     """,
     "check": """
         --anchor_group --annotations --group_csv --group_field --images_dir --json --quick --reference_group --scenes

@@ -200,13 +200,15 @@ def evaluate(parser: Parser, console: Console) -> None:
     parser.add_argument(
         "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
     )
+    parser.add_argument("--i_know", action="store_true", help="measure one more generator of a run on the test split")
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap import distributed
     from faap.config import data_arguments
     from faap.evaluation.arrival import Arrival
-    from faap.report.measure import measure
+    from faap.perturbation.storage import place_of
+    from faap.report.measure import measure, refuse_choice
 
     settings, arrival = _trained_with(given), Arrival(given["jpeg"], given["resize"], given["shift"])
     device = distributed.resolve_device(given["device"])
@@ -215,8 +217,11 @@ def evaluate(parser: Parser, console: Console) -> None:
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
+    trained_in = None if given["generator"] == "promenade" else Run.of(place_of(given["generator"]))
+    if given["split"] in ("test", "testing") and not given["i_know"]:
+        refuse_choice(trained_in, dataset.split("test"), generator)
     run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "num_workers")}
-    how |= {"arrival": arrival, "move_aside": True, "console": console}
+    how |= {"arrival": arrival, "move_aside": True, "trained_in": trained_in, "console": console}
     _conclude(measure(detector, generator, dataset, run, **how), run, console)
 
 

@@ -23,6 +23,8 @@ _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
 ROW: dict[str, Any] = {"epoch": int, "images": int, "seconds": float, "schedule": {str: float}, "losses?": [str]}
 ROW |= {"train": {str: _NUMBER}, "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}}}
 ROW["validation"] |= {"errors?": {str: _NUMBER}}
+# a line of what says when which generator was measured on which images
+READING = dict.fromkeys(("date", "split", "split_sha256", "generator_sha256"), str)
 
 
 class Run:
@@ -30,7 +32,7 @@ class Run:
 
     Attributes:
         path: the folder; it need not exist.
-        config, log, metrics, report, events, generator, checkpoints, best: paths of what it holds.
+        config, log, metrics, report, events, generator, checkpoints, best, readings: paths of what it holds.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,6 +45,7 @@ class Run:
         self.generator = self.path / "generator"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best.pth"
+        self.readings = self.path / "readings.jsonl"
 
     @classmethod
     def of(cls, path: str | Path) -> "Run | None":
@@ -80,12 +83,26 @@ class Run:
         Raises:
             FaapError: if it is not a log of a training.
         """
-        lines = enumerate(read_text(self.log).splitlines() if self.log.exists() else [], 1)
-        return [_parsed(line, ROW, f"{self.log}, line {number}") for number, line in lines if line.strip()]
+        return _rows(self.log, ROW)
 
     def write_log(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the log."""
         write_text(self.log, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def read_on(self, split_sha256: str) -> list[str]:
+        """Return the hash of every generator that was measured on a split, once for each time, the first one first.
+
+        Raises:
+            FaapError: if what says so cannot be read.
+        """
+        rows = _rows(self.readings, READING)
+        return [row["generator_sha256"] for row in rows if row["split_sha256"] == split_sha256]
+
+    def add_reading(self, split: str, provenance: Mapping[str, Any]) -> None:
+        """Record that a generator was measured on a split."""
+        row = {"date": provenance["date"], "split": split, "split_sha256": provenance["split_sha256"]}
+        rows = [*_rows(self.readings, READING), row | {"generator_sha256": provenance["generator"]["sha256"]}]
+        write_text(self.readings, "".join(json.dumps(each) + "\n" for each in rows))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return what metrics.json holds.
@@ -175,6 +192,11 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file; the target is complete or unchanged."""
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def _rows(path: Path, shape: Mapping[str, Any]) -> list[dict[str, Any]]:
+    lines = enumerate(read_text(path).splitlines() if path.exists() else [], 1)
+    return [_parsed(line, shape, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
 def _parsed(text: str, shape: Mapping[str, Any], place: str) -> dict[str, Any]:

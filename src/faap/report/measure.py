@@ -1,6 +1,7 @@
 """Measuring a generator on one split: `metrics.json` and the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
+from faap.errors import FaapError
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.detections import perturb_as_deployed
@@ -20,6 +22,7 @@ from faap.perturbation import Generator, load_generator, quantise
 from faap.perturbation.storage import place_of
 from faap.report.page import SCORE_THRESHOLD, Example, Pixels, write_report
 from faap.runs import Run, cost_of
+from faap.weights import tensors_sha256
 
 
 def measure(
@@ -34,10 +37,14 @@ def measure(
     move_aside: bool = False,
     warnings: Sequence[str] = (),
     beside: Sequence[str] = (),
+    trained_in: Run | None = None,
     num_workers: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure a generator on one split and write `metrics.json` and `report.html` into a folder.
+
+    That the test split was read is recorded in the run that the generator is from: by what is measured there, nobody
+    may choose among generators and still say that it is a test.
 
     Args:
         detector: frozen.
@@ -50,6 +57,7 @@ def measure(
         move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
         beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
+        trained_in: the run that the generator is from.
         num_workers: processes that load images.
         console: where to say that it was, and to show a bar.
 
@@ -64,7 +72,7 @@ def measure(
     after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
-    metrics["warnings"] += warnings
+    metrics["warnings"] += [*warnings, *_read_before(trained_in if images.name == "test" else None, metrics)]
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)
         found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)
@@ -74,8 +82,33 @@ def measure(
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
         run.write_metrics(metrics)
+        if trained_in and images.name == "test":
+            with suppress(OSError):  # of a run that cannot be written nothing can be chosen here
+                trained_in.add_reading(images.name, metrics["provenance"])
         write_report(run, examples_of(detector, generator, images, before, after, arrival))
     return metrics
+
+
+def refuse_choice(run: Run | None, images: Split, generator: Generator) -> None:
+    """Refuse to measure another generator of a run on a test split that one of them was measured on.
+
+    Raises:
+        FaapError: if it was.
+    """
+    if run and set(run.read_on(images.fingerprint())) - {tensors_sha256(generator.state_dict())}:
+        said = f"{run.path}: another of its generators was measured on this test split (see {run.readings.name})"
+        advice = "choose by --split val, and measure the one that is chosen; or say --i_know, and the result says so"
+        raise FaapError(f"{said}. A choice by what a test says is no longer a test: {advice}.")
+
+
+def _read_before(run: Run | None, metrics: Mapping[str, Any]) -> list[str]:
+    """Say that other generators of a run were measured on the same test images."""
+    earlier = run.read_on(metrics["provenance"]["split_sha256"]) if run else []
+    others = set(earlier) - {metrics["provenance"]["generator"]["sha256"]}
+    count = f"{len(others)} other generator{'s' * (len(others) > 1)} of this run"
+    return (
+        [f"Measured on the same test images before: {count}. If that led to this one, it is no test."] if others else []
+    )
 
 
 def examples_of(

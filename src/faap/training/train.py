@@ -131,7 +131,7 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
     chosen, generator = distributed.main_only(best)
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
     how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
-    metrics = measure(detector, generator.to(device), dataset, run, beside=beside, **how)
+    metrics = measure(detector, generator.to(device), dataset, run, trained_in=run, beside=beside, **how)
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
     return TrainResult(run.path, metrics, chosen["epoch"])
 
