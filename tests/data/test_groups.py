@@ -51,6 +51,44 @@ def test_images_or_annotations_may_carry_the_group(tmp_path, where):
     assert split.records[3].boxes.tolist() == [[4, 5, 10, 20]]
 
 
+@pytest.mark.parametrize("where", ["images", "annotations", "table"])
+def test_groups_of_two_fields_are_those_of_people_who_are_in_both(tmp_path, where):
+    tones = ("dark", "light", "light", "dark", "dark", "NaN")
+    said = [{"sex": GROUPS[n % 2], "tone": tone} for n, tone in enumerate(tones)]
+    data, options = content(6), {"group_field": "sex + tone"}
+    if where == "table":
+        lines = [f"{n},{each['sex']},{each['tone']}" for n, each in enumerate(said, 1)]
+        options["group_csv"] = "groups.csv"
+    else:
+        for entry, each in zip(data[where], said, strict=True):
+            entry |= {"attributes": each}
+    root = write(tmp_path, data)
+    if where == "table":
+        (root / "groups.csv").write_text("\n".join(["image_id,sex,tone", *lines]))
+    dataset = load_dataset(root, anchor="her dark", reference="him light", **options)
+    found = dataset.read("all").records
+    assert [record.group for record in found][:5] == ["her dark", "him light", "her light", "him dark", "her dark"]
+    assert not any("NaN" in record.group for record in found)
+    wrong = load_dataset(root, anchor="her dark", reference="him light", **options | {"group_field": "sex+tine"})
+    with pytest.raises(FaapError, match="tine"):
+        wrong.split("all")
+
+
+def test_what_annotations_say_of_visibility_goes_with_their_boxes(tmp_path):
+    data = with_field(content(4), "images")
+    data["annotations"][0] |= {"occluded": True, "attributes": {"truncation": 0.25}}
+    data["annotations"][1] |= {"occluded": 0, "visibility": "low"}
+    data["annotations"] += [
+        data["annotations"][0] | {"id": 9, "category_id": 2, "occluded": False, "bbox": [1, 1, 5, 5]}
+    ]
+    first, second, third, _ = opened(write(tmp_path, data)).split("all").records
+    assert first.conditions["occluded"].tolist() == [1, 0]
+    assert first.conditions["truncation"].tolist() == [0.25, 0.25]
+    assert {name: values.tolist() for name, values in second.conditions.items()} == {"occluded": [0]}
+    assert third.conditions == {}
+    assert first.with_boxes(first.labels == 2).conditions["occluded"].tolist() == [0]
+
+
 def test_groups_may_be_numbers(tmp_path):
     root = write(tmp_path, with_field(content(4), "images", groups=(1, 0)))
     assert load_dataset(root, anchor="1", reference="0").split("all").counts() == {"1": 2, "0": 2}

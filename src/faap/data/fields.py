@@ -2,7 +2,7 @@
 
 import reprlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,13 +76,25 @@ def take(entry: dict[str, Any], name: str, at: MakeProblem, kind: _Kind | None =
 
 
 def lookup(entry: dict[str, Any], field: str) -> Any:
-    """Return a field of an entry, or of an object in it; `_ABSENT` where there is none."""
+    """Return a field of an entry, or of an object in it; `_ABSENT` where there is none.
+
+    Of a + b it is both words, with a blank between them, and nothing where one of them says nothing.
+    """
     if field in entry:
         return entry[field]
+    if "+" in field:
+        found = [lookup(entry, part.strip()) for part in field.split("+")]
+        return _ABSENT if _ABSENT in found else joined(found)
     first, _, rest = field.partition(".")
     if rest and isinstance(inner := entry.get(first), dict):
         return lookup(inner, rest)
     return next((each[field] for each in entry.values() if isinstance(each, dict) and field in each), _ABSENT)
+
+
+def joined(values: Sequence[Any]) -> str:
+    """Return groups as one, that of the people who are in all of them; empty where one says nothing."""
+    words = [_word(value) or "" for value in values]
+    return " ".join(words) if all(words) else ""
 
 
 def conditions(entry: dict[str, Any]) -> dict[str, float]:

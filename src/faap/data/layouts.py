@@ -231,6 +231,7 @@ def load_dataset(
         annotations: COCO JSON, relative to `root`; `{split}` in it stands for train, val and test.
         images_dir: folder of the images, relative to `root`; `{split}` as above. By default it is looked for.
         group_field: field of images or annotations, or column of `group_csv`, that holds the group; by default gender.
+            Several, joined by +, make groups of people who are in the same of all, such as "female dark".
             In FACET the attribute, by default gender_presentation.
         group_csv: table from image ids or file names to groups, relative to `root`.
         skip_bad: leave broken records out instead of refusing them.

@@ -5,6 +5,7 @@ import io
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
+from faap.data.fields import joined
 from faap.data.problems import Problem, noting, place, read_bytes
 from faap.errors import nearest
 
@@ -18,7 +19,7 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
         path: a CSV file with a header. One column names the image by id or file name: the first there is of image_id,
             file_name, filename, file, image, path and id. The column `group_field` holds its group, one named split
             its split.
-        group_field: name of the column.
+        group_field: name of the column, or of several, joined by +.
 
     Returns:
         Id or file name -> {group_field: group, "split": split}, and what is wrong with its rows.
@@ -31,9 +32,11 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
     here, those = place(path), f"(it has {', '.join(columns)})"
     if key is None:
         raise here("missing_column", f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} {those}")
-    if group_field not in columns:
-        reason = f"has no column {group_field!r}; --group_field names the one with the group {those}."
-        raise here("missing_column", reason + nearest(group_field, columns))
+    parts = [group_field] if group_field in columns else [part.strip() for part in group_field.split("+")]
+    for part in parts:
+        if part not in columns:
+            reason = f"has no column {part!r}; --group_field names the one with the group {those}."
+            raise here("missing_column", reason + nearest(part, columns))
     table: dict[str, dict[str, str]] = {}
     problems: list[Problem] = []
     for line, row in rows:
@@ -41,7 +44,8 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
             name, at = row[key], place(path, f"line {line}")
             if not name:
                 raise at("bad_field", f"column {key} is empty; it should name an image")
-            fields = {column: row[column] for column in (group_field, "split") if column in row}
+            fields = {group_field: joined([row[part] for part in parts])}
+            fields |= {"split": row["split"]} if "split" in row else {}
             earlier = table.setdefault(name, fields)
             for kind, word in (("two_groups", group_field), ("two_splits", "split")):
                 if (now := fields.get(word)) != (then := earlier.get(word)):

@@ -87,7 +87,7 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
         said.append(
             f"It ranks {anchor} {whom(audit)} below mistakes: of the AP50 gap of {estimate(audit['errors']['gap'])}, "
             f"{estimate(every['of_gap'])} would go away without false positives, which cost {costs} AP50. Most of it "
-            f"are {worst} errors, {estimate(wrong['of_gap'])}; {anchor} has {wrong['count'][anchor]:,} of them, "
+            f"is {worst} errors, {estimate(wrong['of_gap'])}; {anchor} has {wrong['count'][anchor]:,} of them, "
             f"{reference} {wrong['count'][reference]:,}."
         )
     at, equal = audit["scores"]["at"], audit["scores"]["equal_recall"][anchor]
