@@ -214,7 +214,8 @@ FLAGS = {
     """,
     "audit": """
         --anchor_group --annotations --detr_checkpoint --device --group_csv --group_field --images_dir --num_workers
-        --output_dir --predictions --reference_group --samples --scenes --score --skip_bad --split
+        --output_dir --predictions --reference_group --samples --scenes --score --skip_bad --split --generator --i_know
+        --transfer
     """,
     "bench": "--device --json --repeats --threads",
     "recipes": "--json",

@@ -207,8 +207,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     from faap import distributed
     from faap.config import data_arguments
     from faap.evaluation.arrival import Arrival
-    from faap.perturbation.storage import place_of
-    from faap.report.measure import measure, refuse_choice
+    from faap.report.measure import measure, refuse_choice, run_of
 
     settings, arrival = _trained_with(given), Arrival(given["jpeg"], given["resize"], given["shift"])
     device = distributed.resolve_device(given["device"])
@@ -217,9 +216,9 @@ def evaluate(parser: Parser, console: Console) -> None:
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    trained_in = None if given["generator"] == "promenade" else Run.of(place_of(given["generator"]))
-    if given["split"] in ("test", "testing") and not given["i_know"]:
-        refuse_choice(trained_in, dataset.split("test"), generator)
+    trained_in = run_of(given["generator"])
+    if not given["i_know"]:
+        refuse_choice(trained_in, dataset.split(given["split"]), generator)
     run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "num_workers")}
     how |= {"arrival": arrival, "move_aside": True, "trained_in": trained_in, "console": console}
     _conclude(measure(detector, generator, dataset, run, **how), run, console)
@@ -230,6 +229,9 @@ def audit(parser: Parser, console: Console) -> None:
     parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
     _data_flags(parser, "dataset_root")
     parser.add_argument("--predictions", metavar="FILE", help="a COCO results file, in place of a detector")
+    parser.add_argument("--generator", default="", metavar="PLACE", help="what this run, folder or file changes, too")
+    parser.add_argument("--transfer", default="", metavar="DETECTOR", help="the generator before this detector, too")
+    parser.add_argument("--i_know", action="store_true", help="measure one more generator of a run on the test split")
     parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     here, kept = "faap_outputs/audit", "gets audit.json and audit.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
@@ -247,7 +249,7 @@ def audit(parser: Parser, console: Console) -> None:
     dataset = faap.load_dataset(**data_arguments(given))
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
-    names = ("split", "predictions", "score", "samples", "num_workers", "device")
+    names = ("split", "predictions", "generator", "transfer", "i_know", "score", "samples", "num_workers", "device")
     chosen = given.get("detr_checkpoint") or ("promenade" if given["dataset_root"] == "promenade" else "")
     split, result = audit_data(dataset, detector=chosen, console=console, **{name: given[name] for name in names})
     console.print(audit_summary(result))

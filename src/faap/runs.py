@@ -4,7 +4,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,10 +99,11 @@ class Run:
         return [row["generator_sha256"] for row in rows if row["split_sha256"] == split_sha256]
 
     def add_reading(self, split: str, provenance: Mapping[str, Any]) -> None:
-        """Record that a generator was measured on a split."""
+        """Record that a generator was measured on a split; not where nothing can be written, so nothing be chosen."""
         row = {"date": provenance["date"], "split": split, "split_sha256": provenance["split_sha256"]}
         rows = [*_rows(self.readings, READING), row | {"generator_sha256": provenance["generator"]["sha256"]}]
-        write_text(self.readings, "".join(json.dumps(each) + "\n" for each in rows))
+        with suppress(OSError):
+            write_text(self.readings, "".join(json.dumps(each) + "\n" for each in rows))
 
     def read_metrics(self) -> dict[str, Any]:
         """Return what metrics.json holds.

@@ -177,6 +177,62 @@ def test_the_threshold_of_equal_recall_has_it_and_no_higher_one_has(small, audit
     assert np.isnan(scores.equal_recall(np.array([1.01]))["threshold"][0])
 
 
+def painted(split, folder):
+    """The split with pictures for its images."""
+    pixels = np.random.default_rng(0).integers(0, 255, (150, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "any.png")
+    return replace(split, records=tuple(replace(record, path=folder / "any.png") for record in split.records))
+
+
+def page_of(result, split, folder):
+    about = {"detector_name": "some", "dataset": "data", "provenance": {}}
+    json.dumps(result, allow_nan=False)
+    return write_audit(about | result, split, folder / "audit.html").read_text()
+
+
+def test_groups_categories_and_owners_of_every_kind(split_of, tmp_path):
+    split, found, _ = split_of(3, images=30, groups=("female", "male", "a third group"))
+    rng = np.random.default_rng(0)
+    records = [
+        replace(each, group="", owners=tuple(rng.permutation(["female", "male", "", "male"])[: len(each.boxes)]))
+        if len(each.boxes) > 2 and rng.random() < 0.5
+        else each
+        for each in split.records
+    ]
+    split = painted(replace(split, records=tuple(records)), tmp_path)
+    result = audit(split, found, samples=20)
+    assert set(result["groups"]) == set(result["errors"]["AP50"]) == {"female", "male", "a third group"}
+    assert set(result["gaps"]) == set(result["scores"]["equal_recall"]) == {"female", "a third group"}
+    assert set(result["by_category"]) == {"person", "bicycle"}
+    frame = MetricFrame(split, found, samples=20)
+    assert result["gap"]["value"] == pytest.approx(frame.difference["female"]["AP"]["value"], abs=1e-12)
+    for group, each in result["errors"]["AP50"].items():
+        assert each["value"] == pytest.approx(frame.by_group[group]["AP50"]["value"], abs=1e-12)
+    page = page_of(result, split, tmp_path)
+    assert "worst group" in page
+    assert "AP gap by category" in page
+
+
+@pytest.mark.parametrize("blind", [("female",), ("female", "male")])
+def test_a_detector_that_finds_nobody_is_audited(blind, split_of, tmp_path):
+    split, found, _ = split_of(3)
+    split = painted(split, tmp_path)
+    nothing = {"scores": np.zeros(0), "labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4))}
+    found = [replace(d, **nothing) if r.group in blind else d for d, r in zip(found, split.records, strict=True)]
+    result = audit(split, found, samples=20)
+    assert f"Of {', '.join(blind)} it finds nobody" in result["warnings"][0]
+    assert result["groups"]["female"]["AP"]["value"] == 0
+    assert "–" not in sentences(result)[-1]
+    page_of(result, split, tmp_path)
+
+
+def test_without_replicates_nothing_is_said_for_sure(small, tmp_path):
+    result = audit(*small, samples=0)
+    assert result["causes"] == []
+    assert "nothing can be said of chance" in sentences(result)[0]
+    page_of(result, small[0], tmp_path)
+
+
 def results_of(found):
     return [
         {"image_id": each.image_id, "category_id": label, "bbox": box, "score": score}

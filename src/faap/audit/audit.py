@@ -14,6 +14,7 @@ import faap
 from faap.audit.confounders import balance, cells_of, describe_image, effective_size
 from faap.audit.errors import KINDS, TOTALS, error_costs
 from faap.audit.examples import telling
+from faap.audit.perturbation import audit_perturbation
 from faap.audit.results import read_results
 from faap.audit.scores import Scores
 from faap.audit.side import Side
@@ -23,11 +24,15 @@ from faap.distributed import resolve_device
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, check_resampling, detect_baseline
 from faap.evaluation.bootstrap import draw, too_few
+from faap.evaluation.criteria import is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
 from faap.evaluation.metrics import by_group, comparable_categories
 from faap.evaluation.statistics import Floats, estimate
 from faap.files import file_sha256
+from faap.perturbation import load_generator
+from faap.report.measure import refuse_choice, run_of
+from faap.weights import tensors_sha256
 
 DETECTOR, UNLABELLED = "the detector itself", "unlabelled objects"
 # a cause is named from this share of the gap on; groups are compared if so many of the boxes of both have a counterpart
@@ -96,7 +101,9 @@ def audit(
             each for group in (split.anchor, split.reference) for each in telling(sides[group], group)
         ]
         progress.remove_task(steps)
-    return without_nan(result | {"warnings": too_few(split)})
+    dead = [name for name, row in frame.by_group.items() if is_dead({key: row[key]["value"] for key in row})]
+    blind = [f"Of {', '.join(dead)} it finds nobody to speak of: right detector? right class names?"] if dead else []
+    return without_nan(result | {"warnings": blind + too_few(split)})
 
 
 def audit_data(
@@ -105,6 +112,9 @@ def audit_data(
     split: str = "test",
     detector: str | Path = "",
     predictions: str | Path | None = None,
+    generator: str | Path = "",
+    transfer: str | Path = "",
+    i_know: bool = False,
     device: str = "auto",
     num_workers: int = 0,
     console: Console | None = None,
@@ -117,6 +127,9 @@ def audit_data(
         split: its name.
         detector: as `load_detector` takes it.
         predictions: a COCO results file, in place of a detector.
+        generator: as `load_generator` takes it; what it changes is measured, too.
+        transfer: another detector, to measure the generator in front of.
+        i_know: measure one more of a run's generators on a test split.
         device: auto, cpu, cuda or cuda:N.
         num_workers: processes that load images.
         console: where to show bars.
@@ -131,8 +144,12 @@ def audit_data(
     """
     if bool(detector) == bool(predictions):
         raise FaapError("an audit is of a detector or of what it found: give --detr_checkpoint or --predictions.")
+    if (generator and predictions) or (transfer and not generator):
+        wrong = "a generator is measured in front of a detector" if predictions else "transfer is a generator's"
+        raise FaapError(f"{wrong}: give --detr_checkpoint and --generator.")
     source: dict[str, Any] = {"dataset": str(dataset.root)}
     notes: list[str] = []
+    added: dict[str, Any] = {}
     if predictions:
         images = dataset.split(split)
         check_resampling(images)
@@ -142,16 +159,30 @@ def audit_data(
         loaded = load_detector(str(detector), resolve_device(device))
         images = measurable(loaded, dataset, split)
         before = loaded.tensors_sha256()
-        found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
+        loading: Any = {"num_workers": num_workers, "console": console}
+        found = detect_baseline(loaded, images, **loading)
+        if generator:
+            moving = load_generator(str(generator)).to(next(loaded.parameters()).device)
+            trained_in, whole = run_of(generator), dataset.split(split)
+            if not i_know:
+                refuse_choice(trained_in, whole, moving)
+            other = load_detector(str(transfer), resolve_device(device)) if transfer else None
+            added = {
+                "perturbation": audit_perturbation(loaded, moving, images, found, transfer=other, **loading, **options)
+            }
+            sha256 = tensors_sha256(moving.state_dict())
+            source["generator"] = {"name": str(generator), "arch": moving.arch, "sha256": sha256}
         if loaded.tensors_sha256() != before:
             raise FaapError("the detector changed while it was measured; this is a fault of faap, so please report it.")
         source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": before}
-    source |= {"split_sha256": images.fingerprint(), "faap": faap.__version__}
+    source |= {"split_sha256": dataset.split(split).fingerprint(), "faap": faap.__version__}
     source["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if added and trained_in and images.name == "test":
+        trained_in.add_reading(images.name, source)
     result = audit(images, found, console=console, **options)
     result["warnings"] = notes + result["warnings"]
     about = {"detector_name": source["detector_name"], "dataset": source["dataset"]}
-    return images, about | result | {"provenance": source}
+    return images, about | result | without_nan(added) | {"provenance": source}
 
 
 def _by_category(

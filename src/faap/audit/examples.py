@@ -43,7 +43,7 @@ def _shown(side: Side, i: int, detection: int, truth: int) -> dict[str, Any]:
     if detection < 0 and len(detected.boxes):  # what comes nearest to the object
         overlaps = mask.iou(detected.boxes, record.boxes[[truth]], np.zeros(1, dtype=bool))
         detection = int(np.argmax(overlaps)) if np.max(overlaps) > 0 else -1
-    found = {"score": float(detected.scores[detection]), "box": detected.boxes[detection].tolist()}
-    about = {"image_id": record.image_id, "file": record.path.name}
-    about |= found if detection >= 0 else {"score": None, "box": None}
+    about: dict[str, Any] = {"image_id": record.image_id, "file": record.path.name, "score": None, "box": None}
+    if detection >= 0:
+        about |= {"score": float(detected.scores[detection]), "box": detected.boxes[detection].tolist()}
     return about | {"object": record.boxes[truth].tolist() if truth >= 0 else None}

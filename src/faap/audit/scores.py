@@ -43,8 +43,7 @@ class Scores:
         """Return the highest threshold that has a recall (R,), and the precision there; nan where none has it."""
         hits, copies = self.scores[self.right], self._copies[self.image[self.right]]
         reached = np.cumsum(copies, axis=0) >= recall * self._positives - 1e-9
-        place = np.where(reached.any(axis=0), reached.argmax(axis=0), len(hits))
-        thresholds = np.append(hits, np.nan)[place]
+        thresholds = np.append(hits, np.nan)[(~reached).sum(axis=0)]
         # of falling scores, how many are not below
         ends = np.searchsorted(-self.scores, -thresholds, side="right")
         parts = [self._copies[self.image[:end], column] for column, end in enumerate(ends)]

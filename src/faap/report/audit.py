@@ -73,12 +73,12 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
     anchor, reference = audit["anchor"], audit["reference"]
     said = [gap_sentence(audit)]
     said += [f"{n}. {cause_sentence(audit, cause)}" for n, cause in enumerate(audit["causes"][:_TOLD], 1)]
-    low = audit["gap"]["ci95"]
-    if low and low[0] > 0 and not audit["causes"]:
-        said.append("None of the causes that were looked for explains it for sure.")
-    if audit["detector"]["share"] is None:
-        few = f"Too few {whom(audit)} of both groups are alike in all that was measured"
-        said.append(f"{few}, so what is left of the gap cannot be told.")
+    if (audit["gap"]["ci95"] or [0])[0] > 0:
+        if not audit["causes"]:
+            said.append("None of the causes that were looked for explains it for sure.")
+        if audit["detector"]["share"] is None:
+            few = f"Too few {whom(audit)} of both groups are alike in all that was measured"
+            said.append(f"{few}, so what is left of the gap cannot be told.")
     kinds = audit["errors"]["kinds"]
     worst = max(KINDS, key=lambda kind: kinds[kind]["of_gap"]["value"] or 0)
     wrong, every = kinds[worst], kinds[TOTALS[0]]
@@ -92,11 +92,44 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
         )
     at, equal = audit["scores"]["at"], audit["scores"]["equal_recall"][anchor]
     recall = " and ".join(f"{estimate(at[group]['recall'])} of {group}" for group in (anchor, reference))
-    said.append(
-        f"At a score of {audit['score']:g} or more, recall is {recall} {whom(audit)}; for that of {reference}, "
-        f"{anchor} needs a threshold of {estimate(equal['threshold'])}, with a precision of "
-        f"{estimate(equal['precision'])}."
+    sentence = f"At a score of {audit['score']:g} or more, recall is {recall} {whom(audit)}"
+    if equal["threshold"]["value"] is not None:
+        sentence += f"; for that of {reference}, {anchor} needs a threshold of {estimate(equal['threshold'])}"
+        sentence += f", with a precision of {estimate(equal['precision'])}"
+    return [*said, f"{sentence}."]
+
+
+def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
+    """What a generator changes, in plain words; nothing where none was measured."""
+    found = audit.get("perturbation")
+    if not found:
+        return []
+    anchor, groups = audit["anchor"], found["groups"]
+
+    def left(row: Mapping[str, Any]) -> str:
+        return estimate({"value": row["perturbed"], "ci95": row["perturbed_ci95"]}, sign=True)
+
+    gap = found["gaps"][anchor]["AP"]
+    changed = (f"{estimate(groups[g]['AP'] | {'value': groups[g]['AP']['change']}, sign=True)} for {g}" for g in groups)
+    said = [
+        f"With the generator (ε {found['epsilon']:g}) the gap is {left(gap)}; AP changes by {' and '.join(changed)}."
+    ]
+    counts = " and ".join(
+        f"in {row['worse']:,} of {row['images']:,} images of {group} (more in {row['better']:,})"
+        for group, row in found["found"].items()
     )
+    said.append(f"Fewer {whom(audit)} are found at a score of {audit['score']:g} than before {counts}.")
+    gaps = {name: each["gaps"][anchor]["AP"] for name, each in found["survival"].items()}
+    if gap["change"] and all(row["change"] is not None for row in gaps.values()):
+        worst = min(gaps, key=lambda name: gaps[name]["change"] / gap["change"])
+        kept = share(gaps[worst]["change"] / gap["change"])
+        said.append(
+            f"Of the change of the gap {kept} survives where least does ({worst}: a gap of {left(gaps[worst])})."
+        )
+    told = found["probe"]["the perturbation"]
+    how = "tells" if told["ci95"][0] > told["chance"] else "cannot be shown to tell"
+    accuracy = estimate({"value": told["accuracy"], "ci95": told["ci95"]})
+    said.append(f"A linear probe {how} the group from it: accuracy {accuracy}, by chance {number(told['chance'])}.")
     return said
 
 
@@ -124,7 +157,7 @@ def audit_summary(audit: Mapping[str, Any]) -> Group:
         found = each["explained"]
         text = (short(number(found["value"], sign=True)), short(interval(found["ci95"])), share(each["share"]))
         why.add_row(Text(name, "bold" if name in audit["causes"] else ""), *text)
-    said = [Text(f"{text}\n") for text in sentences(audit)]
+    said = [Text(f"{text}\n") for text in (*sentences(audit), *perturbation_sentences(audit))]
     return Group(groups, Text(), *said, why, *(Text(f"\n{text}", "bold red") for text in audit["warnings"]))
 
 
@@ -134,9 +167,10 @@ def write_audit(audit: Mapping[str, Any], split: Split, path: Path) -> Path:
     shown = [(each, places[each["image_id"]]) for each in audit["examples"]]
     pictures = [(each, record, np.asarray(read_image(record.path))) for each, record in shown]
     drawn = {"causes": _draw_causes(audit), "errors": _draw_errors(audit), "scores": _draw_scores(audit)}
+    told = perturbation_sentences(audit)
     values: dict[str, Any] = {"estimate": estimate, "sentences": sentences(audit), "causes": causes(audit)}
     values |= {"KINDS": KINDS, "TOTALS": TOTALS, "SHOWN": SHOWN, "share": share}
-    return write_text(path, render("audit.html", audit=audit, examples=pictures, drawn=drawn, **values))
+    return write_text(path, render("audit.html", audit=audit, told=told, examples=pictures, drawn=drawn, **values))
 
 
 def _bars(rows: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], axes: Any, offset: float = 0.0) -> None:
