@@ -2,29 +2,29 @@
 
     .venv/bin/python benchmarks/bootstrap.py [--metrics AP,AR100]
 
-Prints one line of JSON: seconds and peak memory for two detectors' metrics with interval, change and p-value.
+Prints JSON: seconds, and the process's largest memory, for two detectors' metrics with interval, change and p-value.
 """
 
-import argparse
 import json
 import resource
 import time
 from pathlib import Path
 
 import numpy as np
+from common import arguments
 
 from faap.data import Record, Split
 from faap.evaluation import METRICS, Detections, MetricFrame
 
-IMAGES, DETECTIONS, SAMPLES = 6199, 100, 1000
+DETECTIONS = 100
 
 
-def simulated() -> tuple[Split, list[list[Detections]]]:
+def simulated(images: int) -> tuple[Split, list[list[Detections]]]:
     """One to three objects an image, found with boxes off by some pixels, among mistakes with lower scores."""
     rng = np.random.default_rng(0)
     records: list[Record] = []
     found: list[list[Detections]] = [[], []]
-    for i in range(IMAGES):
+    for i in range(images):
         count = int(rng.integers(1, 4))
         boxes = np.concatenate([rng.uniform(0, 300, (count, 2)), rng.uniform(10, 200, (count, 2))], axis=1)
         nobody = np.zeros(count, dtype=bool)
@@ -40,17 +40,15 @@ def simulated() -> tuple[Split, list[list[Detections]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--metrics", default=",".join(METRICS))
-    metrics = parser.parse_args().metrics.split(",")
-    split, found = simulated()
+    args = arguments(__doc__, images=6199, samples=1000, metrics=",".join(METRICS))
+    split, found = simulated(args.images)
     started = time.perf_counter()
-    frame = MetricFrame(split, *found, samples=SAMPLES, metrics=metrics)
-    changes = frame.difference["female"]["AP"], frame.by_group
+    frame = MetricFrame(split, *found, samples=args.samples, metrics=args.metrics.split(","))
+    change = frame.difference["female"]["AP"]
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    sizes = {"images": IMAGES, "detections": DETECTIONS, "samples": SAMPLES, "metrics": metrics}
-    print(json.dumps(sizes | {"seconds": round(seconds, 1), "gib": round(memory, 2), "change": changes[0]["change"]}))
+    sizes = {"images": args.images, "detections": DETECTIONS, "samples": args.samples, "metrics": args.metrics}
+    print(json.dumps(sizes | {"seconds": round(seconds, 1), "gib": round(memory, 2), "change": change}, indent=1))
 
 
 if __name__ == "__main__":

@@ -99,6 +99,13 @@ def run(
     return script
 
 
+def test_bootstrap(run: Any) -> None:
+    result = run("bootstrap", "--images", "12", "--samples", "20", "--metrics", "AP")
+    low, high = result["change"]["ci95"]
+    assert low <= result["change"]["change"] <= high
+    assert result["seconds"] >= 0 < result["gib"]
+
+
 def test_detector(run: Any) -> None:
     result = run("detector", "--size", "64x80", "--batch", "2")
     for name, (low, high) in result["ranges"].items():

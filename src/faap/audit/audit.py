@@ -156,22 +156,20 @@ def audit_data(
         found, notes = read_results(Path(predictions), images)
         source |= {"detector_name": Path(predictions).name, "predictions_sha256": file_sha256(Path(predictions))}
     else:
-        loaded = load_detector(str(detector), resolve_device(device))
-        images = measurable(loaded, dataset, split)
-        before = loaded.tensors_sha256()
+        place = resolve_device(device)
+        loaded = load_detector(str(detector), place)
+        images, before = measurable(loaded, dataset, split), loaded.tensors_sha256()
         loading: Any = {"num_workers": num_workers, "console": console}
-        found = detect_baseline(loaded, images, **loading)
-        if generator:
-            moving = load_generator(str(generator)).to(next(loaded.parameters()).device)
-            trained_in, whole = run_of(generator), dataset.split(split)
+        if generator:  # what cannot be used is said before anything is detected
+            moving, trained_in = load_generator(str(generator)).to(place), run_of(generator)
             if not i_know:
-                refuse_choice(trained_in, whole, moving)
-            other = load_detector(str(transfer), resolve_device(device)) if transfer else None
-            added = {
-                "perturbation": audit_perturbation(loaded, moving, images, found, transfer=other, **loading, **options)
-            }
-            sha256 = tensors_sha256(moving.state_dict())
-            source["generator"] = {"name": str(generator), "arch": moving.arch, "sha256": sha256}
+                refuse_choice(trained_in, dataset.split(split), moving)
+            loading["transfer"] = load_detector(str(transfer), place) if transfer else None
+            source["generator"] = {"name": str(generator), "arch": moving.arch}
+            source["generator"]["sha256"] = tensors_sha256(moving.state_dict())
+        found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
+        if generator:
+            added["perturbation"] = audit_perturbation(loaded, moving, images, found, **loading, **options)
         if loaded.tensors_sha256() != before:
             raise FaapError("the detector changed while it was measured; this is a fault of faap, so please report it.")
         source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": before}

@@ -238,6 +238,6 @@ def _draw_scores(audit: Mapping[str, Any]) -> Figure:
             x, *np.array([row["share"]["ci95"] for row in known]).reshape(-1, 2).T, color=colours[group], alpha=0.4
         )
     axes[2].plot([0, 1], [0, 1], color=charts.QUIET, linewidth=0.8, linestyle=(0, (5, 3)))
-    axes[2].set(title="share of right ones", xlabel="score", xlim=(0, 1), ylim=(0, 1))
+    axes[2].set(title="share of right ones", xlabel="score", xlim=(0, 1.02), ylim=(0, 1.04))
     figure.legend(loc="outside upper left", ncols=len(calibration))
     return figure
