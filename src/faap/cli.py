@@ -250,7 +250,8 @@ def audit(parser: Parser, console: Console) -> None:
     for said in dataset.usable(given["split"]):
         console.print(said, style="yellow", markup=False)
     names = ("split", "predictions", "generator", "transfer", "i_know", "score", "samples", "num_workers", "device")
-    chosen = given.get("detr_checkpoint") or ("promenade" if given["dataset_root"] == "promenade" else "")
+    own = "promenade" if given["dataset_root"] == "promenade" and not given["predictions"] else ""
+    chosen = given.get("detr_checkpoint") or own
     split, result = audit_data(dataset, detector=chosen, console=console, **{name: given[name] for name in names})
     console.print(audit_summary(result))
     root = Path(given["output_dir"])

@@ -226,6 +226,37 @@ def test_a_detector_that_finds_nobody_is_audited(blind, split_of, tmp_path):
     page_of(result, split, tmp_path)
 
 
+def test_a_category_that_few_images_have_takes_nobody_their_intervals(split_of, tmp_path):
+    split, found, _ = split_of(3, images=40, crowds=False)
+    kept = [set(), set()]
+    records = []
+    for record in split.records:
+        rare = kept[record.group == "male"]
+        if (record.labels == 7).any() and len(rare) < 2:
+            rare.add(record.image_id)
+            records.append(record)
+        else:
+            records.append(record.with_boxes(record.labels == 1))
+    split = painted(replace(split, records=tuple(records)), tmp_path)
+    result = audit(split, found, samples=60)
+    frame = MetricFrame(split, found, samples=60)
+    assert result["by_category"]["bicycle"]["ci95"] is None
+    assert result["by_category"]["person"]["ci95"] is not None
+    assert result["gap"]["value"] == pytest.approx(frame.difference["female"]["AP"]["value"], abs=1e-12)
+    np.testing.assert_allclose(result["gap"]["ci95"], frame.difference["female"]["AP"]["ci95"], atol=1e-12)
+    np.testing.assert_allclose(
+        result["errors"]["AP50"]["male"]["ci95"], frame.by_group["male"]["AP50"]["ci95"], atol=1e-12
+    )
+    assert all(each["costs"]["female"]["ci95"] for each in result["errors"]["kinds"].values())
+
+
+def test_groups_without_a_category_in_common_are_refused(split_of, tmp_path):
+    split, found, _ = split_of(3)
+    records = [each.with_boxes(each.labels == (1 if each.group == "female" else 7)) for each in split.records]
+    with pytest.raises(FaapError, match="no category in common"):
+        audit(painted(replace(split, records=tuple(records)), tmp_path), found, samples=5)
+
+
 def test_without_replicates_nothing_is_said_for_sure(small, tmp_path):
     result = audit(*small, samples=0)
     assert result["causes"] == []
@@ -253,6 +284,40 @@ def test_a_file_of_results_says_the_same_as_the_detector(tiny_promenade, tmp_pat
     assert read["detector_name"] == "results.json"
     with pytest.raises(FaapError, match="give --detr_checkpoint or --predictions"):
         audit_data(dataset)
+
+
+def test_results_name_images_as_the_file_does(tmp_path, monkeypatch, capsys):
+    entries, path = [GOOD | {"image_id": 1}], tmp_path / "r.json"
+    for word in ("women", "men"):
+        folder = tmp_path / f"{word}_split" / "test"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 30), (9, 90, 30 if word == "men" else 200)).save(folder / "1.jpg")
+        annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 5, 10, 20]}]
+        images = [{"id": 1, "file_name": "1.jpg", "width": 40, "height": 30}]
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+        (folder.parent / f"gender_{word}_test.json").write_text(json.dumps(content))
+    path.write_text(json.dumps(entries))
+    with pytest.raises(FaapError, match="faap numbers these images itself"):
+        audit_data(faap.load_dataset(tmp_path), predictions=path)
+    # the embedded benchmark, too, can be audited from a file
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("faap.promenade.build.SCENES", {"train": 2, "val": 2, "test": 4})
+    split = faap.load_dataset("promenade").split("test")
+    path.write_text(json.dumps([GOOD | {"image_id": record.image_id} for record in split.records]))
+    words = ["audit", "promenade", "--predictions", str(path), "--samples", "5", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "r.json" in capsys.readouterr().out
+
+
+def test_categories_that_a_file_never_names_are_left_out_and_said(tiny_promenade, tmp_path):
+    dataset = faap.load_dataset(tiny_promenade)
+    split = dataset.split("test")
+    dataset._splits["test"] = replace(split, categories=split.categories | {7: "bicycle"})
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([GOOD | {"image_id": record.image_id} for record in split.records]))
+    images, result = audit_data(dataset, predictions=path, samples=5)
+    assert images.categories == split.categories
+    assert "no detection of them: bicycle" in " ".join(result["warnings"])
 
 
 GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
@@ -287,6 +352,11 @@ def test_results_are_sorted_to_their_images(small, tmp_path):
         ([GOOD | {"image_id": "1"}], r"r.json\[0\]: image_id"),
         ([GOOD | {"image_id": 10**30}], r"r.json\[0\]: image_id"),
         ([{k: v for k, v in GOOD.items() if k != "score"}], r"r.json\[0\]: has no entry 'score'"),
+        ([GOOD] * 4 + [GOOD | {"bbox": []}] * 5, r"r.json\[4\]: bbox"),
+        ([GOOD | {"bbox": [1, 2, 3, 4, 0.5, 1, 2, 3, 4]}], r"r.json\[0\]: bbox"),
+        ([GOOD | {"image_id": [1, 1], "category_id": [1, 1]}], r"r.json\[0\]: image_id"),
+        ([GOOD, GOOD | {"image_id": True}], r"r.json\[1\]: image_id"),
+        ([GOOD, GOOD | {"score": True}], r"r.json\[1\]: score"),
         ([GOOD | {"image_id": 999}], "none of its 1 detections is of the test split"),
     ],
 )

@@ -51,8 +51,8 @@ def test_everything_is_before_and_after_on_the_same_images(measured, generator):
     assert found["groups"]["male"]["AP50"] == frame.by_group["male"]["AP50"]
     weights = np.ones((len(split.group("female")), 1), dtype=np.int32)
     mine = [[found[i] for i in split.positions("female")] for found in (before, after)]
-    for kind, row in found["errors"].items():
-        costs = [error_costs(split.group("female"), each, [1], weights)[1][kind][0] for each in mine]
+    for place, row in enumerate(found["errors"].values(), 1):
+        costs = [error_costs(split.group("female"), each, [1], weights)[0, place, 0] for each in mine]
         assert [row["female"]["baseline"], row["female"]["perturbed"]] == pytest.approx(costs)
     through = faap.evaluation.arrival.Arrival(jpeg=75)
     pair = [detect(detector, split, each, arrival=through) for each in (None, generator)]
@@ -104,6 +104,8 @@ def test_a_probe_finds_what_is_there_and_nothing_else(split_of):
     scenes = {pair: rng.normal(size=200) for pair in {record.pair for record in split.records}}
     own = np.stack([scenes[record.pair] for record in split.records])
     assert probe(split, own)["ci95"][0] <= 0.5
+    few = [*split.positions("female")[:6], *split.positions("male")[:6]]
+    assert probe(split.subset(few), noise[few]) is None
     third = tuple(replace(r, group="other") if i % 3 == 0 else r for i, r in enumerate(split.records))
     fewer = Split(split.name, third, split.categories, split.anchor, split.reference)
     assert probe(fewer, noise)["images"] == sum(record.group != "other" for record in third)
@@ -133,6 +135,8 @@ def test_the_command_says_it_and_counts_it_as_a_reading(tiny_promenade, generato
     assert main(words) == 2
     assert "no longer a test" in capsys.readouterr().err
     assert main([*words, "--i_know"]) == 0
+    warnings = json.loads((tmp_path / "out" / "audit.json").read_text())["warnings"]
+    assert any("1 other generator of this run" in text for text in warnings)
 
 
 def test_a_generator_needs_its_detector(tiny_promenade, tmp_path):

@@ -22,16 +22,16 @@ from faap.data import Dataset, Split
 from faap.detectors import load_detector
 from faap.distributed import resolve_device
 from faap.errors import FaapError
-from faap.evaluation import Detections, MetricFrame, check_resampling, detect_baseline
+from faap.evaluation import Detections, MetricFrame, detect_baseline
 from faap.evaluation.bootstrap import draw, too_few
 from faap.evaluation.criteria import is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
-from faap.evaluation.metrics import by_group, comparable_categories
+from faap.evaluation.metrics import by_group, category_means, comparable_categories
 from faap.evaluation.statistics import Floats, estimate
 from faap.files import file_sha256
 from faap.perturbation import load_generator
-from faap.report.measure import refuse_choice, run_of
+from faap.report.measure import is_test, read_before, refuse_choice, run_of
 from faap.weights import tensors_sha256
 
 DETECTOR, UNLABELLED = "the detector itself", "unlabelled objects"
@@ -68,9 +68,11 @@ def audit(
     frame = MetricFrame(split, detections, samples=samples, seed=seed)
     names, left_out = comparable_categories(split)
     categories = [number for number, name in split.categories.items() if name in names]
+    if not categories:
+        raise FaapError(f"the groups have no category in common, so nothing can be compared: {left_out}")
     weights = draw(split, samples, seed)
     with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(4) as pool:
             seen = pool.map(describe_image, split.records)
             described = list(progress.track(seen, len(split.records), description="reading the images"))
         parts = by_group(split, detections)
@@ -91,9 +93,11 @@ def audit(
             "samples": samples,
         }
         result |= {"groups": frame.by_group, "gaps": frame.difference, "ratios": frame.ratio, "worst": frame.worst}
-        result |= {"by_category": _by_category(split, detections, categories, samples, seed)}
         result |= {"errors": _errors(sides, split)}
         pair = [sides[split.anchor], sides[split.reference]]
+        anchor, reference = (side.average_precision() for side in pair)
+        gaps = dict(zip(names, map(estimate, reference - anchor), strict=True))
+        result["by_category"] = gaps if len(gaps) > 1 else {}
         pictures = [[described[i] for i in parts[group][0]] for group in (split.anchor, split.reference)]
         result |= _causes(pair, (split.anchor, split.reference), pictures, score)
         result |= {"scores": _scores(sides, split, score)}
@@ -152,8 +156,14 @@ def audit_data(
     added: dict[str, Any] = {}
     if predictions:
         images = dataset.split(split)
-        check_resampling(images)
+        if dataset.read(split).renumbered:
+            wrong = "faap numbers these images itself, so no file of results can name them"
+            raise FaapError(f"data set {dataset.root}: {wrong}; give annotations in one COCO JSON.")
         found, notes = read_results(Path(predictions), images)
+        named = {label for each in found for label in each.labels.tolist()}
+        if lacking := [name for key, name in images.categories.items() if key not in named]:
+            notes.append(f"Left out, since {predictions} has no detection of them: {', '.join(lacking)}.")
+        images = images.with_categories(named)
         source |= {"detector_name": Path(predictions).name, "predictions_sha256": file_sha256(Path(predictions))}
     else:
         place = resolve_device(device)
@@ -175,7 +185,8 @@ def audit_data(
         source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": before}
     source |= {"split_sha256": dataset.split(split).fingerprint(), "faap": faap.__version__}
     source["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-    if added and trained_in and images.name == "test":
+    if added and trained_in and is_test(images):
+        notes += read_before(trained_in, source)
         trained_in.add_reading(images.name, source)
     result = audit(images, found, console=console, **options)
     result["warnings"] = notes + result["warnings"]
@@ -183,27 +194,17 @@ def audit_data(
     return images, about | result | without_nan(added) | {"provenance": source}
 
 
-def _by_category(
-    split: Split, detections: Sequence[Detections], categories: Sequence[int], samples: int, seed: int
-) -> dict[str, Any]:
-    """The AP gap in each category, where there are several."""
-    if len(categories) < 2:
-        return {}
-    only = {split.categories[each]: split.with_categories([each]) for each in categories}
-    options: Any = {"samples": samples, "seed": seed, "metrics": ["AP"]}
-    return {name: MetricFrame(one, detections, **options).difference[split.anchor]["AP"] for name, one in only.items()}
-
-
 def _errors(sides: Mapping[str, Side], split: Split) -> dict[str, Any]:
     """What each kind of error costs each group, and of the AP50 gap the part that goes away with it."""
-    found = {
+    costs_of = {
         name: error_costs(side.records, side.detections, side.categories, side.copies) for name, side in sides.items()
     }
-    base = {group: ap for group, (ap, _) in found.items()}
+    found = category_means(costs_of)
+    base = {group: each[0] for group, each in found.items()}
     gap = base[split.reference] - base[split.anchor]
     kinds = {}
-    for kind in (*KINDS, *TOTALS):
-        costs = {group: each[kind] for group, (_, each) in found.items()}
+    for place, kind in enumerate((*KINDS, *TOTALS), 1):
+        costs = {group: each[place] for group, each in found.items()}
         of_gap = costs[split.anchor] - costs[split.reference]
         kinds[kind] = {"costs": {group: estimate(each) for group, each in costs.items()}, "of_gap": estimate(of_gap)}
         if kind in KINDS:
@@ -287,10 +288,11 @@ def _causes(
 def _gap(
     pair: Sequence[Side], factors: Sequence[Floats] | None = None, apart: Any = (None, None), worth: Any = (1.0, 1.0)
 ) -> Floats:
-    anchor, reference = (
-        side.average_precision(*each) for side, *each in zip(pair, factors or (None, None), apart, worth, strict=True)
+    parts = zip(pair, factors or (None, None), apart, worth, strict=True)
+    means = category_means(
+        {name: side.average_precision(*each) for name, (side, *each) in zip("ar", parts, strict=True)}
     )
-    return reference - anchor
+    return means["r"] - means["a"]
 
 
 def _cause(gap: Floats, left: Floats) -> dict[str, Any]:

@@ -15,7 +15,7 @@ CELLS, FEWEST = 8, 5
 # rounds of raking, after which nothing moves any more
 _ROUNDS = 15
 # the weights of the channels in a picture's brightness (ITU-R BT.601)
-_LUMA = np.array([0.299, 0.587, 0.114])
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def describe(record: Record, pixels: npt.NDArray[np.uint8] | None = None) -> dict[str, Floats]:
@@ -43,7 +43,7 @@ def describe(record: Record, pixels: npt.NDArray[np.uint8] | None = None) -> dic
         "people in the image": np.full(n, float((~record.crowd).sum())),
     }
     if pixels is not None:
-        luma = pixels @ _LUMA
+        luma = pixels.astype(np.float32) @ _LUMA
         light, spread = float(luma.mean()), float(luma.std())
         whole = {"brightness": light, "contrast": spread / max(light, 1)}
         whole["sharpness"] = float(laplace(luma).std()) / max(spread, 1)

@@ -15,7 +15,7 @@ KINDS = ("classification", "localisation", "both", "duplicate", "background", "m
 # all that is wrong, however, and all that is not found, however
 TOTALS = ("false positives", "false negatives")
 # a detection is right from the first overlap on, and about nothing up to the second
-_RIGHT, _ABOUT = 0.5, 0.1
+_RIGHT, ABOUT = 0.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,10 @@ def find_errors(record: Record, detected: Detections, categories: Collection[int
     best_own, best_other, best_taken, best = (each.max(axis=1, initial=-1.0) for each in (own, others, taken, iou))
     tests = {
         -1: hits | ignored,
-        1: (best_own >= _ABOUT) & (best_own < _RIGHT),
+        1: (best_own >= ABOUT) & (best_own < _RIGHT),
         0: best_other >= _RIGHT,
         3: best_taken >= _RIGHT,
-        4: best <= _ABOUT,
+        4: best <= ABOUT,
     }
     kinds = np.select(list(tests.values()), list(tests), 2)
     about = np.where(hits, truth, -1)
@@ -102,7 +102,7 @@ def _fixed(record: Record, errors: Errors, kind: int) -> tuple[Errors, Bools]:
 
 def error_costs(
     records: Sequence[Record], detections: Sequence[Detections], categories: Collection[int], weights: Weights
-) -> tuple[Floats, dict[str, Floats]]:
+) -> Floats:
     """Measure AP50 as it is, and how much it would be with one kind of error mended.
 
     Detections of the wrong category or place are put right, or left out if what they are about is found without them;
@@ -112,11 +112,12 @@ def error_costs(
     Args:
         records: of one group.
         detections: one entry a record, in the same order.
-        categories: that are averaged over; each should have something to find.
+        categories: that are measured.
         weights: (images, R) copies of each image in each of R data sets.
 
     Returns:
-        AP50 (R,), and of each of `KINDS` and `TOTALS` the AP50 (R,) that it costs, mended less as it is.
+        (categories, 1 + kinds, R) AP50, and the AP50 that each of `KINDS` and `TOTALS` costs, mended less as it is; nan
+        where there is nothing to find.
     """
     errors = [find_errors(*each, categories) for each in zip(records, detections, strict=True)]
     weights = np.ascontiguousarray(weights.T)
@@ -134,16 +135,18 @@ def error_costs(
                 matched.append(Matched(each.scores[rows], hits, ignored, truth, each.chosen[rows]))
             positives = weights @ np.array([each.sum() for each in wanted])
             value = average_precision(matched, weights, np.maximum(positives, 1))[:, 0]
-            found.append(np.where(positives > 0, value, np.nan))
-        return np.asarray(np.mean(found, axis=0))
+            found.append(value)
+        return np.array(found)
 
+    there = [np.array([(~r.crowd & (r.labels == category)).sum() for r in records]) for category in categories]
+    nothing = np.array([np.where(weights @ counts > 0, 0.0, np.nan) for counts in there])
     whole = [(each, np.ones(len(each.kinds), dtype=bool)) for each in errors]
-    base = measured(whole)
-    costs: dict[str, Floats] = {}
-    for kind, name in enumerate(KINDS[:-1]):
-        fixed = [_fixed(record, each, kind) for record, each in zip(records, errors, strict=True)]
-        costs[name] = measured(fixed) - base
+    base = measured(whole) + nothing
+    mended = [
+        measured([_fixed(record, each, kind) for record, each in zip(records, errors, strict=True)])
+        for kind in range(len(KINDS) - 1)
+    ]
     right = [(each, each.hits | each.ignored) for each in errors]
     lost = [np.setdiff1d(np.arange(len(r.boxes)), e.truth[e.hits]) for r, e in zip(records, errors, strict=True)]
-    rest = (measured(whole, [each.missed for each in errors]), measured(right), measured(whole, lost))
-    return base, costs | {name: value - base for name, value in zip((KINDS[-1], *TOTALS), rest, strict=True)}
+    mended += [measured(whole, [each.missed for each in errors]), measured(right), measured(whole, lost)]
+    return np.stack([base, *(each - base for each in mended)], axis=1)

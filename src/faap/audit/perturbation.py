@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from scipy.stats import binomtest
 
-from faap.audit.errors import error_costs
+from faap.audit.errors import KINDS, TOTALS, error_costs
 from faap.data import STD, FaapImages, Split, collate
 from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, MetricFrame, detect, detect_baseline
@@ -17,7 +17,7 @@ from faap.evaluation.arrival import Arrival
 from faap.evaluation.bootstrap import check_resampling, draw
 from faap.evaluation.detections import mean_distance, perturb_as_deployed
 from faap.evaluation.matching import count_found
-from faap.evaluation.metrics import by_group, comparable_categories
+from faap.evaluation.metrics import by_group, category_means, comparable_categories
 from faap.evaluation.statistics import Floats, change
 from faap.perturbation import Generator, quantise
 
@@ -87,6 +87,7 @@ def audit_perturbation(
     result["found"] = who_is_found(split, before, after, score)
     result["probe"] = {name: probe(split, values) for name, values in traces.items()}
     if transfer is not None:
+        split = split.with_categories(transfer.label_map(split.categories))
         alone = detect_baseline(transfer, split, **options)
         result["transfer"] = {"detector": transfer.name} | moved(alone, detect(transfer, split, generator, **options))
     return result
@@ -98,10 +99,13 @@ def _errors(split: Split, before: Any, after: Any, samples: int, seed: int) -> d
     categories = [number for number, name in split.categories.items() if name in names]
     sides = [by_group(split, found) for found in (before, after)]
     result: dict[str, dict[str, Any]] = {}
+    costs = [
+        category_means({group: error_costs(r, d, categories, weights[p]) for group, (p, r, d) in side.items()})
+        for side in sides
+    ]
     for group in sides[0]:
-        costs = [error_costs(r, d, categories, weights[p])[1] for p, r, d in (side[group] for side in sides)]
-        for kind in costs[0]:
-            result.setdefault(kind, {})[group] = change(costs[0][kind], costs[1][kind])
+        for place, kind in enumerate((*KINDS, *TOTALS), 1):
+            result.setdefault(kind, {})[group] = change(*(each[group][place] for each in costs))
     return result
 
 
@@ -136,23 +140,24 @@ def _traces(detector: FrozenDetector, generator: Generator, split: Split) -> tup
         pixels, mask = batch.pixel_values, batch.pixel_mask
         perturbed = perturb_as_deployed(generator, pixels, mask)
         rounded = quantise(perturbed)
-        if mask is not None:
-            perturbed, rounded = (torch.where(mask[:, None], each, pixels) for each in (perturbed, rounded))
-        moved = rounded - pixels
-        pooled = [F.adaptive_avg_pool2d(each, _CELLS).flatten(1) for each in (moved, moved.abs())]
-        found = {"the perturbation": torch.cat(pooled, 1)}
+        # each image without its padding, which is no part of it
+        cut = [(slice(None), slice(0, height), slice(0, width)) for height, width in batch.valid.tolist()]
+        moved = [(after - before)[c] for after, before, c in zip(rounded, pixels, cut, strict=True)]
+        pooled = [F.adaptive_avg_pool2d(torch.cat([each, each.abs()]), _CELLS).flatten() for each in moved]
+        found = {"the perturbation": torch.stack(pooled)}
         for name, values in (("features before", pixels), ("features after", rounded)):
             found[name] = detector(*detector.adapt(values, mask)).features.float().mean(1)
         for name, each in found.items():
             parts.setdefault(name, []).append(each.double().cpu().numpy())
-        levels = moved * 255 * torch.tensor(STD, device=device)[:, None, None]
-        bound = ((perturbed - pixels).abs() >= _AT_BOUND * generator.epsilon).float().mean((1, 2, 3))
-        sizes += list(zip(levels.square().sum((1, 2, 3)).sqrt().tolist(), bound.tolist(), strict=True))
+        levels = 255 * torch.tensor(STD, device=device)[:, None, None]
+        for each, unrounded, c in zip(moved, perturbed - pixels, cut, strict=True):
+            bound = (unrounded[c].abs() >= _AT_BOUND * generator.epsilon).float().mean()
+            sizes.append((float((each * levels).square().sum().sqrt()), float(bound)))
     length, bound_share = np.mean(sizes, axis=0).tolist()
     return {name: np.concatenate(each) for name, each in parts.items()}, {"l2_pixels": length, "at_bound": bound_share}
 
 
-def probe(split: Split, values: Floats) -> dict[str, Any]:
+def probe(split: Split, values: Floats) -> dict[str, Any] | None:
     """How well a linear classifier (ridge) tells anchor from reference group, in images that it was not fitted to.
 
     Images of one scene lie in the same of five parts. Images of both groups, or of others, are left out.
@@ -162,7 +167,7 @@ def probe(split: Split, values: Floats) -> dict[str, Any]:
         values: (images, D) what it reads.
 
     Returns:
-        images, accuracy, ci95 (Wilson's), and chance, the share of the larger group.
+        images, accuracy, ci95 (Wilson's), and chance, the share of the larger group; None for too few images.
     """
     clusters = [cluster for stratum in check_resampling(split) for cluster in stratum]
     fold = np.zeros(len(values), dtype=int)
@@ -171,6 +176,8 @@ def probe(split: Split, values: Floats) -> dict[str, Any]:
     mine = np.array([record.group in (split.anchor, split.reference) for record in split.records])
     values, fold = values[mine], fold[mine]
     target = np.array([1.0 if record.group == split.anchor else -1.0 for record in split.records])[mine]
+    if min((target > 0).sum(), (target < 0).sum()) < 2 * _FOLDS:
+        return None
     right = 0
     for part in range(_FOLDS):
         fitted = fold != part

@@ -34,14 +34,13 @@ def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]
     with reading(path, "not JSON"):
         entries = json.loads(read_text(path))
     try:
-        ids = np.array([(each["image_id"], each["category_id"]) for each in entries]).reshape(-1, 2)
-        numbers = np.array([(*each["bbox"], each["score"]) for each in entries]).reshape(-1, 5)
-        fine = numbers.dtype.kind in "if" and (
-            (ids.dtype.kind == "i" or not entries)
-            and np.isfinite(numbers).all()
-            and (numbers[:, 2:] >= 0).all()
-            and (numbers[:, 4] <= 1).all()
-        )
+        keys = [(each["image_id"], each["category_id"]) for each in entries]
+        values = [(*each["bbox"], each["score"]) for each in entries]
+        fine = {type(value) for key in keys for value in key} <= {int} and {len(row) for row in values} <= {5}
+        fine = fine and {type(value) for row in values for value in row} <= {int, float}
+        ids = np.array(keys if fine else [], dtype=np.int64).reshape(-1, 2)
+        numbers = np.array(values if fine else [], dtype=np.float64).reshape(-1, 5)
+        fine = fine and bool(np.isfinite(numbers).all() and (numbers[:, 2:] >= 0).all() and (numbers[:, 4] <= 1).all())
     except (TypeError, ValueError, KeyError, OverflowError):
         fine = False
     if not fine:  # which is it?

@@ -46,10 +46,11 @@ class Scores:
         thresholds = np.append(hits, np.nan)[(~reached).sum(axis=0)]
         # of falling scores, how many are not below
         ends = np.searchsorted(-self.scores, -thresholds, side="right")
-        parts = [self._copies[self.image[:end], column] for column, end in enumerate(ends)]
-        right = [part[self.right[:end]].sum() for part, end in zip(parts, ends, strict=True)]
-        precision = np.array(right) / np.maximum([part.sum() for part in parts], 1)
-        return {"threshold": thresholds, "precision": np.where(np.isnan(thresholds), np.nan, precision)}
+        precision = np.full(len(ends), np.nan)
+        for column in np.flatnonzero(np.isfinite(thresholds)).tolist():
+            part = self._copies[self.image[: ends[column]], column]
+            precision[column] = part[self.right[: ends[column]]].sum() / max(part.sum(), 1)
+        return {"threshold": thresholds, "precision": precision}
 
     def calibration(self) -> list[dict[str, Any]]:
         """Return for each tenth of the scores how many right and wrong detections have them, and the share of right."""

@@ -5,8 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import mask
 
-from faap.audit.errors import KINDS, Errors, find_errors
+from faap.audit.errors import ABOUT, KINDS, Errors, find_errors
 from faap.data import Record
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import Bools, Ints, Matched, Weights, average_precision, match_image
@@ -22,7 +23,7 @@ class Side:
         records: of the group, ignoring others.
         detections: one entry a record, in the same order.
         copies: (images, R) of each image in each data set.
-        categories: that are averaged over; each should have something to find.
+        categories: that are measured.
 
     Attributes:
         image: (boxes,) of each box that is to be found, where its image lies.
@@ -70,12 +71,18 @@ class Side:
 
     def unexplained(self, score: float) -> list[Ints]:
         """Return in each image the detections of that score or more that are about nothing annotated, by position."""
-        return [each.chosen[(each.kinds == _BACKGROUND) & (each.scores >= score)] for each in self.errors]
+        result = []
+        for record, found, each in zip(self.records, self.detections, self.errors, strict=True):
+            there = each.chosen[(each.kinds == _BACKGROUND) & (each.scores >= score)]
+            # whatever it is, and whosever
+            iou = mask.iou(found.boxes[there], record.boxes, np.zeros(len(record.boxes), dtype=bool))
+            result.append(there[np.reshape(iou, (len(there), len(record.boxes))).max(axis=1, initial=0.0) <= ABOUT])
+        return result
 
     def average_precision(
         self, factors: Floats | None = None, apart: Sequence[Ints] | None = None, worth: Floats | float = 1.0
     ) -> Floats:
-        """Return AP, a mean over IoU .50 to .95 and the categories, (R,).
+        """Return AP, a mean over IoU .50 to .95, (categories, R); nan where there is nothing to find.
 
         Args:
             factors: (boxes, R) by which a box counts more, or less; a mistake counts as its image's boxes in the mean.
@@ -96,7 +103,7 @@ class Side:
             positives = boxes[:, self.labels == category].sum(axis=1)
             precision = average_precision(parts, weights, np.maximum(positives, 1e-300), boxes)
             found.append(np.where(positives > 0, precision.mean(axis=1), np.nan))
-        return np.asarray(np.mean(found, axis=0))
+        return np.array(found)
 
 
 def _part(matched: Sequence[Matched], apart: Sequence[Ints], inside: bool) -> list[Matched]:

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     category = ("category 1", {"id": 1, "name": "person"})
     lists = {"images": list(images.values()), "annotations": people, "categories": [category]}
     folders = [*sorted(root.glob("*/")), root]
-    return Reader(path, lists, folders, group_field="group", table=lambda: ({}, problems), complete=False).read()
+    reader = Reader(path, lists, folders, group_field="group", table=lambda: ({}, problems), complete=False)
+    return replace(reader.read(), renumbered=True)
 
 
 def _box(text: str) -> Any:

@@ -319,6 +319,7 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
             result.problems += [place(path)("unknown_category", reason) for reason in unlike[:1]]
             result.categories = found.categories | result.categories
         if len({record.image_id for record in result.records}) < len(result.records):
+            result.renumbered = True
             result.records = [replace(record, image_id=n) for n, record in enumerate(result.records, start=1)]
         return result
 

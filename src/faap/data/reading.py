@@ -38,6 +38,7 @@ class Reading:
             nobody's.
         notes: what is not wrong, but should be known.
         left_out: images in which nobody has a group.
+        renumbered: whether image ids are faap's own, and not the file's.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -45,6 +46,7 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: int = 0
+    renumbered: bool = False
 
 
 Entry = tuple[str, Any]  # the words for its place in the file, and what is there: an object, if nothing is wrong

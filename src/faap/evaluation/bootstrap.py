@@ -10,7 +10,7 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import weighted_metrics
-from faap.evaluation.metrics import METRICS, Images, by_group, comparable, comparable_categories, in_order
+from faap.evaluation.metrics import METRICS, Images, by_group, category_means, comparable_categories, in_order
 from faap.evaluation.statistics import Floats
 
 # images, or scenes, of a group from which on a 95 % interval holds the truth about as often as it says
@@ -87,10 +87,7 @@ def _measure(
     for group, (positions, records, found) in parts.items():
         each = [weighted_metrics(records, found, one, weights[positions], metrics) for one in categories]
         values[group] = np.array([list(one.values()) for one in each])  # (categories, metrics, R)
-    counted = comparable([~np.isnan(each) for each in values.values()])
-    with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
-        means = {group: np.where(counted, each, 0.0).sum(0) / counted.sum(0) for group, each in values.items()}
-    return {group: dict(zip(metrics, each, strict=True)) for group, each in means.items()}
+    return {group: dict(zip(metrics, each, strict=True)) for group, each in category_means(values).items()}
 
 
 def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
 """COCO's box metrics, for a set of images and for each group of a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from faap.data import Record, Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import Bools
+from faap.evaluation.statistics import Floats
 
 # in [0, 1]: AP is the mean over IoU .50 to .95, s, m, l are boxes below 32², up to 96² and above 96² square pixels, and
 # AR1, AR10, AR100 the recall with so many detections an image; https://cocodataset.org/#detection-eval
@@ -57,6 +58,13 @@ def comparable(present: Sequence[Bools]) -> Bools:
     """
     result: Bools = np.logical_and.reduce([has | ~has.any(axis=0) for has in present])
     return result
+
+
+def category_means(values: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Average each group's numbers (categories, ...), nan without ground truth, over the `comparable` categories."""
+    counted = comparable([~np.isnan(each) for each in values.values()])
+    with np.errstate(invalid="ignore"):  # where there is nothing to find, 0 / 0 is nan
+        return {group: np.where(counted, each, 0.0).sum(0) / counted.sum(0) for group, each in values.items()}
 
 
 def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]]:

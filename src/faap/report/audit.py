@@ -120,13 +120,16 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
     )
     said.append(f"Fewer {whom(audit)} are found at a score of {audit['score']:g} than before {counts}.")
     gaps = {name: each["gaps"][anchor]["AP"] for name, each in found["survival"].items()}
-    if gap["change"] and all(row["change"] is not None for row in gaps.values()):
+    bounds = gap["ci95"] or [0, 0]
+    if bounds[0] * bounds[1] > 0:  # a change that is none cannot survive
         worst = min(gaps, key=lambda name: gaps[name]["change"] / gap["change"])
         kept = share(gaps[worst]["change"] / gap["change"])
         said.append(
             f"Of the change of the gap {kept} survives where least does ({worst}: a gap of {left(gaps[worst])})."
         )
     told = found["probe"]["the perturbation"]
+    if told is None:
+        return said
     how = "tells" if told["ci95"][0] > told["chance"] else "cannot be shown to tell"
     accuracy = estimate({"value": told["accuracy"], "ci95": told["ci95"]})
     said.append(f"A linear probe {how} the group from it: accuracy {accuracy}, by chance {number(told['chance'])}.")
@@ -196,6 +199,8 @@ def _labelled(size: tuple[float, float], names: Any, label: str) -> tuple[Figure
 def _draw_causes(audit: Mapping[str, Any]) -> Figure:
     rows = {name: each["explained"] for name, each in causes(audit).items()}
     figure, axes = _labelled((7.2, 0.9 + 0.26 * len(rows)), list(rows), "AP of the gap that it explains")
+    if audit["gap"]["value"] is None:
+        return figure
     axes.axvline(audit["gap"]["value"], color=charts.QUIET, linewidth=0.9, linestyle=(0, (5, 3)))
     axes.annotate(
         "the gap", (audit["gap"]["value"], 1), (0, 3), axes.get_xaxis_transform(), "offset points", ha="center"

@@ -71,7 +71,7 @@ def measure(
     after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
-    metrics["warnings"] += [*warnings, *_read_before(trained_in if images.name == "test" else None, metrics)]
+    metrics["warnings"] += [*warnings, *(read_before(trained_in, metrics["provenance"]) if is_test(images) else [])]
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)
         found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)
@@ -81,7 +81,7 @@ def measure(
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
         run.write_metrics(metrics)
-        if trained_in and images.name == "test":
+        if trained_in and is_test(images):
             trained_in.add_reading(images.name, metrics["provenance"])
         write_report(run, examples_of(detector, generator, images, before, after, arrival))
     return metrics
@@ -98,20 +98,20 @@ def refuse_choice(run: Run | None, images: Split, generator: Generator) -> None:
     Raises:
         FaapError: if it was.
     """
-    if (
-        run
-        and images.name == "test"
-        and set(run.read_on(images.fingerprint())) - {tensors_sha256(generator.state_dict())}
-    ):
+    if run and is_test(images) and set(run.read_on(images.fingerprint())) - {tensors_sha256(generator.state_dict())}:
         said = f"{run.path}: another of its generators was measured on this test split (see {run.readings.name})"
         advice = "choose by --split val, and measure the one that is chosen; or say --i_know, and the result says so"
         raise FaapError(f"{said}. A choice by what a test says is no longer a test: {advice}.")
 
 
-def _read_before(run: Run | None, metrics: Mapping[str, Any]) -> list[str]:
+def is_test(images: Split) -> bool:
+    """Whether a split is for testing: all are but those that training and choosing are done with."""
+    return images.name not in ("train", "val")
+
+
+def read_before(run: Run | None, provenance: Mapping[str, Any]) -> list[str]:
     """Say that other generators of a run were measured on the same test images."""
-    earlier = run.read_on(metrics["provenance"]["split_sha256"]) if run else []
-    others = set(earlier) - {metrics["provenance"]["generator"]["sha256"]}
+    others = set(run.read_on(provenance["split_sha256"]) if run else []) - {provenance["generator"]["sha256"]}
     count = f"{len(others)} other generator{'s' * (len(others) > 1)} of this run"
     return (
         [f"Measured on the same test images before: {count}. If that led to this one, it is no test."] if others else []
