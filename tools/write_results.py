@@ -189,7 +189,7 @@ def within(value: float, bounds: list[float], sign: bool = False) -> str:
 def measured_row(name: str, measured: dict[str, Any]) -> str:
     """What one measurement of a generator left; intervals are of the images."""
     gap, changes = measured["gap"]["AP"], measured["changes"]
-    closed = f"{100 * (1 - abs(gap['perturbed']) / abs(gap['baseline'])):.0f} %"
+    closed = f"{100 * (1 - abs(gap['perturbed']) / abs(gap['baseline'])):.0f} %".replace("-", "−")
     cells = [number(gap["baseline"]), within(gap["perturbed"], gap["perturbed_ci95"]), closed]
     for group in ("female", "male"):
         moved = changes[group]["AP"]

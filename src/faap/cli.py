@@ -244,7 +244,7 @@ def audit(parser: Parser, console: Console) -> None:
     given = parser.given()
     from faap.audit import audit_data
     from faap.config import data_arguments
-    from faap.report.audit import audit_summary, write_audit
+    from faap.report.audit import audit_page, audit_summary
 
     dataset = faap.load_dataset(**data_arguments(given))
     for said in dataset.usable(given["split"]):
@@ -254,10 +254,10 @@ def audit(parser: Parser, console: Console) -> None:
     chosen = given.get("detr_checkpoint") or own
     split, result = audit_data(dataset, detector=chosen, console=console, **{name: given[name] for name in names})
     console.print(audit_summary(result))
-    root = Path(given["output_dir"])
+    root, page = Path(given["output_dir"]), audit_page(result, split)
     with writing(root):
         places = write_text(root / "audit.json", json.dumps(result, indent=2) + "\n"), root / "audit.html"
-        write_audit(result, split, places[1])
+        write_text(places[1], page)
     console.print("numbers: {}\nreport:  {}".format(*places), highlight=False, markup=False, soft_wrap=True)
 
 

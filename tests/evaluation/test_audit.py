@@ -18,7 +18,7 @@ from faap.data import Record, Split
 from faap.errors import FaapError
 from faap.evaluation import MetricFrame, detect
 from faap.promenade import compose, detector_dir, scenes
-from faap.report.audit import sentences, write_audit
+from faap.report.audit import audit_page, sentences
 
 SCENES, SEED = 110, 11
 
@@ -184,10 +184,10 @@ def painted(split, folder):
     return replace(split, records=tuple(replace(record, path=folder / "any.png") for record in split.records))
 
 
-def page_of(result, split, folder):
+def page_of(result, split):
     about = {"detector_name": "some", "dataset": "data", "provenance": {}}
     json.dumps(result, allow_nan=False)
-    return write_audit(about | result, split, folder / "audit.html").read_text()
+    return audit_page(about | result, split)
 
 
 def test_groups_categories_and_owners_of_every_kind(split_of, tmp_path):
@@ -208,7 +208,7 @@ def test_groups_categories_and_owners_of_every_kind(split_of, tmp_path):
     assert result["gap"]["value"] == pytest.approx(frame.difference["female"]["AP"]["value"], abs=1e-12)
     for group, each in result["errors"]["AP50"].items():
         assert each["value"] == pytest.approx(frame.by_group[group]["AP50"]["value"], abs=1e-12)
-    page = page_of(result, split, tmp_path)
+    page = page_of(result, split)
     assert "worst group" in page
     assert "AP gap by category" in page
 
@@ -223,7 +223,7 @@ def test_a_detector_that_finds_nobody_is_audited(blind, split_of, tmp_path):
     assert f"Of {', '.join(blind)} it finds nobody" in result["warnings"][0]
     assert result["groups"]["female"]["AP"]["value"] == 0
     assert "–" not in sentences(result)[-1]
-    page_of(result, split, tmp_path)
+    page_of(result, split)
 
 
 def test_a_category_that_few_images_have_takes_nobody_their_intervals(split_of, tmp_path):
@@ -257,11 +257,11 @@ def test_groups_without_a_category_in_common_are_refused(split_of, tmp_path):
         audit(painted(replace(split, records=tuple(records)), tmp_path), found, samples=5)
 
 
-def test_without_replicates_nothing_is_said_for_sure(small, tmp_path):
+def test_without_replicates_nothing_is_said_for_sure(small):
     result = audit(*small, samples=0)
     assert result["causes"] == []
     assert "nothing can be said of chance" in sentences(result)[0]
-    page_of(result, small[0], tmp_path)
+    page_of(result, small[0])
 
 
 def results_of(found):
@@ -367,10 +367,10 @@ def test_bad_results_are_named(content, said, small, tmp_path):
         read_results(path, small[0])
 
 
-def test_the_page_stands_alone_and_shows_text_as_text(audited, small, tmp_path):
+def test_the_page_stands_alone_and_shows_text_as_text(audited, small):
     split, _ = small
     about = {"detector_name": "<script>x</script>", "dataset": "a & b", "provenance": {"date": "now"}}
-    page = write_audit(about | audited, split, tmp_path / "audit.html").read_text()
+    page = audit_page(about | audited, split)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -400,5 +400,8 @@ def test_the_command_writes_numbers_and_page(tiny_promenade, tmp_path, capsys):
     written = json.loads((out / "audit.json").read_text())
     assert written["provenance"]["detector_sha256"]
     assert (out / "audit.html").is_file()
+    for score in ("nan", "1.5"):
+        assert main([*words, "--score", score]) == 2
+        assert "score" in capsys.readouterr().err
     assert main(["audit", str(tiny_promenade)]) == 2
     assert "--detr_checkpoint or --predictions" in capsys.readouterr().err

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 import faap
-from faap.audit.confounders import balance, cells_of, describe_image, effective_size
+from faap.audit.confounders import balance, cells_of, describe, effective_size
 from faap.audit.errors import KINDS, TOTALS, error_costs
 from faap.audit.examples import telling
 from faap.audit.perturbation import audit_perturbation
 from faap.audit.results import read_results
 from faap.audit.scores import Scores
 from faap.audit.side import Side
+from faap.conform import Between, conform
 from faap.data import Dataset, Split
 from faap.detectors import load_detector
 from faap.distributed import resolve_device
@@ -27,7 +28,7 @@ from faap.evaluation.bootstrap import draw, too_few
 from faap.evaluation.criteria import is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
-from faap.evaluation.metrics import by_group, category_means, comparable_categories
+from faap.evaluation.metrics import by_group, category_means, comparable_categories, shared_categories
 from faap.evaluation.statistics import Floats, estimate
 from faap.files import file_sha256
 from faap.perturbation import load_generator
@@ -62,18 +63,18 @@ def audit(
         The content of audit.json (docs/audit.md), ready for JSON.
 
     Raises:
-        FaapError: an image cannot be read, detections and split do not belong together, or a group has fewer than two
-            images or scenes.
+        FaapError: an image cannot be read, detections and split do not belong together, a group has fewer than two
+            images or scenes, or the groups have no category in common.
     """
+    conform(score, Between(0, 1), "score")
     frame = MetricFrame(split, detections, samples=samples, seed=seed)
-    names, left_out = comparable_categories(split)
-    categories = [number for number, name in split.categories.items() if name in names]
+    (names, left_out), categories = comparable_categories(split), shared_categories(split)
     if not categories:
         raise FaapError(f"the groups have no category in common, so nothing can be compared: {left_out}")
     weights = draw(split, samples, seed)
     with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
         with ThreadPoolExecutor(4) as pool:
-            seen = pool.map(describe_image, split.records)
+            seen = pool.map(describe, split.records)
             described = list(progress.track(seen, len(split.records), description="reading the images"))
         parts = by_group(split, detections)
         sides = {
@@ -237,14 +238,10 @@ def _causes(
     cells: list[list[Any]] = [[], []]
     means: dict[str, Any] = {}
     for name in names:
-        nothing = [[np.full(len(r.boxes), np.nan) for r in side.records] for side in pair]
-        values = [
-            side.values([image.get(name, unknown) for image, unknown in zip(images, each, strict=True)])
-            for side, images, each in zip(pair, pictures, nothing, strict=True)
-        ]
-        placed = cells_of(np.concatenate(values))
-        cells[0].append(placed[: len(values[0])])
-        cells[1].append(placed[len(values[0]) :])
+        values = [side.values(images, name) for side, images in zip(pair, pictures, strict=True)]
+        placed = np.split(cells_of(np.concatenate(values)), [len(values[0])])
+        for mine, place in zip(cells, placed, strict=True):
+            mine.append(place)
         means[name] = named([_mean(side, each) for side, each in zip(pair, values, strict=True)])
 
     gap = _gap(pair)
@@ -324,7 +321,8 @@ def _scores(sides: Mapping[str, Side], split: Split, score: float) -> dict[str, 
     equal = {}
     for group, one in each.items():
         if group != split.reference:
-            equal[group] = {name: estimate(each) for name, each in one.equal_recall(reference["recall"]).items()}
+            found = one.equal_recall(reference["recall"])
+            equal[group] = {name: estimate(value) for name, value in found.items()}
     return {
         "at": {group: {name: estimate(value) for name, value in row.items()} for group, row in at.items()},
         "difference": {

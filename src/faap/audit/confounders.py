@@ -18,15 +18,20 @@ _ROUNDS = 15
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def describe(record: Record, pixels: npt.NDArray[np.uint8] | None = None) -> dict[str, Floats]:
+def describe(record: Record) -> dict[str, Floats]:
     """Say what may make the boxes of an image easy or hard to find, whoever is in them: name -> (n,).
 
     Box size (square root of its area, pixels), box shape (height / width), position across and down (of its middle, as
     a share of the image), cut off (1 at the border of the image), covered (the largest share of it that another box
-    covers), people in the image; with its pixels, which a change of light alone does not blur: brightness (mean of
-    255), contrast (standard deviation / mean) and sharpness (standard deviation of the Laplacian / that of the
+    covers), people in the image; of its pixels brightness (mean of 255), and, which a change of light alone does not
+    change, contrast (standard deviation / mean) and sharpness (standard deviation of the Laplacian / that of the
     pixels); and what is annotated (`Record.conditions`).
+
+    Raises:
+        FaapError: the image cannot be read.
     """
+    luma = np.asarray(read_image(record.path)).astype(np.float32) @ _LUMA
+    light, spread, edges = (float(value) for value in (luma.mean(), luma.std(), laplace(luma).std()))
     left, top, width, height = record.boxes.T
     right, bottom, n = left + width, top + height, len(record.boxes)
     across = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
@@ -40,20 +45,10 @@ def describe(record: Record, pixels: npt.NDArray[np.uint8] | None = None) -> dic
         "position down": (top + height / 2) / record.height,
         "cut off": border.astype(float),
         "covered": covered.max(axis=1, initial=0.0),
-        "people in the image": np.full(n, float((~record.crowd).sum())),
     }
-    if pixels is not None:
-        luma = pixels.astype(np.float32) @ _LUMA
-        light, spread = float(luma.mean()), float(luma.std())
-        whole = {"brightness": light, "contrast": spread / max(light, 1)}
-        whole["sharpness"] = float(laplace(luma).std()) / max(spread, 1)
-        found |= {name: np.full(n, value) for name, value in whole.items()}
-    return found | dict(record.conditions)
-
-
-def describe_image(record: Record) -> dict[str, Floats]:
-    """`describe` with the image's pixels."""
-    return describe(record, np.asarray(read_image(record.path)))
+    whole = {"people in the image": (~record.crowd).sum(), "brightness": light}
+    whole |= {"contrast": spread / max(light, 1), "sharpness": edges / max(spread, 1)}
+    return found | {name: np.full(n, float(value)) for name, value in whole.items()} | dict(record.conditions)
 
 
 def cells_of(values: Floats) -> npt.NDArray[np.intp]:

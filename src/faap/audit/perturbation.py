@@ -17,7 +17,7 @@ from faap.evaluation.arrival import Arrival
 from faap.evaluation.bootstrap import check_resampling, draw
 from faap.evaluation.detections import mean_distance, perturb_as_deployed
 from faap.evaluation.matching import count_found
-from faap.evaluation.metrics import by_group, category_means, comparable_categories
+from faap.evaluation.metrics import by_group, category_means, shared_categories
 from faap.evaluation.statistics import Floats, change
 from faap.perturbation import Generator, quantise
 
@@ -95,8 +95,7 @@ def audit_perturbation(
 
 def _errors(split: Split, before: Any, after: Any, samples: int, seed: int) -> dict[str, Any]:
     """What each kind of error costs each group, before and after."""
-    weights, (names, _) = draw(split, samples, seed), comparable_categories(split)
-    categories = [number for number, name in split.categories.items() if name in names]
+    weights, categories = draw(split, samples, seed), shared_categories(split)
     sides = [by_group(split, found) for found in (before, after)]
     result: dict[str, dict[str, Any]] = {}
     costs = [
@@ -114,12 +113,10 @@ def who_is_found(
 ) -> dict[str, Any]:
     """In how many images of each group more is found at a score than before, and in how many and which less."""
     result = {}
-    for group, (_, records, old) in by_group(split, before).items():
-        new = by_group(split, after)[group][2]
-        more = [
-            count_found(record, b, score) - count_found(record, a, score)
-            for record, a, b in zip(records, old, new, strict=True)
-        ]
+    pairs = zip(by_group(split, before).items(), by_group(split, after).values(), strict=True)
+    for (group, (_, records, old)), (_, _, new) in pairs:
+        counts = [[count_found(*each, score) for each in zip(records, found, strict=True)] for found in (old, new)]
+        more = [b - a for a, b in zip(*counts, strict=True)]
         worse = [record.path.name for record, by in zip(records, more, strict=True) if by < 0]
         result[group] = {
             "images": len(records),

@@ -1,6 +1,6 @@
 """One group's images, with weights for its boxes and for its mistakes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -47,9 +47,10 @@ class Side:
         """How often each box occurs, (boxes, R)."""
         return self.copies[self.image]
 
-    def values(self, described: Sequence[Floats]) -> Floats:
-        """Return of a property of each record's boxes, (n,) each, that of the boxes that are to be found."""
-        return np.array([described[i][n] for i, n in zip(self.image.tolist(), self.wanted.tolist(), strict=True)])
+    def values(self, described: Sequence[Mapping[str, Floats]], name: str) -> Floats:
+        """Return a property, by each record's boxes, of those that are to be found; nan where it is not known."""
+        places = zip(self.image.tolist(), self.wanted.tolist(), strict=True)
+        return np.array([described[i][name][n] if name in described[i] else np.nan for i, n in places])
 
     @cached_property
     def errors(self) -> list[Errors]:

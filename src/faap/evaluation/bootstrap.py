@@ -10,7 +10,7 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import weighted_metrics
-from faap.evaluation.metrics import METRICS, Images, by_group, category_means, comparable_categories, in_order
+from faap.evaluation.metrics import METRICS, Images, by_group, category_means, in_order, shared_categories
 from faap.evaluation.statistics import Floats
 
 # images, or scenes, of a group from which on a 95 % interval holds the truth about as often as it says
@@ -151,7 +151,6 @@ def replicate_all(
     Returns:
         For each detector: metric → (1 + samples,).
     """
-    weights, (names, _) = draw(split, samples, seed), comparable_categories(split)
-    shared = [number for number, name in split.categories.items() if name in names]
+    weights, shared = draw(split, samples, seed), shared_categories(split)
     parts = [{"": in_order(range(len(split.records)), split.records, each)} for each in detections]
     return [_measure(part, shared, weights, metrics)[""] for part in parts]

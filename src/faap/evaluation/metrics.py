@@ -80,6 +80,12 @@ def comparable_categories(split: Split) -> tuple[list[str], dict[str, list[str]]
     return shared, {name: groups for name, groups in lacking.items() if 0 < len(groups) < len(compared)}
 
 
+def shared_categories(split: Split) -> list[int]:
+    """Return the ids of the categories that a split's groups are compared in."""
+    names, _ = comparable_categories(split)
+    return [number for number, name in split.categories.items() if name in names]
+
+
 def by_group(split: Split, detections: Sequence[Detections]) -> dict[str, Images]:
     """Return for each group of `groups_of` where its images lie, its records, ignoring others, and its detections.
 

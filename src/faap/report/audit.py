@@ -1,7 +1,6 @@
 """An audit in words, in the terminal, and as a page."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from rich.text import Text
 from faap.audit.audit import DETECTOR, UNLABELLED
 from faap.audit.errors import KINDS, TOTALS
 from faap.data import Split, read_image
-from faap.files import write_text
 from faap.report import charts
 from faap.report.page import render
 from faap.report.terminal import columns, short
@@ -32,6 +30,10 @@ def whom(audit: Mapping[str, Any]) -> str:
     return "people" if audit["categories"] == ["person"] else "objects"
 
 
+def _begin(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def gap_sentence(audit: Mapping[str, Any]) -> str:
     """Whether there is a gap, and how sure that is."""
     anchor, reference, gap = audit["anchor"], audit["reference"], audit["gap"]
@@ -41,7 +43,7 @@ def gap_sentence(audit: Mapping[str, Any]) -> str:
         return f"{said}. No interval could be computed, so nothing can be said of chance."
     low, high = gap["ci95"]
     if low > 0:
-        return f"{said}. {anchor.capitalize()} {whom(audit)} are found worse, and chance alone does not explain it."
+        return f"{said}. {_begin(anchor)} {whom(audit)} are found worse, and chance alone does not explain it."
     if high < 0:
         advice = "to ask why, exchange --anchor_group and --reference_group"
         return f"{said}. It is {reference} {whom(audit)} that are found worse; {advice}. No cause is named."
@@ -65,7 +67,7 @@ def cause_sentence(audit: Mapping[str, Any], cause: str) -> str:
         found = audit["confounders"][cause]
         means = " and ".join(number(mean["value"], 2) for mean in found["means"].values())
         rest = f"goes away once both are compared at equal {cause} ({means} in the mean of {anchor} and {reference})"
-    return f"{cause.capitalize()}: of the gap, {estimate(found['explained'])} {rest}."
+    return f"{_begin(cause)}: of the gap, {estimate(found['explained'])} {rest}."
 
 
 def sentences(audit: Mapping[str, Any]) -> list[str]:
@@ -164,8 +166,8 @@ def audit_summary(audit: Mapping[str, Any]) -> Group:
     return Group(groups, Text(), *said, why, *(Text(f"\n{text}", "bold red") for text in audit["warnings"]))
 
 
-def write_audit(audit: Mapping[str, Any], split: Split, path: Path) -> Path:
-    """Write the self-contained page of an audit."""
+def audit_page(audit: Mapping[str, Any], split: Split) -> str:
+    """Return the self-contained page of an audit, HTML."""
     places = {record.image_id: record for record in split.records}
     shown = [(each, places[each["image_id"]]) for each in audit["examples"]]
     pictures = [(each, record, np.asarray(read_image(record.path))) for each, record in shown]
@@ -173,7 +175,7 @@ def write_audit(audit: Mapping[str, Any], split: Split, path: Path) -> Path:
     told = perturbation_sentences(audit)
     values: dict[str, Any] = {"estimate": estimate, "sentences": sentences(audit), "causes": causes(audit)}
     values |= {"KINDS": KINDS, "TOTALS": TOTALS, "SHOWN": SHOWN, "share": share}
-    return write_text(path, render("audit.html", audit=audit, told=told, examples=pictures, drawn=drawn, **values))
+    return render("audit.html", audit=audit, told=told, examples=pictures, drawn=drawn, **values)
 
 
 def _bars(rows: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str], axes: Any, offset: float = 0.0) -> None:
