@@ -165,6 +165,7 @@ def audit_data(
         if lacking := [name for key, name in images.categories.items() if key not in named]:
             notes.append(f"Left out, since {predictions} has no detection of them: {', '.join(lacking)}.")
         images = images.with_categories(named)
+        result = audit(images, found, console=console, **options)
         source |= {"detector_name": Path(predictions).name, "predictions_sha256": file_sha256(Path(predictions))}
     else:
         place = resolve_device(device)
@@ -179,6 +180,7 @@ def audit_data(
             source["generator"] = {"name": str(generator), "arch": moving.arch}
             source["generator"]["sha256"] = tensors_sha256(moving.state_dict())
         found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
+        result = audit(images, found, console=console, **options)
         if generator:
             added["perturbation"] = audit_perturbation(loaded, moving, images, found, **loading, **options)
         if loaded.tensors_sha256() != before:
@@ -189,7 +191,6 @@ def audit_data(
     if added and trained_in and is_test(images):
         notes += read_before(trained_in, source)
         trained_in.add_reading(images.name, source)
-    result = audit(images, found, console=console, **options)
     result["warnings"] = notes + result["warnings"]
     about = {"detector_name": source["detector_name"], "dataset": source["dataset"]}
     return images, about | result | without_nan(added) | {"provenance": source}
