@@ -12,6 +12,7 @@ from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 import faap
 from faap import bench, cli
+from faap.evaluation import METRICS
 
 CPU = torch.device("cpu")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -34,6 +35,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "stock_detector", small_detector)
     monkeypatch.setattr(bench, "SIZE", (64, 80))
     monkeypatch.setattr(bench, "LARGE", (96, 130))
+    monkeypatch.setattr(bench, "IMAGES", 60)
+    monkeypatch.setattr(bench, "SAMPLES", 20)
 
 
 def test_the_command_measures_what_is_promised_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +51,7 @@ def test_the_command_measures_what_is_promised_and_says_it(tmp_path: Path, capsy
         assert result[name] > 0
         assert name in said
         assert f"≤ {target}" in said
-    assert result["ranges"].keys() == bench.FIGURES.keys() - {"padding_waste"}
+    assert result["ranges"].keys() == set(bench.RATIOS)
     for name, (low, high) in result["ranges"].items():
         assert low <= result[name] <= high
     assert result["padding_waste"] == pytest.approx(0.030, abs=0.002)
@@ -101,9 +104,21 @@ def run(
 
 def test_bootstrap(run: Any) -> None:
     result = run("bootstrap", "--images", "12", "--samples", "20", "--metrics", "AP")
-    low, high = result["change"]["ci95"]
-    assert low <= result["change"]["change"] <= high
-    assert result["seconds"] >= 0 < result["gib"]
+    assert (result["images"], result["samples"], result["metrics"]) == (12, 20, "AP")
+    assert result["bootstrap_seconds"] > 0 < result["bootstrap_gib"]
+
+
+def test_the_bootstrap_is_of_as_many_images_and_replicates_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    frame = bench.MetricFrame
+
+    def recorded(split: Any, *found: Any, **options: Any) -> Any:
+        made.update(images=len(split.records), boxes={len(each.boxes) for side in found for each in side}, **options)
+        return frame(split, *found, **options)
+
+    monkeypatch.setattr(bench, "MetricFrame", recorded)
+    bench.bootstrap(14, 21)
+    assert made == {"images": 14, "boxes": {100}, "samples": 21, "metrics": METRICS}
 
 
 def test_detector(run: Any) -> None:

@@ -137,6 +137,8 @@ def test_what_has_no_counterpart_has_no_weight():
     copies = [np.ones((29, 1)), np.ones((10 + FEWEST - 1 + 6, 1))]
     factors = balance(cells, copies)
     assert [(factor[:, 0] > 0).sum() for factor in factors] == [20, 10]
+    # those that count stand for all, so that they weigh as much beside images that have no boxes
+    assert [factor.sum() for factor in factors] == [pytest.approx(29), pytest.approx(10 + FEWEST - 1 + 6)]
     nobody = balance([[np.zeros(9, dtype=int)], [np.ones(9, dtype=int)]], [np.ones((9, 2))] * 2)
     assert all((each == 0).all() for each in nobody)
 
@@ -169,6 +171,8 @@ def test_boxes_are_described(record, tmp_path):
     assert found["cut off"].tolist() == [1, 0, 0]
     np.testing.assert_allclose(found["covered"], [400 / 800, 400 / 1600, 0])
     assert found["people in the image"].tolist() == [3, 3, 3]
+    some = describe(replace(one, crowd=np.array([False, True, False])))
+    assert some["people in the image"].tolist() == [2, 2, 2]
     np.testing.assert_array_equal(found["occluded"], [1, 0, np.nan])
     level = 255 * 0.299
     np.testing.assert_allclose(found["brightness"], [level / 2] * 3, rtol=1e-6)
