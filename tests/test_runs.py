@@ -1,6 +1,9 @@
 """A run folder: claiming it, what it holds, and that nothing in it is believed unseen."""
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +45,77 @@ def test_epochs_are_counted_and_not_spelt(tmp_path: Path) -> None:
 
 
 def test_an_earlier_run_is_moved_to_the_first_free_name(tmp_path: Path) -> None:
-    recipe = load_recipe("infonce_4th", seed=4)
     for number in (1, 2):
         a_run(tmp_path / "run", number)
-        assert Run(tmp_path / "run").claim(recipe) == tmp_path / f"run.{number}"
+        assert Run(tmp_path / "run").move_aside() == tmp_path / f"run.{number}"
         assert Run(tmp_path / f"run.{number}").epochs() == list(range(number))
-        assert Run(tmp_path / "run").claim(recipe) is None  # nothing was trained in it
-        for path in (tmp_path / "run").iterdir():
-            path.unlink()
+        assert not (tmp_path / "run").exists()
+        assert Run(tmp_path / "run").move_aside() is None
+        (tmp_path / "run").mkdir()
+        assert Run(tmp_path / "run").move_aside() is None  # nothing was trained in it
         (tmp_path / "run").rmdir()
+
+
+def test_a_folder_in_which_somebody_is_at_work_is_refused(tmp_path: Path) -> None:
+    run, place = a_run(tmp_path / "run", 1), str(tmp_path / "run")
+    program = f"from faap.runs import Run\nwith Run({place!r}).locked(): print('there', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        run.status.write_text(json.dumps({"host": "box", "pid": 17}))
+        for act in (run.move_aside, run.locked().__enter__):
+            with pytest.raises(
+                FaapError, match=r"run: another process is at work there \(process 17 on box\), .*--outp"
+            ):
+                act()
+        assert run.epochs() == [0]
+        other.kill()
+    with run.locked():  # a lock dies with who has it
+        pass
+    assert run.move_aside() == tmp_path / "run.1"
+
+
+def test_a_lock_leaves_no_folder_behind_in_which_nothing_came_to_be(tmp_path: Path) -> None:
+    with Run(tmp_path / "new").locked():
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    with Run(tmp_path / "new").locked():
+        (tmp_path / "new" / "mine").touch()
+    assert (tmp_path / "new" / "mine").exists()
 
 
 def test_a_run_that_goes_on_elsewhere_takes_its_finished_epochs_along(tmp_path: Path) -> None:
     recipe, first, second = load_recipe("infonce_4th", resume="a.pth"), a_run(tmp_path / "1", 3), Run(tmp_path / "2")
-    assert second.claim(recipe, first, 2) is None
+    first.readings.write_text("{}")
+    rows = first.read_log()[:2]
+    second.claim(recipe, rows, first)
     assert second.epochs() == [0, 1]
-    assert [row["epoch"] for row in second.read_log()] == [0, 1]
-    assert load_recipe(second.config).resume == ""
+    assert second.read_log() == rows
+    assert load_recipe(second.config).resume == "auto"
+    assert second.readings.read_text() == "{}"
     assert first.epochs() == [0, 1, 2]
     (tmp_path / "x").mkdir()
-    assert first.claim(recipe, Run(tmp_path / "x" / ".." / "1"), 1) is None  # in its own folder nothing is moved
-    assert [row["epoch"] for row in first.read_log()] == [0]
+    first.claim(recipe, rows[:1], Run(tmp_path / "x" / ".." / "1"))  # in its own folder nothing is copied
+    assert first.read_log() == rows[:1]
+    assert first.epochs() == [0, 1, 2]
 
 
-def test_a_log_that_cannot_be_read_stops_before_anything_is_moved(tmp_path: Path) -> None:
-    first, second = a_run(tmp_path / "1", 1), a_run(tmp_path / "2", 2)
-    first.log.write_text("{")
-    with pytest.raises(FaapError, match=r"1/train_log.jsonl, line 1: not JSON"):
-        second.claim(load_recipe("infonce_4th"), first, 1)
-    assert second.epochs() == [0, 1]
-    assert not (tmp_path / "2.1").exists()
+def test_what_killed_processes_left_is_cleared_away(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 1)
+    (run.checkpoints / ".epoch_0001.pth.77.tmp").touch()
+    (run.path / ".metrics.json.77.tmp").touch()
+    (run.path / "generator").mkdir()
+    (run.path / "generator" / ".saving-x").mkdir()
+    (run.path / "generator" / ".saving-x" / "model.safetensors").touch()
+    run.claim(load_recipe("infonce_4th"), run.read_log())
+    assert [path.name for path in run.path.rglob(".*")] == []
+    assert run.epochs() == [0]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    recipe = load_recipe("infonce_4th")
     for place in (
         tmp_path / "file",
         tmp_path / "file" / "below",
@@ -84,10 +123,26 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         tmp_path / ("n" * 300),
         Path("a\0b"),
     ):
-        with pytest.raises(FaapError, match=r"cannot be made or written to .*--output_dir") as caught:
-            Run(place).claim(recipe)
+        with (
+            pytest.raises(FaapError, match=r"cannot be made or written to .*--output_dir") as caught,
+            Run(place).locked(),
+        ):
+            pass
         assert f"output_dir {place}: " in str(caught.value)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_said_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FaapError, match=r"No space left on device\); .*: make room, and repeat the command"):
+        run.claim(load_recipe("infonce_4th"), [])
+    assert [row["epoch"] for row in run.read_log()] == [0]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_what_is_trained_with_a_recipe(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def train(parser: Parser, console: Console) -> None:
 
 
 def _train(name: str, overrides: dict[str, Any], console: Console, beside: Sequence[str] = ()) -> "Recipe":
-    if resume := overrides.get("resume"):
+    if (resume := overrides.get("resume", "auto")) not in ("", "auto"):
         from faap.training import recipe_to_resume
 
         recipe = recipe_to_resume(Path(resume), name, overrides)

@@ -51,9 +51,14 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     name: str = _run("custom", "name of the recipe, a part of the default output folder's")
     description: str = _run("", "what the recipe is, in a line")
     output_dir: str = _run("", "run directory; empty: faap_outputs/faap_outputs_NAME")
-    resume: str = _run("", "checkpoint to go on from; empty: start anew")
+    resume: str = _run("auto", "checkpoint or run to go on from; auto: what lies in output_dir, if anything does")
+    fresh: bool = _run(False, "start anew, and move what lies in output_dir aside")
     device: str = _run("auto", "auto, cpu, cuda or cuda:N")
     num_workers: int = _run(0, "processes that load images; changes nothing but speed", low=0, high=1024)
+    save_steps: int = _run(0, "steps after which a state is kept within an epoch, too; 0: by the clock alone", low=0)
+    save_minutes: float = _run(5.0, "minutes after which a state is kept within an epoch", above=0)
+    keep: int = _run(0, "newest epochs whose checkpoints are kept, beside the best; 0: all", low=0)
+    log_format: str = _run("text", "what is printed of an epoch", choices=("text", "json"))
     memory: int = _run(2048, "MB of decoded images that are kept, without such processes", low=0, high=10**7)
 
     dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")
@@ -79,6 +84,10 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
     ema: float = _training(0.0, "decay of the moving average of the generator that is kept; 0: none", low=0, below=1)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
+    max_skipped: int = _training(
+        10, "steps in a row that are left out because their loss is not finite; then the end", low=1
+    )
+    stop_on_collapse: bool = _training(False, "stop where a collapse of the features is suspected")
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
     jpeg: tuple[int, ...] = _training((), "qualities of JPEG that images go through, or none", low=1, high=100)

@@ -1,6 +1,7 @@
 """How a process of faap ends: its exit status, and the one line that says what the user can mend."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,9 +21,10 @@ def outcome(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # whoever read the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        signum = getattr(error, "signum", signal.SIGINT)
+        print(f"{error}; the same command goes on" if str(error) else "interrupted", file=sys.stderr)
+        return 128 + signum
     except (FaapError, OSError, RuntimeError) as error:
         if (said := _said(error)) is None:
             raise

@@ -1,5 +1,6 @@
 """One run folder: what its files are called, what they hold, and which epochs are in it."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_text, reading, write_text
+from faap.files import atomic_write, read_json, read_text, reading, write_text
 from faap.recipes import read
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _GROUPS = {str: {"AP": _NUMBER, "AR100": _NUMBER}}
 ROW: dict[str, Any] = {"epoch": int, "images": int, "seconds": float, "schedule": {str: float}, "losses?": [str]}
 ROW |= {"train": {str: _NUMBER}, "validation": {"baseline": _GROUPS, "perturbed": _GROUPS, "gap": {"AP": _NUMBER}}}
 ROW["validation"] |= {"errors?": {str: _NUMBER}}
+ROW |= {"skipped?": [{"step": int, "images": [str]}]}
 # a line of what says when which generator was measured on which images
 READING = dict.fromkeys(("date", "split", "split_sha256", "generator_sha256"), str)
 
@@ -32,7 +34,8 @@ class Run:
 
     Attributes:
         path: the folder; it need not exist.
-        config, log, metrics, report, events, generator, checkpoints, best, readings: paths of what it holds.
+        config, log, metrics, report, events, generator, checkpoints, best, within, readings, lock, status: paths of
+            what it holds; `within` is a state within an epoch.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,6 +48,9 @@ class Run:
         self.generator = self.path / "generator"
         self.checkpoints = self.path / "checkpoints"
         self.best = self.checkpoints / "best.pth"
+        self.within = self.checkpoints / "within.pth"
+        self.lock = self.path / ".lock"
+        self.status = self.path / "status.json"
         self.readings = self.path / "readings.jsonl"
 
     @classmethod
@@ -122,47 +128,76 @@ class Run:
         """Replace metrics.json."""
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder, which is made if it is not there, for what is done in the block; others are refused.
+
+        Raises:
+            FaapError: somebody is at work there.
+        """
+        from filelock import FileLock, Timeout  # here, because the command line's help needs this module
+
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.lock)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                said = f"{self.path}: another process is at work there{self._owner()}, and two would mix"
+                raise FaapError(f"{said}; wait for it, or give another folder with --output_dir.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            with suppress(OSError):
+                if [*self.path.iterdir()] == [self.lock]:  # nothing came of it
+                    self.lock.unlink()
+                    self.path.rmdir()
+
+    def _owner(self) -> str:
+        with suppress(FaapError, KeyError):
+            found = read_json(self.status)
+            return f" (process {found['pid']} on {found['host']})"
+        return ""
+
     def move_aside(self) -> Path | None:
         """Rename the folder to the first free NAME.1, NAME.2, … if a training or an evaluation lies in it.
 
         Returns:
             Where it is now; None if there was nothing to move.
+
+        Raises:
+            FaapError: it cannot be moved, or somebody is at work there.
         """
-        with writing(self.path):
-            if not (self.metrics.exists() or self.epochs()):
-                return None
+        if not (self.metrics.exists() or self.within.exists() or self.epochs()):
+            return None
+        with writing(self.path), self.locked():
             here = self.path.resolve()
             places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))
             return here.rename(next(place for place in places if not place.exists()))
 
-    def claim(self, recipe: "Recipe", resumed: "Run | None" = None, epochs: int = 0) -> Path | None:
-        """Make the folder a training's own, with its recipe in it.
-
-        What lies here is moved aside, unless it is the run that goes on. Of that one the log keeps the finished epochs,
-        and if it lies in another folder, their checkpoints are copied.
+    def claim(self, recipe: "Recipe", rows: Iterable[Mapping[str, Any]], resumed: "Run | None" = None) -> None:
+        """Make the folder, which is locked, a training's own, with its recipe in it.
 
         Args:
             recipe: what is trained.
-            resumed: the run that goes on.
-            epochs: how many of its epochs are finished.
-
-        Returns:
-            Where the earlier run is now; None if there was none.
+            rows: of the log, for the epochs that are finished.
+            resumed: the run that goes on; if it lies in another folder, what is there of these epochs is copied.
 
         Raises:
-            FaapError: if the folder cannot be made or written, or the log of the run that goes on cannot be read.
+            FaapError: if the folder cannot be written.
         """
-        goes_on_here = resumed is not None and resumed.path.resolve() == self.path.resolve()
-        rows = [row for row in resumed.read_log() if row["epoch"] < epochs] if resumed else []
-        aside = None if goes_on_here else self.move_aside()
+        rows = list(rows)
         with writing(self.path):
-            if resumed and not goes_on_here:
-                for epoch in resumed.epochs():
-                    if epoch < epochs:
-                        copy_file(resumed.checkpoint(epoch), self.checkpoint(epoch))
+            for left in (*self.path.rglob(".*.tmp"), *self.path.rglob(".saving-*")):  # by processes that were killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if resumed and resumed.path.resolve() != self.path.resolve():
+                for epoch in {*resumed.epochs()} & {row["epoch"] for row in rows}:
+                    copy_file(resumed.checkpoint(epoch), self.checkpoint(epoch))
+                if resumed.readings.is_file():
+                    copy_file(resumed.readings, self.readings)
             self.write_log(rows)
-            replace(recipe, resume="").save(self.config)
-        return aside
+            replace(recipe, resume="auto", fresh=False).save(self.config)
 
 
 def cost_of(place: Path) -> dict[str, Any]:
@@ -184,9 +219,14 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn what keeps the block from writing into an output folder into a FaapError."""
     try:
         yield
+    except FaapError:
+        raise
     except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
         said = f"output_dir {folder}: cannot be made or written to ({getattr(error, 'strerror', None) or error})"
-        raise FaapError(f"{said}; give a folder of your own with --output_dir.") from error
+        advice = "give a folder of your own with --output_dir"
+        if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+            advice = "what was written before is whole: make room, and repeat the command"
+        raise FaapError(f"{said}; {advice}.") from error
 
 
 def copy_file(source: Path, target: Path) -> None:

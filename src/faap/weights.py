@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,17 @@ from faap.errors import FaapError
 def check_finite(weights: Mapping[str, Tensor], place: object) -> None:
     """Raise a FaapError that names the first entry that is not a tensor of finite real numbers, all in the file."""
     for name, value in weights.items():
-        if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise FaapError(f"{place}: {name} is no plain tensor of real numbers.")
-        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise FaapError(f"{place}: {name} is of shape {tuple(value.shape)}, of which the file holds a part only.")
+        _check_plain(name, value, place)
         if value.is_floating_point() and (wrong := int((~value.float().isfinite()).sum())):
             why = "the training that wrote it diverged, or the file is damaged. Take an earlier checkpoint."
             raise FaapError(f"{place}: {name} is NaN or infinite in {wrong} of {value.numel()} values: {why}")
+
+
+def _check_plain(name: str, value: Tensor, place: object) -> None:
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_complex():
+        raise FaapError(f"{place}: {name} is no plain tensor of real numbers.")
+    if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise FaapError(f"{place}: {name} is of shape {tuple(value.shape)}, of which the file holds a part only.")
 
 
 def check_fit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], place: object) -> None:
@@ -46,6 +51,33 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash tensors, whatever file they came from: name, type, shape and bytes, to 64 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def content_sha256(content: Any, place: object = "") -> str:
+    """Hash nested mappings and lists of tensors and plain values, whatever file they came from, to 64 hex digits.
+
+    Raises:
+        FaapError: a tensor is none that a file can hold in full; it names the place.
+    """
+    digest = hashlib.sha256()
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            _check_plain(name, value, place)
+            _add(digest, name, value)
+        elif isinstance(value, Mapping | list | tuple):
+            digest.update(f"{name} holds {len(value)}\n".encode())
+            for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+                add(repr(key), each)
+        else:
+            digest.update(f"{name} is {value!r}\n".encode())
+
+    add("", content)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from faap.perturbation.moves import move, move_targets
 from faap.training import Trainer
 from faap.training.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from faap.training.monitor import NullMonitor
+from faap.training.stopping import Stop, Stopping
 from same import assert_same
 
 MakeTrainer = Callable[..., Trainer]
@@ -240,7 +242,7 @@ def test_every_broken_state_resumes_or_is_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"epoch": -1}, "epoch: is -1; its recipe has the epochs 0 to 2"),
+        ({"epoch": -2}, "epoch: is -2; its recipe has the epochs 0 to 2"),
         ({"epoch": 3}, "epoch: is 3; its recipe has"),
         ({"epoch": 1.0}, "epoch: is 1.0; it should be a whole number"),
         ({"epoch": 10**30}, "epoch: is 1000000"),
@@ -279,12 +281,14 @@ def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make
 
 def test_a_state_is_what_is_described(make_trainer: MakeTrainer) -> None:
     """These names are in the files of every run there is."""
-    assert make_trainer(ema=0.9).state_dict().keys() == {name.rstrip("?") for name in CHECKPOINT}
-    assert make_trainer().state_dict().keys() == CHECKPOINT.keys() - {"trained?"}
-    assert set(CHECKPOINT) - {"trained?"} == {
+    held = {name.rstrip("?") for name in CHECKPOINT}
+    assert make_trainer(ema=0.9).state_dict().keys() | {"log", "sha256"} == held
+    assert make_trainer().state_dict().keys() | {"log", "sha256", "trained"} == held
+    assert {name for name in CHECKPOINT if not name.endswith("?")} == {
         "epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_file_sha256",
         "data_sha256",
     }  # fmt: skip
+    assert held - set(CHECKPOINT) == {"trained", "running", "averaged", "log", "sha256"}
 
 
 # what is not finite, and why
@@ -315,7 +319,9 @@ def test_the_learning_rate_is_blamed_only_after_a_step(
     trainer = make_trainer()
     real = trainer.objective.forward
     monkeypatch.setattr(trainer.objective, "forward", lambda *a: (real(*a)[0] * float("nan"), real(*a)[1]))
-    with pytest.raises(FaapError, match=r"not finite in epoch 0 \(infonce .* at the first step, so that no learning"):
+    with pytest.raises(
+        FaapError, match=r"not finite in epoch 0 \(infonce .* from the first step on, so that no learning"
+    ):
         trainer.epoch(0, NullMonitor())
     monkeypatch.undo()
     trainer = make_trainer()
@@ -430,3 +436,140 @@ def test_a_state_of_another_optimizer_is_refused_by_its_name(make_trainer: MakeT
     make_trainer("infonce_4th", optimizer="adam").load_state_dict(first.state_dict())
     with pytest.raises(FaapError, match="state: trained with --optimizer adamw; muon cannot"):
         make_trainer("infonce_4th", optimizer="muon").load_state_dict(first.state_dict())
+
+
+# steps that are not finite
+
+
+class Steps(NullMonitor):
+    """Keeps what it is told; asks for a state after some steps."""
+
+    def __init__(self, *due: int, stop_after: int = 0) -> None:
+        self.stopping = Stopping()
+        self.numbers: list[int] = []
+        self.states: list[dict[str, Any]] = []
+        self.wanted, self.stop_after = due, stop_after
+
+    def step(self, number: int, values: Any) -> None:
+        self.numbers.append(number)
+
+    def due(self, step: int) -> bool:
+        if step == self.stop_after - 1:  # while the one after it is under way
+            self.stopping.signum = signal.SIGTERM
+        return step in self.wanted
+
+    def save(self, state: Any) -> None:
+        self.states.append(copy.deepcopy(state))
+
+
+def poison(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, *numbers: int, part: str = "loss") -> list[int]:
+    """Let these steps of the first epoch go wrong; return which steps were made."""
+    real, made = trainer.step, list[int]()
+
+    def step(batch: Any, *rest: Any) -> Any:
+        number = trainer_batches(trainer).index(batch.image_ids.tolist())
+        made.append(number)
+        if number in numbers and not trainer.finished:
+            batch = replace(batch, images=batch.images.float() * float("nan"))
+        return real(batch, *rest)
+
+    monkeypatch.setattr(trainer, "step", step)
+    return made
+
+
+def trainer_batches(trainer: Trainer) -> list[list[int]]:
+    trainer.batches.set_epoch(trainer.finished)
+    records = trainer.images.split.records
+    return [[records[index].image_id for _, index in batch] for batch in trainer.batches]
+
+
+LONG = {"images_per_epoch": 16, "batch_size": 2, "lr_g": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [("infonce_4th", {}), ("moco_4th", {"queue_size": 8}), ("wgan_7th", {}), ("infonce_3rd_fix2", {}), ("equal", {})],
+    ids=str,
+)
+def test_a_step_that_is_not_finite_leaves_no_trace(
+    make_trainer: MakeTrainer, name: str, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if its batch had never been there: the same as a trainer that is told beforehand to leave it out."""
+    monkeypatch.setattr("faap.training.trainer.UNREAD", 4)
+    poisoned, told = make_trainer(name, **LONG | variant), make_trainer(name, **LONG | variant)
+    images = trainer_batches(poisoned)[5]
+    made = poison(poisoned, monkeypatch, 5)
+    log = Steps()
+    row = poisoned.epoch(0, log)
+    told.running["skipped"] = [{"step": 5, "images": images}]
+    assert told.epoch(0, NullMonitor()) == row
+    names = {record.image_id: record.path.name for record in poisoned.images.split.records}
+    assert row["skipped"] == [{"step": 5, "images": [names[image] for image in images]}]
+    assert row["images"] == 14
+    assert log.numbers == [0, 1, 2, 3, 4, 6, 7]
+    assert made == [0, 1, 2, 3, 4, 5, 6, 7, 4, 6, 7]
+    for part in ("kept", "objective", "optimizer"):
+        mine, theirs = (getattr(each, part).state_dict() for each in (poisoned, told))
+        assert_same(mine, theirs)
+        assert all(torch.isfinite(value).all() for value in mine.values() if isinstance(value, torch.Tensor))
+    assert poisoned.epoch(1, NullMonitor()).keys() == row.keys() - {"skipped"}
+
+
+def test_so_many_in_a_row_end_the_training(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(**LONG, max_skipped=3)
+    poison(trainer, monkeypatch, 1, 2, 4, 5)
+    assert [each["step"] for each in trainer.epoch(0, NullMonitor())["skipped"]] == [1, 2, 4, 5]
+    trainer = make_trainer(**LONG, max_skipped=3)
+    poison(trainer, monkeypatch, 1, 3, 4, 5)
+    with pytest.raises(FaapError, match=r"not finite in epoch 0 .*; start again with a lower --lr_g"):
+        trainer.epoch(0, NullMonitor())
+    trainer = make_trainer(**LONG, max_skipped=1)
+    poison(trainer, monkeypatch, 6)
+    with pytest.raises(FaapError, match="not finite"):
+        trainer.epoch(0, NullMonitor())
+
+
+# within an epoch
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("infonce_4th", {}),
+        ("moco_4th", {"queue_size": 8}),
+        ("wgan_7th", {}),
+        ("contrastive_1st", {"proj_dropout": 0.3}),
+        ("infonce_3rd", {}),
+        ("equal", {"aug_strength": "weak"}),
+    ],
+    ids=str,
+)
+def test_a_trainer_goes_on_exactly_from_a_state_within_an_epoch(
+    make_trainer: MakeTrainer, name: str, variant: dict[str, Any], tmp_path: Path
+) -> None:
+    whole, log = make_trainer(name, **LONG | variant), Steps(1, 3, 8)
+    row = whole.epoch(0, log)
+    assert [state["running"]["step"] for state in log.states] == [1, 3, 8]
+    for number, state in enumerate(log.states):
+        save_checkpoint(tmp_path / "within.pth", state)
+        later, rest = make_trainer(name, **LONG | variant), Steps()
+        later.load_state_dict(read_checkpoint(tmp_path / "within.pth"))
+        assert later.finished == 0
+        assert later.epoch(0, rest) == row
+        assert rest.numbers == [*range((1, 3, 8)[number], 8)]
+        assert_same(later.kept.state_dict(), whole.kept.state_dict())
+        assert_same(later.optimizer.state_dict(), whole.optimizer.state_dict())
+        assert_same(later.objective.state_dict(), whole.objective.state_dict())
+
+
+def test_a_trainer_that_is_asked_to_stop_makes_its_step_and_keeps_its_state(make_trainer: MakeTrainer) -> None:
+    whole, other = make_trainer(**LONG), make_trainer(**LONG)
+    row = whole.epoch(0, NullMonitor())
+    log = Steps(stop_after=3)
+    with pytest.raises(Stop) as stopped:
+        other.epoch(0, log)
+    assert stopped.value.signum == signal.SIGTERM
+    assert log.states[-1]["running"]["step"] == 3
+    later = make_trainer(**LONG)
+    later.load_state_dict(log.states[-1])
+    assert later.epoch(0, NullMonitor()) == row

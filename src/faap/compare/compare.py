@@ -117,7 +117,7 @@ def _placed(recipe: Recipe, root: Path, seed: int) -> Recipe:
     name = recipe.name
     if Path(name).name != name or name == ".." or name in _OURS:
         raise FaapError(f"a recipe is named {name!r}; its runs' folder has that name, and cannot. Give it another.")
-    return replace(recipe, seed=seed, output_dir=str(root / name / f"seed_{seed}"), resume="")
+    return replace(recipe, seed=seed, output_dir=str(root / name / f"seed_{seed}"), resume="auto")
 
 
 def _refuse(runs: Sequence[Recipe]) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: a trainer's state in a file, readable without unpickling anything but tensors and plain values."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,33 +11,45 @@ from torch import Tensor
 from faap.config import Recipe, resumed_recipe
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_tensors
-from faap.weights import check_finite, check_fit
+from faap.files import atomic_write, read_tensors, reading
+from faap.runs import ROW, Run
+from faap.weights import check_finite, check_fit, content_sha256
 
 ADAM = {"state": {int: {str: Tensor}}, "param_groups": list}
 CHECKPOINT: dict[str, Any] = {"epoch": int, "recipe": {str: (str, int, float, bool, tuple, list)}}
 CHECKPOINT |= {"generator": {str: Tensor}, "generator_config": {"arch": str, "epsilon": float}}
 CHECKPOINT |= {"trained?": {str: Tensor}}  # where the generator is an average
 CHECKPOINT |= {"objective": {str: object}, "optimizer": ADAM, "detector_file_sha256": str, "data_sha256": str}
+# of the epoch under way: steps that are made, sums and counts of their numbers, steps left out, and where chance is
+RUNNING = {"step": int, "seconds": float, "sums": {str: [float, int]}, "skipped": [{"step": int, "images": [int]}]}
+CHECKPOINT |= {"running?": RUNNING | {"random": {str: Tensor}}, "averaged?": Tensor, "log?": [ROW], "sha256?": str}
 _NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
 _LARGEST_COUNT = 2**53
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a trainer's state; the file is complete or absent."""
+    """Write a trainer's state, with a digest of all that it holds; the file is complete or absent."""
+    buffer = io.BytesIO()  # of a disk that is full, torch says less than the system
+    torch.save(dict(state) | {"sha256": content_sha256(state)}, buffer)
     with atomic_write(path) as temporary:
-        torch.save(dict(state), temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a trainer's state, tensors on the CPU.
 
     Raises:
-        FaapError: if the file is missing, broken or not such a state, of an epoch that its recipe has.
+        FaapError: if the file is missing, broken, not as it was written, or not a state of an epoch of its recipe.
     """
     content = read_tensors(path)
     check_state(content, f"{path}: not a checkpoint of faap's training")
-    return dict(content)
+    state = dict(content)
+    digest = state.pop("sha256", None)
+    with reading(path, "is damaged"):
+        found = content_sha256(state, path)
+    if digest not in (None, found):
+        raise FaapError(f"{path}: is not as it was written (its digest is wrong): damaged. Take an earlier checkpoint.")
+    return state
 
 
 def check_state(state: Any, place: str) -> None:
@@ -44,17 +57,43 @@ def check_state(state: Any, place: str) -> None:
     conform(state, CHECKPOINT, place)
     epoch, epochs = state["epoch"], state["recipe"].get("epochs")
     conform(epochs, int, f"{place}: recipe: epochs")
-    if not 0 <= epoch < epochs:
+    if not 0 - ("running" in state) <= epoch < epochs:
         raise FaapError(f"{place}: epoch: is {epoch}; its recipe has the epochs 0 to {epochs - 1}.")
 
 
 def recipe_to_resume(path: Path, name: str, typed: Mapping[str, Any]) -> Recipe:
     """Return the recipe with which a run goes on: what its checkpoint stores, but for the fields that are typed.
 
+    Args:
+        path: the checkpoint, or the run's folder.
+        name: the recipe that was asked for.
+        typed: fields of it.
+
     Raises:
-        FaapError: if the checkpoint cannot be read, is of another recipe, or names code that is not typed.
+        FaapError: if there is none that can be read, it is of another recipe, or names code that is not typed.
     """
-    return resumed_recipe(name, read_checkpoint(path)["recipe"], path, **typed)
+    place, notes = newest_state(Run(path)) if path.is_dir() else (path, [])
+    if place is None:
+        raise FaapError(f"{path}: no checkpoint there can be read. {' '.join(notes)}".strip())
+    return resumed_recipe(name, read_checkpoint(place)["recipe"], place, **typed)
+
+
+def newest_state(run: Run) -> tuple[Path | None, list[str]]:
+    """Return where the newest state of a run lies that can be read, and why newer ones cannot, a sentence each."""
+    within, notes = None, []
+    for path in (run.within, *map(run.checkpoint, reversed(run.epochs()))):
+        if not path.exists():
+            continue
+        try:
+            state = read_checkpoint(path)
+        except FaapError as error:
+            notes.append(f"{error} It is left out.")
+            continue
+        if path == run.within:
+            within = state["epoch"], state["running"]["step"]
+        else:
+            return (run.within if within and within > (state["epoch"], 0) else path), notes
+    return (run.within if within else None), notes
 
 
 def check_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> None:

@@ -1,18 +1,23 @@
 """What is kept of a training: every step in TensorBoard, every epoch in the run's folder, and the collapse alarm."""
 
+import json
 import math
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
 
+from faap.config import Recipe
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
 from faap.report.words import number
-from faap.runs import Run, copy_file
+from faap.runs import Run, copy_file, writing
 from faap.training.checkpoints import save_checkpoint
+from faap.training.stopping import Stopping
 
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
@@ -48,9 +53,17 @@ class NullMonitor:
     """Takes what a training says, and keeps and shows nothing: for the processes that are not the first."""
 
     console = Console(quiet=True)
+    stopping = Stopping()
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Take one training step's numbers."""
+
+    def due(self, step: int) -> bool:
+        """Say whether the state after so many steps of an epoch should be kept."""
+        return False
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Take the trainer's state within an epoch."""
 
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Take one epoch's line of the log, and the trainer's state after it."""
@@ -64,33 +77,61 @@ class Monitor(NullMonitor):
 
     Args:
         run: whose log has the finished epochs.
+        recipe: of the training.
         steps: how many are finished; what TensorBoard has of later ones is about to be written again.
         console: where to print.
     """
 
-    def __init__(self, run: Run, steps: int, console: Console) -> None:
-        self.run, self.console = run, console
+    def __init__(self, run: Run, recipe: Recipe, steps: int, console: Console) -> None:
+        self.run, self.recipe, self.console = run, recipe, console
+        self.rows = run.read_log()
         self.alarm = CollapseAlarm()
         self.events = SummaryWriter(str(run.events), purge_step=steps or None)
+        self.saved = time.monotonic()
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
         self._curves("step", values, number)
         watched = values["contrastive_weight"] > 0  # without it, features are alike from the start and may be
         if watched and (warning := self.alarm(values["sim_f2m"], values["sim_f2f"])):
+            if self.recipe.stop_on_collapse:
+                raise FaapError(warning)
             self.console.print(warning, style="bold red")
+
+    def due(self, step: int) -> bool:
+        """Say whether steps or minutes enough have gone by since a state was kept."""
+        every = self.recipe.save_steps
+        return bool(every and step % every == 0) or time.monotonic() - self.saved >= 60 * self.recipe.save_minutes
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a state within an epoch, in place of the one before."""
+        with writing(self.run.path):
+            save_checkpoint(self.run.within, {**state, "log": self.rows})
+        self.saved = time.monotonic()
 
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Record one epoch: a checkpoint, a line of the log, the best so far, curves, and a line on the terminal."""
-        save_checkpoint(self.run.checkpoint(row["epoch"]), state)
-        self.run.write_log([*self.run.read_log(), row])
-        keep_best(self.run)
+        self.rows.append(row)
+        with writing(self.run.path):
+            # all else can be made again from this one file
+            save_checkpoint(self.run.checkpoint(row["epoch"]), {**state, "log": self.rows})
+            self.run.write_log(self.rows)
+            best = keep_best(self.run)["epoch"]
+            self.run.within.unlink(missing_ok=True)
+            for epoch in self.run.epochs()[: -self.recipe.keep] if self.recipe.keep else ():
+                if epoch != best:
+                    self.run.checkpoint(epoch).unlink()
+        self.saved = time.monotonic()
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
         for place, values in parts.items():
             self._curves(place, values, row["epoch"])
         self.events.flush()
-        self.console.print(_line(row), highlight=False, soft_wrap=True)
+        said = json.dumps(row) if self.recipe.log_format == "json" else _line(row)
+        self.console.print(said, highlight=False, soft_wrap=True, markup=self.recipe.log_format == "text")
+        for each in row.get("skipped", ()):
+            names = ", ".join(each["images"][:8])
+            self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)
 
     def _curves(self, place: str, values: Mapping[str, float | None], when: int) -> None:
         for name, value in values.items():
@@ -118,7 +159,9 @@ def keep_best(run: Run) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any]) -> str:
     before, after, gaps = (row["validation"][name] for name in ("baseline", "perturbed", "gap"))
-    groups = [f"{group} {number(after[group]['AP'])} (baseline {number(before[group]['AP'])})" for group in before]
+    groups = [
+        f"{escape(group)} {number(after[group]['AP'])} (baseline {number(before[group]['AP'])})" for group in before
+    ]
     gap = f"validation AP gap {number(gaps['AP'])}, {', '.join(groups)}"
     terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from faap.detectors import load_detector
 from faap.errors import FaapError
 from faap.evaluation import (
     NONE_WORTH_IT,
+    best_epoch,
     check_resampling,
     detect,
     detect_baseline,
@@ -27,9 +29,13 @@ from faap.evaluation import (
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.report.measure import measure
 from faap.runs import Run, differences
-from faap.training.checkpoints import read_checkpoint
+from faap.training.checkpoints import newest_state, read_checkpoint
 from faap.training.monitor import Monitor, NullMonitor, keep_best
+from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
+
+# of `resume`: what lies in the folder itself
+AUTO = ("", "auto")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class TrainResult:
 def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None = None) -> TrainResult:
     """Train a generator in front of a frozen detector, choose an epoch on validation, measure it once on test.
 
+    Where the same training lies unfinished in the folder, it goes on from its newest state; where it is finished, what
+    it left is returned.
+
     Started in several processes by torchrun or accelerate, it trains on all their devices as on one: each takes its
     share of every batch, the loss is that of the whole batch, and only the first process writes.
 
@@ -63,16 +72,18 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
         The run directory, the test metrics and the chosen epoch.
 
     Raises:
-        FaapError: if data, detector, output folder or the checkpoint to resume from cannot be used, or the loss stops
-            being finite.
+        FaapError: if data, detector, output folder or the checkpoint to resume from cannot be used, another process is
+            at work in the folder, or the loss stops being finite.
+        Stop: SIGTERM or SIGINT came; the state is kept, and the same call goes on from it.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", recipe.precision):
         said = f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}"
         raise FaapError(f"{said}: say it with --precision (no or bf16) and leave accelerate's at no.")
+    stopping = Stopping()
     try:
-        with seeded(recipe.seed):
-            return _train(recipe, beside, console or Console())
+        with seeded(recipe.seed), ExitStack() as until, stopping.listening():
+            return _train(recipe, beside, console or Console(), stopping, until)
     except TorchDynamoException as error:
         if not recipe.compile:
             raise
@@ -80,10 +91,14 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
         raise FaapError(f"the detector cannot be compiled here: {reason}\nTrain without --compile.") from error
 
 
-def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResult:
+def _train(
+    recipe: Recipe, beside: Sequence[str], console: Console, stopping: Stopping, until: ExitStack
+) -> TrainResult:
     device = distributed.resolve_device(recipe.device)
     if distributed.rank():
         console = NullMonitor.console
+    if earlier := distributed.main_only(lambda: _finished(recipe, console)):
+        return earlier
     dataset = distributed.host_first(lambda: load_dataset(**recipe.data()))
     for said in dataset.usable("train", "val", "test"):
         console.print(said, style="yellow", markup=False)
@@ -98,13 +113,25 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
         detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
     validation = validation.with_categories(detector.label_map(validation.categories))
 
-    trainer = Trainer(recipe, device, detector, training)
-    if recipe.resume:
-        _resume(trainer, console)
-    run = distributed.main_only(lambda: _claim(recipe, trainer.finished, console))
+    trainer, run = Trainer(recipe, device, detector, training), _place(recipe)
+    distributed.main_only(lambda: until.enter_context(run.locked()))
+    state = distributed.main_only(lambda: _newest(recipe, run, console))
+    rows, resumed = (_resume(trainer, state, console), Run.of(state)) if state else ([], None)
+
+    def claim() -> None:
+        if resumed is None or resumed.path.resolve() != run.path.resolve():
+            until.close()  # a folder takes its lock with it
+            if aside := run.move_aside():
+                console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
+            until.enter_context(run.locked())
+        run.claim(recipe, rows, resumed)
+
+    distributed.main_only(claim)
     monitor = NullMonitor()
     if distributed.rank() == 0:
-        monitor = Monitor(run, trainer.finished * len(trainer.batches), console)
+        done = trainer.finished * len(trainer.batches) + trainer.running["step"]
+        monitor = Monitor(run, recipe, done, console)
+    monitor.stopping = stopping
     # decoded once for all epochs; training has the other three quarters of the memory
     options: Any = {"memory": recipe.memory * 2**18}
     images = FaapImages(validation, detector.preprocessing, detector.label_map(validation.categories), **options)
@@ -112,14 +139,22 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
     before = detect_baseline(detector, validation, **loading)
     measured = group_metrics(validation, before)
     console.print(_opening(trainer, training, validation, measured, run), highlight=False, markup=False)
-    for epoch in range(trainer.finished, recipe.epochs):
-        started = time.perf_counter()
-        row = trainer.epoch(epoch, monitor)
-        after = detect(detector, validation, trainer.kept, **loading)
-        row["validation"] = validation_row(validation, before, after)
-        row["seconds"] = round(time.perf_counter() - started, 2)
-        monitor.epoch(row, trainer.state_dict())
-    monitor.close()
+    try:
+        for epoch in range(trainer.finished, recipe.epochs):
+            started = time.perf_counter() - trainer.running["seconds"]
+            row = trainer.epoch(epoch, monitor)
+            after = detect(detector, validation, trainer.kept, **loading)
+            row["validation"] = validation_row(validation, before, after)
+            row["seconds"] = round(time.perf_counter() - started, 2)
+            with stopping.held():
+                monitor.epoch(row, trainer.state_dict())
+                trainer.good = {}  # there is a newer one
+    except Stop:
+        if trainer.good:
+            monitor.save(trainer.good)
+        raise
+    finally:
+        monitor.close()
     assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
 
     def best() -> tuple[dict[str, Any], Generator]:
@@ -136,26 +171,64 @@ def _train(recipe: Recipe, beside: Sequence[str], console: Console) -> TrainResu
     return TrainResult(run.path, metrics, chosen["epoch"])
 
 
-def _resume(trainer: Trainer, console: Console) -> None:
-    """Bring a trainer to where a checkpoint was, and say what is not as it was then."""
-    recipe = trainer.recipe
-    state = read_checkpoint(Path(recipe.resume))
-    trainer.load_state_dict(state, recipe.resume)
+def _finished(recipe: Recipe, console: Console) -> TrainResult | None:
+    """Return what the same training left, if it has come to its end in this folder."""
+    run = _place(recipe)
+    if recipe.fresh or recipe.resume not in AUTO or not (run.is_complete() and run.is_trained_with(recipe)):
+        return None
+    try:
+        result = TrainResult(run.path, run.read_metrics(), best_epoch(run.read_log()))
+    except FaapError as error:
+        console.print(f"{error} It is measured again.", style="yellow", markup=False)
+        return None
+    console.print(f"{run.path} holds this training, finished; --fresh starts anew.", markup=False)
+    return result
+
+
+def _place(recipe: Recipe) -> Run:
+    """Return the run's folder, which is the resumed one's unless another is named."""
+    resumed = None if recipe.resume in AUTO else Run.of(recipe.resume)
+    return Run(recipe.output_dir or (resumed.path if resumed else f"faap_outputs/faap_outputs_{recipe.name}"))
+
+
+def _newest(recipe: Recipe, run: Run, console: Console) -> Path | None:
+    """Return the state from which a run goes on, in its own folder or where the recipe says; None: it starts anew.
+
+    Raises:
+        FaapError: what lies in the folder has other settings, or no state can be read where the recipe says.
+    """
+    if recipe.fresh:
+        return None
+    typed = recipe.resume not in AUTO
+    if typed and not os.path.isdir(recipe.resume):
+        return Path(recipe.resume)
+    state, notes = newest_state(Run(recipe.resume) if typed else run)
+    if typed and state is None:
+        raise FaapError(f"{recipe.resume}: no checkpoint there can be read. {' '.join(notes)}".strip())
+    for note in notes:
+        console.print(note, style="yellow", markup=False)
+    if state and not typed and (changed := differences(read_checkpoint(state)["recipe"], recipe, "run", "data")):
+        advice = "go on with --resume and the run's folder, start anew with --fresh, or give another --output_dir"
+        raise FaapError(f"{run.path} holds a training with other settings: {'; '.join(changed)}; {advice}.")
+    return state
+
+
+def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, Any]]:
+    """Bring a trainer to where a state was, say what is not as it was then, and return its log."""
+    recipe, state = trainer.recipe, read_checkpoint(place)
+    trainer.load_state_dict(state, str(place))
     # where data and detector lie may change; what they are is held against their hashes
     if changed := differences(state["recipe"], recipe, "run", "data"):
         said = f"Going on with other settings than the checkpoint's: {'; '.join(changed)}."
         console.print(said, style="yellow", markup=False)
+    step = f", step {trainer.running['step']}" if trainer.running["step"] else ""
+    said = f"{place}: goes on at epoch {trainer.finished}{step}."
     if trainer.finished >= recipe.epochs:
-        console.print(f"{recipe.resume} is the last of {recipe.epochs} epochs: nothing left to train.", markup=False)
-
-
-def _claim(recipe: Recipe, finished: int, console: Console) -> Run:
-    """Make the run's folder, which is the resumed one's unless another is named."""
-    resumed = Run.of(recipe.resume) if recipe.resume else None
-    run = Run(recipe.output_dir or (resumed.path if resumed else f"faap_outputs/faap_outputs_{recipe.name}"))
-    if aside := run.claim(recipe, resumed, finished):
-        console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
-    return run
+        said = f"{place} is the last of {recipe.epochs} epochs: nothing left to train."
+    console.print(said, markup=False)
+    run = Run.of(place)
+    rows = state.get("log", run.read_log() if run else [])  # an earlier faap kept them apart
+    return [row for row in rows if row["epoch"] < trainer.finished]
 
 
 def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:

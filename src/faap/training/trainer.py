@@ -3,10 +3,12 @@
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,9 @@ from faap.training.monitor import NullMonitor
 from faap.training.muon import Muon
 from faap.training.objective import Objective
 from faap.training.parallel import padded_alike, sum_gradients, whole_batch
+from faap.training.stopping import Stop
 
-# steps after which the numbers of a GPU are read: reading waits for it
+# steps after which their numbers are read, for which a GPU would be waited for, and the state is remembered
 UNREAD = 50
 
 
@@ -50,6 +53,7 @@ class Trainer:
         generator: what is trained.
         kept: what is measured and kept: the generator, or the moving average of its weights.
         finished: how many epochs are.
+        good: the newest state in which all numbers were read and found finite, to be left alone.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, detector: FrozenDetector, split: Split) -> None:
@@ -60,7 +64,9 @@ class Trainer:
         self.data_sha256 = split.fingerprint()
         self.schedules = recipe.schedules()
         self.finished, self.steps = 0, torch.zeros((), device=device)
-        self.unread = 1 if device.type == "cpu" else UNREAD
+        self.running = _nothing()
+        self.wrong: Mapping[str, float] = {}  # the numbers of the last step that was not finite
+        self.good: dict[str, Any] = {}
         labels = detector.label_map(split.categories)
         options: Any = {"seed": recipe.seed, "edges": recipe.train_edges, "memory": recipe.memory * 3 * 2**18}
         self.images = FaapImages(split, detector.preprocessing, labels, training=True, **options)
@@ -93,7 +99,15 @@ class Trainer:
         self.recorded = Recorded(self.step, min(FEW, detector.num_queries)) if there else None
 
     def epoch(self, epoch: int, monitor: NullMonitor) -> dict[str, Any]:
-        """Train one epoch, counted from 0; return its line of the log but for the validation."""
+        """Train one epoch, counted from 0, or the rest of it; return its line of the log but for the validation.
+
+        A step whose loss or gradient is not finite is left out, as if it had never been made.
+
+        Raises:
+            FaapError: so many steps in a row are not finite as the recipe allows at most, or all of the epoch.
+            Stop: it was asked for; `good` is where another trainer can go on.
+        """
+        started = time.perf_counter() - self.running["seconds"]
         schedule = {name: values[epoch] for name, values in self.schedules.items()}
         for group in self.optimizer.param_groups:
             rate = schedule["learning_rate"]
@@ -102,25 +116,94 @@ class Trainer:
         self.generator.epsilon = self.kept.epsilon = schedule["epsilon"]
         self.batches.set_epoch(epoch)
         self.trained.train()
-        steps, waiting = list[dict[str, float]](), list[dict[str, Tensor]]()
-        how: Any = {"batch_size": self.recipe.batch_size, "num_workers": self.recipe.num_workers, "device": self.device}
-        loaded = load(self.images, self.batches, **how)
         progress = Progress(console=monitor.console, transient=True, disable=not monitor.console.is_terminal)
-        with seeded(self.recipe.seed, epoch), progress, loading():
-            for batch in progress.track(loaded, len(self.batches), description=f"epoch {epoch}"):
-                waiting.append((self.recorded or self.step)(*self.feed(padded_alike(batch), epoch), schedule))
-                if len(steps) + len(waiting) == len(self.batches) or len(waiting) == self.unread:
-                    for values in _floats(waiting):
-                        if not math.isfinite(values["total"]) or not math.isfinite(values["gradient_norm"]):
-                            raise FaapError(self._why_not_finite(epoch, values, first=not (epoch or steps)))
-                        monitor.step(epoch * len(self.batches) + len(steps), values | schedule)
-                        steps.append(values)
-                    waiting.clear()
+        with seeded(self.recipe.seed, epoch), progress, loading(), monitor.stopping.held():
+            bar = progress.add_task(f"epoch {epoch}", total=len(self.batches))
+            while not self._steps(schedule, monitor, started, partial(progress.update, bar)):
+                pass
+        if not self.running["sums"]:
+            raise FaapError(self._why_not_finite(epoch, self.wrong, first=not epoch))
         self.trained.eval()
-        self.finished = epoch + 1
-        images = round(sum(values["n_f"] + values["n_m"] for values in steps))
-        means = {name: _mean([values[name] for values in steps]) for name in steps[0]}
-        return {"epoch": epoch, "images": images, "train": means, "losses": self.objective.losses, "schedule": schedule}
+        sums, skipped = self.running["sums"], self.running["skipped"]
+        row = {"epoch": epoch, "images": round(sums["n_f"][0] + sums["n_m"][0])}
+        row["train"] = {name: total / count if count else None for name, (total, count) in sums.items()}
+        if skipped:
+            names = {record.image_id: record.path.name for record in self.images.split.records}
+            row["skipped"] = [each | {"images": [names[image] for image in each["images"]]} for each in skipped]
+        self.finished, self.running = epoch + 1, _nothing()
+        return row | {"losses": self.objective.losses, "schedule": schedule}
+
+    def _steps(
+        self, schedule: Mapping[str, float], monitor: NullMonitor, started: float, show: Callable[..., object]
+    ) -> bool:
+        """Make the steps that are left of an epoch.
+
+        Returns:
+            Whether it did; else a step was not finite: that is noted, and all is as it was when numbers were read last.
+        """
+        here, total, waiting = self.running["step"], len(self.batches), list[tuple[list[int], Any]]()
+        how: Any = {"batch_size": self.recipe.batch_size, "num_workers": self.recipe.num_workers, "device": self.device}
+        loaded = iter(load(self.images, islice(self.batches, here, None), **how))
+        _chance(self.running["random"], self.device)  # after the loader has drawn its own
+        self._remember(started)
+        for step, batch in enumerate(loaded, here):
+            out = step in [each["step"] for each in self.running["skipped"]]
+            waiting.append((batch.image_ids.tolist(), None if out else self._step(batch, schedule)))
+            show(completed=step + 1)
+            # the same in all processes
+            asked = distributed.gather_objects([(monitor.stopping.signum, monitor.due(step + 1))])
+            stop, due = map(max, zip(*asked, strict=True))
+            if not (stop or due or len(waiting) >= UNREAD or step + 1 == total):
+                continue
+            made = iter(_floats([seen for _, seen in waiting if seen is not None]))
+            read = [(images, seen and next(made)) for images, seen in waiting]
+            for number, (images, values) in enumerate(read, here):
+                if values and not math.isfinite(values["total"] + values["gradient_norm"]):
+                    self._leave_out(number, images, values)
+                    return False
+            for number, (_, values) in enumerate(read, here):
+                if values:
+                    monitor.step(self.finished * total + number, {**values, **schedule})
+                    for name, value in values.items():
+                        so_far, count = self.running["sums"].get(name, (0, 0))
+                        known = math.isfinite(value)  # a similarity needs a pair of images
+                        self.running["sums"][name] = (so_far + (value if known else 0), count + known)
+            here = self.running["step"] = step + 1
+            waiting.clear()
+            self._remember(started)
+            if stop or due:
+                monitor.save(self.good)
+            if stop:
+                raise Stop(stop)
+        return True
+
+    def _step(self, batch: Batch, schedule: Mapping[str, float]) -> dict[str, Tensor]:
+        return (self.recorded or self.step)(*self.feed(padded_alike(batch), self.finished), schedule)
+
+    def _remember(self, started: float) -> None:
+        self.running |= {"seconds": time.perf_counter() - started, "random": _where_chance_is(self.device)}
+        self.good = copy.deepcopy(self.state_dict())
+
+    def _leave_out(self, step: int, images: list[int], values: Mapping[str, float]) -> None:
+        """Go back to where numbers were read last, and note that a step is not to be made.
+
+        Raises:
+            FaapError: as many before it were not finite either as are allowed, or nothing can be done.
+        """
+        skipped, limit = self.running["skipped"], self.recipe.max_skipped
+        before = [each["step"] for each in skipped]
+        last = list(range(step - limit + 1, step))
+        why = self._why_not_finite(self.finished, values, first=not self.finished and len(before) == step)
+        if not _is_finite(self.detector) or (set(last) <= set(before) and step >= limit - 1):
+            raise FaapError(why)
+        try:
+            self.load_state_dict(self.good)
+        except FaapError:
+            raise FaapError(why) from None
+        self.wrong = values
+        self.running["skipped"] = [*skipped, {"step": step, "images": images}]
+        if self.recorded:  # its recordings are of tensors that are no more
+            self.recorded = Recorded(self.step, self.recorded.most)
 
     def feed(self, batch: Batch, epoch: int) -> tuple[Batch, Way]:
         """Bring a batch to the device, and draw what happens to its images on their way to the detector."""
@@ -181,17 +264,18 @@ class Trainer:
             return f"{said}: weights of the detector {self.detector.name} are not; take another checkpoint of it."
         if first:
             bf16 = " Try --precision no." if self.recipe.precision == "bf16" else ""
-            return f"{said} at the first step, so that no learning rate can be the reason.{bf16}"
+            return f"{said} from the first step on, so that no learning rate can be the reason.{bf16}"
         return f"{said}; {'resume an earlier checkpoint' if epoch else 'start again'} with a lower --lr_g."
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that another trainer needs to go on exactly after the last finished epoch."""
+        """Return everything that another trainer needs to go on exactly where this one is."""
         parts = ("generator", "objective", "optimizer")
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in parts}
         if self.recipe.ema:
             state |= {"generator": self.kept.state_dict(), "trained": self.generator.state_dict()}
         state |= {"epoch": self.finished - 1, "generator_config": self.generator.config()}
         state |= {"detector_file_sha256": self.detector.file_sha256, "data_sha256": self.data_sha256}
+        state |= {"averaged": self.steps, "running": self.running}
         return state | {"recipe": self.recipe.to_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], place: str = "state") -> None:
@@ -225,12 +309,40 @@ class Trainer:
             if isinstance(own := getattr(term, "optimizer", None), torch.optim.Adam) and key in objective:
                 objective[key] = adam_state(objective[key], own, f"{place}: objective: {key}")
         optimizer = adam_state(state["optimizer"], self.optimizer, f"{place}: optimizer")
+        running = state.get("running", _nothing())
+        here, random = _where_chance_is(self.device), running["random"]
+        if wrong := [
+            n for n, v in here.items() if n in random and (random[n].shape, random[n].dtype) != (v.shape, v.dtype)
+        ]:
+            raise FaapError(f"{place}: running: random: {wrong[0]} is no state of a generator of random numbers.")
+        check_tensors({"averaged": state.get("averaged", self.steps)}, {"averaged": self.steps}, place)
+        if not 0 <= running["step"] <= len(self.batches):
+            raise FaapError(f"{place}: running: step is {running['step']}, of {len(self.batches)} in an epoch.")
         self.kept.load_state_dict(state["generator"])
         self.generator.load_state_dict(trained)
         self.objective.load_state_dict(objective)
         self.optimizer.load_state_dict(optimizer)
         self.finished = state["epoch"] + 1
-        self.steps.fill_(self.finished * len(self.batches))
+        self.running = copy.deepcopy(running)
+        self.steps.fill_(state.get("averaged", self.finished * len(self.batches)))
+
+
+def _nothing() -> dict[str, Any]:
+    """Return what is known of an epoch that has not begun: see `checkpoints.RUNNING`."""
+    return {"step": 0, "seconds": 0.0, "sums": {}, "skipped": [], "random": {}}
+
+
+def _where_chance_is(device: torch.device) -> dict[str, Tensor]:
+    here = {"cpu": torch.get_rng_state()}
+    return here | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _chance(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Let torch draw as it would have where `_where_chance_is` was asked; nothing if it was not."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager
@@ -252,15 +364,11 @@ def _size(delta: Tensor) -> tuple[Tensor, Tensor]:
 
 def _floats(steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
     """Read the numbers of several steps, in one transfer."""
+    if not steps:
+        return []
     numbers = iter(torch.stack([value.float() for values in steps for value in values.values()]).tolist())
     return [{name: next(numbers) for name in values} for values in steps]
 
 
 def _is_finite(module: nn.Module) -> bool:
     return all(bool(value.isfinite().all()) for value in itertools.chain(module.parameters(), module.buffers()))
-
-
-def _mean(values: list[float]) -> float | None:
-    """Average over the steps that have a value: a similarity needs a pair of images."""
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else None
