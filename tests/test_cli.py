@@ -189,16 +189,15 @@ def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: py
 RECIPE_FLAGS = """
     --adv_entropy_weight --adv_reference_weight --adv_steps --anchor_group --annotations --arch --aug_strength
     --batch_size --beta --beta_final --centroid_momentum --clip_apart --compile --contrastive
-    --ema
-    --contrastive_warmup_epochs --dataset_root --detach_reference --detr_checkpoint --device --epochs
+    --contrastive_warmup_epochs --dataset_root --detach_reference --detr_checkpoint --device --ema --epochs
     --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs --epsilon_peak --epsilon_start
-    --epsilon_warmup_epochs --f2m_weight --graph --group_csv --group_field --head --images_dir --images_per_epoch --jpeg
-    --lambda_adv --lambda_align --lambda_contrastive --lambda_score --lambda_score_gap --lambda_var
-    --lambda_wass --lr_d --lr_g --lr_min --lr_schedule --lr_warmup_epochs --m2f_weight --max_norm --memory
-    --no_object_weight --num_workers
-    --optimizer --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resize --resume
-    --scenes --score_alpha --score_top_k --score_weighting --seed --shift --skip_bad --temperature --terms --train_edges
-    --wass_scores --weight_decay --widths
+    --epsilon_warmup_epochs --f2m_weight --fresh --graph --group_csv --group_field --head --images_dir
+    --images_per_epoch --jpeg --keep --lambda_adv --lambda_align --lambda_contrastive --lambda_score
+    --lambda_score_gap --lambda_var --lambda_wass --log_format --lr_d --lr_g --lr_min --lr_schedule
+    --lr_warmup_epochs --m2f_weight --max_norm --max_skipped --memory --no_object_weight --num_workers --optimizer
+    --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resize --resume
+    --save_minutes --save_steps --scenes --score_alpha --score_top_k --score_weighting --seed --shift --skip_bad
+    --stop_on_collapse --temperature --terms --train_edges --wass_scores --weight_decay --widths
 """
 FLAGS = {
     "train": RECIPE_FLAGS,
@@ -246,7 +245,8 @@ def test_the_help_of_train_is_by_subject_with_choices_and_the_recipes_own_defaul
     assert "(default: 0.07)" in lines["--temperature"]  # infonce_4th's is 0.1
     assert "{none,weak,medium,strong}" in lines["--aug_strength"]
     assert "(default: medium)" in lines["--aug_strength"]
-    assert "default" not in lines["--resume"]
+    assert "(default: auto)" in lines["--resume"]
+    assert "default" not in lines["--annotations"]
     terms, run = shown.index(cli.TITLES["objective"]), shown.index("\nthe run:")
     assert terms < shown.index("  --temperature") < run < shown.index("  --num_workers")
 

@@ -137,26 +137,13 @@ def test_an_interrupted_run_goes_on_and_one_with_other_settings_is_moved_aside(
     runner = here()
     recipes = [finished.recipes[0], replace(finished.recipes[1], lr_g=2e-4)]
     compare(recipes, tmp_path, console=QUIET, runner=runner)
-    assert [Path(seen.resume).name for seen in runner.seen] == ["epoch_0000.pth", ""]
+    assert [(seen.resume, seen.fresh) for seen in runner.seen] == [("auto", False), ("auto", True)]
     whole, continued = (
         torch.load(run.checkpoint(1), weights_only=True) for run in (Run(finished.root / "infonce_4th" / "seed_0"), cut)
     )
     assert all(torch.equal(whole["generator"][key], continued["generator"][key]) for key in whole["generator"])
     assert load_recipe(tmp_path / "wgan_7th" / "seed_0.1" / "config.yaml").lr_g == finished.recipes[1].lr_g
     assert load_recipe(other.config).lr_g == 2e-4
-
-
-def test_a_checkpoint_that_cannot_be_read_is_not_gone_on_from(copied: Any) -> None:
-    recipe = copied()
-    run = Run(recipe.output_dir)
-    run.metrics.unlink()
-    assert standing(recipe).recipe.resume == str(run.checkpoint(1))
-    run.checkpoint(1).write_bytes(run.checkpoint(1).read_bytes()[:-1000])
-    found = standing(recipe)
-    assert found.recipe.resume == str(run.checkpoint(0))
-    assert "epoch_0001.pth: cannot be read" in found.note
-    torch.save({"epoch": 0}, run.checkpoint(0))
-    assert standing(recipe).recipe.resume == ""
 
 
 BROKEN = {
@@ -183,6 +170,9 @@ def test_a_run_that_cannot_be_read_is_made_again(name: str, how: str, copied: An
     same = changed == text  # "null" finds nothing in config.yaml
     assert found.finished is same
     assert same or str(tmp_path) in found.note
+    assert found.recipe.fresh is (not same and name == "config.yaml")
+    if not same and name != "config.yaml":  # it is there, and would be taken for finished
+        assert found.recipe.resume == recipe.output_dir
     path.unlink()
     path.mkdir()
     assert not standing(recipe).finished

@@ -1,7 +1,10 @@
 import gc
 import hashlib
+import io
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +22,9 @@ from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
 from faap.promenade import build_promenade
+from faap.runs import Run
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
+from faap.training.stopping import Stop
 from same import assert_same
 
 QUIET = Console(quiet=True)
@@ -356,3 +361,156 @@ def test_a_generator_that_cannot_be_measured_beside_is_said_before_the_training(
     with pytest.raises(FaapError, match="nowhere"):
         train(replace(recipe, output_dir=str(run)), beside=[str(tmp_path / "nowhere.pth")], console=QUIET)
     assert not run.exists()
+
+
+# a folder in which something lies
+
+
+def said_by(recipe: Recipe) -> tuple[TrainResult, str]:
+    console = Console(file=io.StringIO(), width=300)
+    result = train(recipe, console=console)
+    return result, console.file.getvalue()
+
+
+def assert_as_uninterrupted(finished: TrainResult, result: TrainResult) -> None:
+    """The same generator, log and metrics, but for seconds and date."""
+    rows = [Run(each.run_dir).read_log() for each in (finished, result)]
+    assert [{**row, "seconds": 0} for row in rows[1]] == [{**row, "seconds": 0} for row in rows[0]]
+    assert undated(result.metrics) == undated(finished.metrics)
+    weights = [(each.run_dir / "generator" / "model.safetensors").read_bytes() for each in (finished, result)]
+    assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def copied(finished: TrainResult, recipe: Recipe) -> Callable[..., Run]:
+    """The finished run, in the recipe's folder, as it was after some epochs."""
+
+    def copy(epochs: int) -> Run:
+        run = Run(shutil.copytree(finished.run_dir, recipe.output_dir))
+        for path in (run.metrics, run.report, *(run.checkpoint(epoch) for epoch in range(epochs, 3))):
+            path.unlink()
+        return run
+
+    return copy
+
+
+def test_the_same_command_goes_on(finished: TrainResult, recipe: Recipe, copied: Callable[..., Run]) -> None:
+    copied(1)
+    result, said = said_by(recipe)
+    assert "goes on at epoch 1." in said
+    assert_as_uninterrupted(finished, result)
+    again, said = said_by(recipe)
+    assert "holds this training, finished; --fresh starts anew" in said
+    assert (again.metrics, again.epoch, again.run_dir) == (result.metrics, result.epoch, result.run_dir)
+
+
+def test_a_checkpoint_without_its_line_of_the_log_is_enough(
+    finished: TrainResult, recipe: Recipe, copied: Callable[..., Run]
+) -> None:
+    run = copied(2)
+    run.write_log(run.read_log()[:1])
+    run.best.unlink()
+    assert_as_uninterrupted(finished, said_by(recipe)[0])
+
+
+def test_a_damaged_state_is_left_out_and_the_one_before_taken(
+    finished: TrainResult, recipe: Recipe, copied: Callable[..., Run]
+) -> None:
+    run = copied(3)
+    content = bytearray(run.checkpoint(2).read_bytes())
+    content[len(content) // 2] ^= 4
+    run.checkpoint(2).write_bytes(content)
+    run.checkpoint(1).write_bytes(run.checkpoint(1).read_bytes()[:-100])
+    run.within.write_bytes(b"")
+    result, said = said_by(recipe)
+    assert "epoch_0002.pth: is not as it was written (its digest is wrong): damaged" in said
+    assert "epoch_0001.pth: cannot be read as a checkpoint; it may be truncated" in said
+    assert "within.pth: cannot be read" in said
+    assert "goes on at epoch 1." in said
+    assert_as_uninterrupted(finished, result)
+
+
+def test_another_recipe_in_the_folder_is_refused_by_its_fields_or_moved_aside(
+    finished: TrainResult, recipe: Recipe, copied: Callable[..., Run]
+) -> None:
+    run = copied(2)
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*.pth"))
+    with pytest.raises(FaapError, match=r"other settings: lr_g was 0.001, is 0.002; go on with --resume .* --fresh"):
+        train(replace(recipe, lr_g=2e-3), console=QUIET)
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*.pth")) == before
+    result, said = said_by(replace(recipe, lr_g=2e-3, fresh=True))
+    assert f"it is now {run.path}.1" in said
+    assert Run(f"{run.path}.1").epochs() == [0, 1]
+    assert result.metrics["provenance"]["generator"]["sha256"] != finished.metrics["provenance"]["generator"]["sha256"]
+    assert load_recipe(run.config).fresh is False
+
+
+def test_a_run_folder_can_be_resumed_elsewhere(
+    finished: TrainResult, recipe: Recipe, copied: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = copied(2)
+    given = recipe_to_resume(run.path, "infonce_4th", {"resume": str(run.path), "device": "cpu"})
+    assert given.lr_g == 1e-3
+    result, _ = said_by(replace(given, output_dir=str(tmp_path / "elsewhere")))
+    assert_as_uninterrupted(finished, result)
+    assert run.epochs() == [0, 1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FaapError, match="empty: no checkpoint there can be read"):
+        recipe_to_resume(empty, "infonce_4th", {})
+    with pytest.raises(FaapError, match="empty: no checkpoint there can be read"):
+        train(replace(recipe, resume=str(empty)), console=QUIET)
+
+
+def test_a_folder_at_work_is_refused(recipe: Recipe) -> None:
+    with Run(recipe.output_dir).locked(), pytest.raises(FaapError, match="another process is at work there"):
+        train(recipe, console=QUIET)
+
+
+def test_only_the_newest_epochs_are_kept_beside_the_best(finished: TrainResult, recipe: Recipe) -> None:
+    result = train(replace(recipe, keep=1), console=QUIET)
+    assert Run(result.run_dir).epochs() == sorted({finished.epoch, 2})
+    assert_as_uninterrupted(finished, result)
+
+
+def test_what_is_printed_of_an_epoch_can_be_json(recipe: Recipe) -> None:
+    result, said = said_by(replace(recipe, epochs=1, log_format="json"))
+    (row,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [row] == Run(result.run_dir).read_log()
+
+
+@pytest.mark.parametrize("where", ["step", "validation", "measuring"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_is_told_to_stop_goes_on_as_if_it_had_not_been(
+    where: str, signum: signal.Signals, finished: TrainResult, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story, count = sys.modules[TrainResult.__module__], [0]
+
+    def then(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+        def asking(*rest: Any, **named: Any) -> Any:
+            count[0] += 1
+            if count[0] == number:
+                os.kill(os.getpid(), signum)
+            return function(*rest, **named)
+
+        return asking
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    if where == "step":
+        monkeypatch.setattr(Trainer, "step", then(Trainer.step, 3))  # the first of the second epoch
+    else:
+        name = "detect" if where == "validation" else "measure"
+        monkeypatch.setattr(story, name, then(getattr(story, name), 2 if where == "validation" else 1))
+    with pytest.raises(Stop) as stopped:
+        train(recipe, console=QUIET)
+    assert stopped.value.signum == signum
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    monkeypatch.undo()
+    run = Run(recipe.output_dir)
+    assert run.epochs() == ([0, 1, 2] if where == "measuring" else [0])
+    assert run.within.exists() is (where != "measuring")
+    result, said = said_by(recipe)
+    place = {"step": "epoch 1, step 1.", "validation": "epoch 1, step 2.", "measuring": "nothing left to train"}[where]
+    assert place in said
+    assert_as_uninterrupted(finished, result)
+    assert not run.within.exists()
