@@ -18,7 +18,7 @@ from rich.table import Table
 import faap
 from faap.errors import FaapError, nearest
 from faap.files import write_text
-from faap.process import outcome
+from faap.process import Terminal, outcome
 from faap.recipes import find, recipe_names
 from faap.runs import Run, cost_of, writing
 from faap.settings import SECTIONS
@@ -128,6 +128,18 @@ def _train(name: str, overrides: dict[str, Any], console: Console, beside: Seque
     result = faap.train(recipe, beside=beside, console=console)
     _conclude(result.metrics, Run(result.run_dir), console)
     return recipe
+
+
+def status(parser: Parser, console: Console) -> None:
+    """Say how far a training is, from outside: it may be under way, in another process or on another machine."""
+    parser.add_argument("run", help="its folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.given()
+    found = Run(given["run"]).read_status()
+    told = found | {"seconds_left": found.get("seconds_left", "not known yet")}
+    print(json.dumps(found, indent=2)) if given["json"] else console.print(
+        "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items()), highlight=False
+    )
 
 
 def demo(parser: Parser, console: Console) -> None:
@@ -357,7 +369,7 @@ def recipes(parser: Parser, console: Console) -> None:
 
 Command = Callable[[Parser, Console], int | None]
 COMMANDS: dict[str, Command] = {
-    each.__name__: each for each in (train, demo, check, audit, evaluate, compare, bench, recipes)
+    each.__name__: each for each in (train, demo, status, check, audit, evaluate, compare, bench, recipes)
 }
 
 
@@ -383,7 +395,7 @@ def run(name: str, words: Sequence[str], prog: str | None = None) -> int:
     parser = Parser(words, prog=prog or f"faap {name}", description=command.__doc__)
     # of several processes only the first prints
     quiet = os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
-    return outcome(lambda: command(parser, Console(quiet=quiet)))
+    return outcome(lambda: command(parser, Terminal(quiet=quiet)))
 
 
 def main(words: Sequence[str] | None = None) -> int:

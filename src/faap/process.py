@@ -1,11 +1,28 @@
-"""How a process of faap ends: its exit status, and the one line that says what the user can mend."""
+"""What a process of faap shows, and how it ends: its exit status, and the one line that says what the user can mend."""
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.segment import Segment
 
 from faap.errors import FaapError
+from faap.settings import visible
+
+
+class Terminal(Console):
+    """Shows what stands in files and does not obey it: no markup, and control characters are spelt out."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, *rest: Any, **options: Any) -> Iterable[Segment]:
+        """Render as ever, but for what files could say to a terminal."""
+        for segment in super().render(*rest, **options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def outcome(command: Callable[[], int | None]) -> int:
@@ -28,7 +45,7 @@ def outcome(command: Callable[[], int | None]) -> int:
     except (FaapError, OSError, RuntimeError) as error:
         if (said := _said(error)) is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {visible(said)}", file=sys.stderr)
         return 2
 
 

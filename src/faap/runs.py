@@ -128,6 +128,24 @@ class Run:
         """Replace metrics.json."""
         write_text(self.metrics, json.dumps(metrics, indent=2) + "\n")
 
+    def read_status(self) -> dict[str, Any]:
+        """Return how far the training is that lies here: what `Monitor` wrote last, and whether it is at work.
+
+        Raises:
+            FaapError: no training lies here.
+        """
+        if not self.status.is_file():
+            raise FaapError(
+                f"{self.path}: no training lies there, or one of an earlier faap: {self.status} is missing."
+            )
+        found = read_json(self.status)
+        try:
+            with self.locked():
+                found["state"] = "finished" if self.is_complete() else "stopped; the same command goes on"
+        except FaapError:
+            found["state"] = "at work"
+        return found
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep the folder, which is made if it is not there, for what is done in the block; others are refused.

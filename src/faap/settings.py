@@ -27,6 +27,11 @@ _FLAT = reprlib.Repr()
 _FLAT.maxlevel = 2
 
 
+def visible(text: str) -> str:
+    """Return a text in which what would move a terminal's cursor, or could not be written, is spelt out."""
+    return _UNREADABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def setting(
     default: Any, help: str, *, section: str = "objective", choices: tuple[str, ...] = (), **bounds: float
 ) -> Any:

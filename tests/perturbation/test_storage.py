@@ -1,6 +1,7 @@
 import argparse
 import json
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,34 @@ def test_the_configuration_is_plain_json(tmp_path: Path) -> None:
         "epsilon": 0.1,
         "widths": [16, 48, 96],
     }
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_flipped_bit_gives_another_generator(seed: int, tmp_path: Path) -> None:
+    """The file is refused, or what it holds is the same: a bit of padding is nobody's."""
+    generator = build_generator(widths=(8, 8, 8))
+    save_generator(generator, tmp_path)
+    path, rng = tmp_path / "model.safetensors", random.Random(seed)
+    content = bytearray(path.read_bytes())
+    bit = rng.randrange(8 * len(content))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    try:
+        loaded = load_generator(tmp_path).state_dict()
+    except FaapError as error:
+        assert str(error).startswith(f"{path}: ")
+    else:
+        assert all(torch.equal(value, loaded[name]) for name, value in generator.state_dict().items())
+
+
+def test_a_flipped_bit_of_a_weight_is_damage_by_name(tmp_path: Path) -> None:
+    save_generator(build_generator(widths=(8, 8, 8)), tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FaapError, match=r"model\.safetensors: is not as it was written \(its digest is wrong\)"):
+        load_generator(tmp_path)
+    # a file without a digest, as others write it, is taken at its word
+    save_file(build_generator(widths=(8, 8, 8)).state_dict(), path, metadata={"format": "pt"})
+    load_generator(tmp_path)

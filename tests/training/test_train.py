@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import faap
+from faap import cli
 from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
@@ -514,3 +515,32 @@ def test_a_training_that_is_told_to_stop_goes_on_as_if_it_had_not_been(
     assert place in said
     assert_as_uninterrupted(finished, result)
     assert not run.within.exists()
+
+
+def test_how_far_it_is_can_be_seen_from_outside(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("faap.training.monitor.STATUS_SECONDS", 0)
+    real = Trainer.step
+
+    def looking(self: Any, *rest: Any) -> Any:
+        seen.append(Run(recipe.output_dir).read_status())
+        return real(self, *rest)
+
+    monkeypatch.setattr(Trainer, "step", looking)
+    train(recipe, console=QUIET)
+    assert [(each["epoch"], each["step"]) for each in seen] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {each["state"] for each in seen} == {"at work"}
+    assert [each["newest_state"] for each in seen[::2]] == ["none yet", "epoch_0000.pth", "epoch_0001.pth"]
+    assert seen[-1]["pid"] == os.getpid()
+    assert seen[-1]["memory_gib"] > 0
+    assert seen[-1]["seconds_left"] >= 0
+    assert (seen[-1]["epochs"], seen[-1]["steps"], seen[-1]["recipe"]) == (3, 2, "infonce_4th")
+    assert cli.main(["status", recipe.output_dir]) == 0
+    assert "state: finished" in capsys.readouterr().out
+    Run(recipe.output_dir).metrics.unlink()
+    assert cli.main(["status", recipe.output_dir, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "stopped; the same command goes on"
+    assert cli.main(["status", str(Path(recipe.output_dir).parent)]) == 2
+    assert "no training lies there" in capsys.readouterr().err

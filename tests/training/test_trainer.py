@@ -573,3 +573,22 @@ def test_a_trainer_that_is_asked_to_stop_makes_its_step_and_keeps_its_state(make
     later = make_trainer(**LONG)
     later.load_state_dict(log.states[-1])
     assert later.epoch(0, NullMonitor()) == row
+
+
+def test_no_flipped_bit_gives_another_state(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer, path, rng = make_trainer(widths="8,8,8"), tmp_path / "state.pth", random.Random(0)
+    trainer.epoch(0, NullMonitor())
+    save_checkpoint(path, trainer.state_dict())
+    good, whole, refused = path.read_bytes(), read_checkpoint(path), 0
+    for _ in range(150):
+        content, bit = bytearray(good), rng.randrange(8 * len(good))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            assert_same(read_checkpoint(path), whole)
+        except FaapError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+    assert refused > 100
+    torch.save(trainer.state_dict(), path)  # without a digest, as an earlier faap wrote it
+    assert_same(read_checkpoint(path), whole)

@@ -20,6 +20,7 @@ from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
 from faap.files import write_text
+from faap.process import Terminal
 from faap.report import write_comparison
 from faap.runs import writing
 
@@ -88,7 +89,7 @@ def compare(
     """
     if (os.environ.get("WORLD_SIZE") or "1") != "1":
         raise FaapError("faap compare starts its runs itself: not under torchrun or accelerate. See --jobs and --ray.")
-    console, runner, root = console or Console(), runner or LocalRunner(), Path(output_dir)
+    console, runner, root = console or Terminal(), runner or LocalRunner(), Path(output_dir)
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
     _refuse(runs)
     # an error of all runs is one error, and said now

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from faap.conform import Between, conform
+from faap.files import DIGEST
 from faap.perturbation.budget import add_within_budget
+from faap.weights import tensors_sha256
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -94,4 +96,4 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         # the mixin's own config holds the arguments at construction, and epsilon may have moved since
         (save_directory / CONFIG_FILE).write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt", DIGEST: tensors_sha256(state)})

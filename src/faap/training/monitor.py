@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
@@ -14,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from faap.config import Recipe
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
+from faap.files import write_text
 from faap.report.words import number
 from faap.runs import Run, copy_file, writing
 from faap.training.checkpoints import save_checkpoint
@@ -21,6 +26,8 @@ from faap.training.stopping import Stopping
 
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
+# between two times that is written how far it is
+STATUS_SECONDS = 5
 
 
 class CollapseAlarm:
@@ -79,15 +86,18 @@ class Monitor(NullMonitor):
         run: whose log has the finished epochs.
         recipe: of the training.
         steps: how many are finished; what TensorBoard has of later ones is about to be written again.
+        per_epoch: how many an epoch has.
         console: where to print.
     """
 
-    def __init__(self, run: Run, recipe: Recipe, steps: int, console: Console) -> None:
+    def __init__(self, run: Run, recipe: Recipe, steps: int, per_epoch: int, console: Console) -> None:
         self.run, self.recipe, self.console = run, recipe, console
         self.rows = run.read_log()
         self.alarm = CollapseAlarm()
         self.events = SummaryWriter(str(run.events), purge_step=steps or None)
-        self.saved = time.monotonic()
+        self.saved = self.told = self.started = time.monotonic()
+        self.steps, self.per_epoch = steps, per_epoch
+        self.tell(steps % per_epoch)
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
@@ -100,8 +110,26 @@ class Monitor(NullMonitor):
 
     def due(self, step: int) -> bool:
         """Say whether steps or minutes enough have gone by since a state was kept."""
+        if time.monotonic() - self.told > STATUS_SECONDS:
+            self.tell(step)
         every = self.recipe.save_steps
         return bool(every and step % every == 0) or time.monotonic() - self.saved >= 60 * self.recipe.save_minutes
+
+    def tell(self, step: int = 0) -> None:
+        """Write how far it is, for who looks from outside."""
+        self.told = time.monotonic()
+        made = len(self.rows) * self.per_epoch + step
+        rate = (made - self.steps) / (self.told - self.started)
+        left = self.recipe.epochs * self.per_epoch - made
+        found: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "recipe": self.recipe.name}
+        found |= {"epoch": len(self.rows), "epochs": self.recipe.epochs, "step": step, "steps": self.per_epoch}
+        found |= {"steps_a_second": round(rate, 3)} | ({"seconds_left": round(left / rate)} if rate > 0 else {})
+        found |= {"memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2)}
+        states = [path for path in (self.run.within, *map(self.run.checkpoint, self.run.epochs())) if path.exists()]
+        found["newest_state"] = max(states, key=lambda path: path.stat().st_mtime).name if states else "none yet"
+        found["written"] = datetime.now(UTC).isoformat(timespec="seconds")
+        with writing(self.run.path):
+            write_text(self.run.status, json.dumps(found, indent=2) + "\n")
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep a state within an epoch, in place of the one before."""
@@ -122,6 +150,7 @@ class Monitor(NullMonitor):
                 if epoch != best:
                     self.run.checkpoint(epoch).unlink()
         self.saved = time.monotonic()
+        self.tell()
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
         for place, values in parts.items():

@@ -27,6 +27,7 @@ from faap.evaluation import (
     validation_row,
 )
 from faap.perturbation import Generator, load_generator, save_generator
+from faap.process import Terminal
 from faap.report.measure import measure
 from faap.runs import Run, differences
 from faap.training.checkpoints import newest_state, read_checkpoint
@@ -83,7 +84,7 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
     stopping = Stopping()
     try:
         with seeded(recipe.seed), ExitStack() as until, stopping.listening():
-            return _train(recipe, beside, console or Console(), stopping, until)
+            return _train(recipe, beside, console or Terminal(), stopping, until)
     except TorchDynamoException as error:
         if not recipe.compile:
             raise
@@ -130,7 +131,7 @@ def _train(
     monitor = NullMonitor()
     if distributed.rank() == 0:
         done = trainer.finished * len(trainer.batches) + trainer.running["step"]
-        monitor = Monitor(run, recipe, done, console)
+        monitor = Monitor(run, recipe, done, len(trainer.batches), console)
     monitor.stopping = stopping
     # decoded once for all epochs; training has the other three quarters of the memory
     options: Any = {"memory": recipe.memory * 2**18}
