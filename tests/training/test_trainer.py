@@ -586,9 +586,8 @@ def test_no_flipped_bit_gives_another_state(make_trainer: MakeTrainer, tmp_path:
         path.write_bytes(content)
         try:
             assert_same(read_checkpoint(path), whole)
-        except FaapError as error:
+        except FaapError:
             refused += 1
-            assert str(error).startswith(f"{path}: ")
     assert refused > 100
     torch.save(trainer.state_dict(), path)  # without a digest, as an earlier faap wrote it
     assert_same(read_checkpoint(path), whole)
