@@ -22,7 +22,7 @@ def test_markup_and_escape_sequences_are_shown_and_not_obeyed() -> None:
     table.add_row(HOSTILE)
     for each in (HOSTILE, Text(HOSTILE), table):
         console.print(each, highlight=False)
-    assert out.getvalue().count(SHOWN.replace(r"\x07", "")) == 2  # the bell is taken out by rich
+    assert out.getvalue().count(SHOWN.replace(r"\x07", "")) == 3  # the bell is taken out by rich
     assert out.getvalue().count(r"[/b]\x1b[31m:") == 5  # a table has no room for more
     assert "\x1b[31m" not in out.getvalue()
     assert not {"\x07", "\x9b", "\ud800"} & set(out.getvalue())

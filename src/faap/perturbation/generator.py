@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from faap.conform import Between, conform
-from faap.files import DIGEST
 from faap.perturbation.budget import add_within_budget
 from faap.weights import tensors_sha256
 
@@ -26,6 +25,10 @@ def needed(pixel_mask: Tensor | None) -> Tensor | None:
     if pixel_mask is None or (pixel_mask.device.type == "cpu" and bool(pixel_mask.all())):
         return None
     return pixel_mask.bool()
+
+
+# in the config: of the weights, see `weights.tensors_sha256`
+DIGEST = "weights_sha256"
 
 
 class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"]):
@@ -93,7 +96,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         return load_folder(pretrained_model_name_or_path, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        # the mixin's own config holds the arguments at construction, and epsilon may have moved since
-        (save_directory / CONFIG_FILE).write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt", DIGEST: tensors_sha256(state)})
+        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        # the mixin's own config holds the arguments at construction, and epsilon may have moved since
+        config = self.config() | {DIGEST: tensors_sha256(state)}
+        (save_directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

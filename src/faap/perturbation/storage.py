@@ -12,10 +12,10 @@ from torch import Tensor
 from faap.conform import conform
 from faap.errors import FaapError, nearest
 from faap.files import hub_folder, read_json, read_safetensors, read_tensors
-from faap.perturbation.generator import CONFIG_FILE, WEIGHTS_FILE, Generator
+from faap.perturbation.generator import CONFIG_FILE, DIGEST, WEIGHTS_FILE, Generator
 from faap.perturbation.light import Light
 from faap.perturbation.unet import UNet
-from faap.weights import check_finite, check_fit, unwrapped
+from faap.weights import check_finite, check_fit, tensors_sha256, unwrapped
 
 ARCHITECTURES: dict[str, type[Generator]] = {kind.arch: kind for kind in (Light, UNet)}
 ACCEPTED = (
@@ -97,7 +97,11 @@ def load_folder(place: str | Path, epsilon: float | None = None, **hub: Any) -> 
     for file in (path, config):
         if not file.exists():
             raise FaapError(f"{file}: is missing, and a generator needs both files; accepted is {ACCEPTED}.")
-    return _restore(path, config, read_json(config), read_safetensors(path), epsilon)
+    settings, weights = read_json(config), read_safetensors(path)
+    if settings.pop(DIGEST, None) not in (None, tensors_sha256(weights)):
+        damaged = f"is not as it was written: {config} has another digest of its weights. Take another copy of both"
+        raise FaapError(f"{path}: {damaged}.")
+    return _restore(path, config, settings, weights, epsilon)
 
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
