@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _LFS_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
 
 
+# bytes of a text that is read at once
+MOST_TEXT = 2**32
+
+
 def cache_dir() -> Path:
     """Return faap's cache folder: `$FAAP_CACHE_DIR`, else `$XDG_CACHE_HOME/faap`, else `~/.cache/faap`."""
     own = os.environ.get("FAAP_CACHE_DIR")
@@ -92,15 +96,19 @@ def lfs_pointer(path: Path) -> str:
     return ""
 
 
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raise a FaapError if a file is a pointer of Git LFS; pass if it cannot be read."""
+def refuse_odd(path: Path, most: int = 2**38) -> None:
+    """Raise a FaapError if a file is a pointer of Git LFS, none that ends, or of more bytes; pass if there is none."""
     if said := lfs_pointer(path):
         raise FaapError(f"{path}: {said}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FaapError(f"{path}: is a pipe or a device; only ordinary files are read.")
+    if path.is_file() and (size := path.stat().st_size) > most:
+        raise FaapError(f"{path}: has {size:,} bytes, more than the {most:,} that are read of such a file.")
 
 
 def read_text(path: Path) -> str:
     """Read text in UTF-8, or in UTF-16 or -32, with or without a byte-order mark; else raise a FaapError."""
-    refuse_lfs_pointer(path)
+    refuse_odd(path, MOST_TEXT)
     with reading(path, "cannot be read"):
         content = path.read_bytes()
     with reading(path, "is no text in UTF-8; save it with that encoding"):
@@ -126,7 +134,7 @@ def read_tensors(path: Path) -> Any:
 
     import torch  # here, because the command line's help needs this module and not torch
 
-    refuse_lfs_pointer(path)
+    refuse_odd(path)
     # the original scripts keep their arguments beside the weights
     safe = torch.serialization.safe_globals([argparse.Namespace])
     with reading(path, "cannot be read as a checkpoint; it may be truncated"), safe:
@@ -145,7 +153,7 @@ def read_safetensors(path: Path) -> "dict[str, Tensor]":
 
     from faap.weights import check_finite
 
-    refuse_lfs_pointer(path)
+    refuse_odd(path)
     with reading(path, "is not a complete safetensors file"):
         weights: dict[str, Tensor] = load_file(path)
     check_finite(weights, path)

@@ -21,7 +21,7 @@ class Finder:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = list(dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders))
-        self._listing = cache(_listing)
+        self._listing, self._real = cache(_listing), cache(os.path.realpath)
 
     def find(self, name: str, problem: MakeProblem) -> Path:
         """Return where a file is; raise a problem if it is nowhere, or its name leaves the folders."""
@@ -29,10 +29,19 @@ class Finder:
             raise problem("leaves_folder", f"file_name {name!r:.80} leaves the folder {self.folders[0]}")
         # which is false of what no file system takes as a name
         if found := next(filter(os.path.isfile, self._candidates(name)), None):
-            return found
+            if self._is_within(found):
+                return found
+            reason = f"{found} is a link to {os.path.realpath(found)}; --images_dir names the folder where images lie"
+            raise problem("leaves_folder", reason)
         places = ", ".join(map(str, self.folders))
         reason = f"file_name {name!r:.80} does not exist in {places}; --images_dir names the folder that it is in"
         raise problem("missing_image", reason)
+
+    def _is_within(self, path: Path) -> bool:
+        """Say whether links on the way to a file leave its folder; a folder itself may be one."""
+        real = os.path.realpath(path) if path.is_symlink() else os.path.join(self._real(path.parent), path.name)
+        folder = next(each for each in self.folders if path.is_relative_to(each))
+        return Path(real).is_relative_to(self._real(folder))
 
     def _candidates(self, name: str) -> Iterator[Path]:
         yield from (folder / _inside(name) for folder in self.folders)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from faap.data.orientation import orientation_of
+from faap.data.orientation import open_image, orientation_of
 from faap.data.problems import opening, place
 
 MEAN = (0.485, 0.456, 0.406)
@@ -81,7 +81,7 @@ def read_image(path: str | Path) -> Image.Image:
     EXIF orientation is applied, transparency is laid on white, 16-bit values are scaled to 8 bits.
 
     Args:
-        path: the file, of any format that Pillow reads.
+        path: the file, of one of `FORMATS`.
 
     Returns:
         A PIL image of mode RGB.
@@ -90,7 +90,7 @@ def read_image(path: str | Path) -> Image.Image:
         Problem: the file is missing, truncated or not an image.
     """
     path = Path(path)
-    with opening(path, place(path), "image"), Image.open(path) as file:
+    with opening(path, place(path), "image"), open_image(path) as file:
         file.load()  # which turns a TIFF, and so comes first
         image: Image.Image = file
         if (orientation := orientation_of(file)) > 1:

@@ -1,12 +1,35 @@
-"""The size of an image as it is meant to be seen, without decoding it."""
+"""Opening images, and the size of one as it is meant to be seen, without decoding it."""
 
+import os
 from pathlib import Path
+from unittest.mock import patch
 
 from PIL import ExifTags, Image
 
 _TURNED = (5, 6, 7, 8)
 
 Size = tuple[int, int]
+
+# what is opened: Pillow would try whatever it knows, and have Ghostscript run an EPS
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_MOST_PIXELS = 100_000_000
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open an image file, of one of `FORMATS`, without decoding it.
+
+    Raises:
+        Exception: of many kinds, if the file is missing, not an image, or of more pixels than `$FAAP_MAX_PIXELS`, by
+            default a hundred million.
+    """
+    Image.init()
+    most = int(os.environ.get("FAAP_MAX_PIXELS") or _MOST_PIXELS)
+    with patch.object(Image, "MAX_IMAGE_PIXELS", None):  # ours is the limit
+        image = Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN])
+    if (pixels := image.width * image.height) > most:
+        image.close()
+        raise ValueError(f"it has {pixels:,} pixels, and {most:,} are the most; FAAP_MAX_PIXELS allows more")
+    return image
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -24,7 +47,7 @@ def read_header(path: Path) -> tuple[Size, int]:
     Raises:
         Exception: of many kinds, if the file is missing or not an image; the pixels may still be broken.
     """
-    with Image.open(path) as file:
+    with open_image(path) as file:
         orientation = orientation_of(file)
         # of a TIFF, Pillow gives the size as it is after turning
         return (upright(file.size, orientation) if file.format == "TIFF" else file.size), orientation

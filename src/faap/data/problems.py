@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faap.errors import FaapError
+from faap.files import MOST_TEXT, refuse_odd
 from faap.files import lfs_pointer as lfs_pointer
 
 MakeProblem = Callable[[str, str], "Problem"]
@@ -77,4 +78,5 @@ def read_bytes(path: Path) -> bytes:
     with opening(path, place(path)):
         if lfs_pointer(path) or (path.exists() and not path.is_file()):
             raise OSError("it is no file")
+        refuse_odd(path, MOST_TEXT)
         return path.read_bytes()
