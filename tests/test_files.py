@@ -1,12 +1,17 @@
 """What is said of files that cannot be read."""
 
 import errno
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from faap.data.problems import read_bytes as coco_bytes
 from faap.errors import FaapError
-from faap.files import read_text
+from faap.files import read_json, read_safetensors, read_tensors, read_text
 from faap.recipes import read
 
 
@@ -26,3 +31,45 @@ def test_what_is_far_too_large_for_a_recipe_is_not_read(tmp_path: Path, monkeypa
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it is read"))
     with pytest.raises(FaapError, match=r"model\.safetensors: has more than 100,000 characters; it is no recipe"):
         read(large)
+
+
+# what is no file, or too much of one
+
+
+def in_seconds(seconds: int, act: Callable[[], object]) -> object:
+    """Do something that may wait for ever, in a process of its own; return what it raises, in words."""
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+
+    def doing() -> None:
+        try:
+            act()
+        except FaapError as error:
+            said.put(str(error))
+
+    process = context.Process(target=doing)
+    process.start()
+    try:
+        return said.get(timeout=seconds)
+    except queue.Empty:
+        process.kill()
+        return "nothing was said"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("read", [read_text, read_json, read_tensors, read_safetensors, coco_bytes])
+def test_what_never_ends_is_not_read(kind: str, read: Callable[[Path], object], tmp_path: Path) -> None:
+    place = tmp_path / "odd"
+    os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+    said = in_seconds(20, lambda: read(place))
+    assert str(said).startswith(f"{place}: ")
+    assert "pipe or a device" in str(said) or "it is no file" in str(said)
+
+
+def test_a_text_has_an_end_that_is_known_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**32 + 1)  # of nothing
+    with pytest.raises(FaapError, match=r"large\.json: has 4,294,967,297 bytes, more than the 4,294,967,296"):
+        read_json(tmp_path / "large.json")
+    with pytest.raises(FaapError, match=r"large\.json: has 4,294,967,297 bytes"):
+        coco_bytes(tmp_path / "large.json")

@@ -293,3 +293,27 @@ def test_kept_size_is_flipped_half_of_the_time():
         centres.add((x0 + x1) / 2)
     assert centres == {8, 32}
     assert box.tolist() == [[3, 5, 10, 8]]
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded_unless_it_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    Image.new("1", (20_000, 10_000)).save(path)
+    with pytest.raises(FaapError, match=r"large\.png: .* 200,000,000 pixels, and 100,000,000 are the most; FAAP_MAX"):
+        read_image(path)
+    small = tmp_path / "small.png"
+    Image.new("RGB", (60, 50)).save(small)
+    monkeypatch.setenv("FAAP_MAX_PIXELS", "2999")
+    with pytest.raises(FaapError, match="3,000 pixels, and 2,999 are the most"):
+        read_image(small)
+    monkeypatch.setenv("FAAP_MAX_PIXELS", "200000000")
+    assert read_image(path).size == (20_000, 10_000)
+
+
+def test_only_raster_images_are_opened(tmp_path, monkeypatch):
+    """An EPS would have Pillow run Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("it is run"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "/bin/true")
+    for name in ("scene.eps", "scene.jpg"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name, "EPS")
+        with pytest.raises(FaapError, match="cannot be read as an image"):
+            read_image(tmp_path / name)

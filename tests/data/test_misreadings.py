@@ -423,3 +423,45 @@ def test_exif_that_cannot_be_rewritten_turns_the_image_all_the_same(tmp_path):
         image = read_image(tmp_path / "a.jpg")
     assert image.size == (20, 30)
     assert np.asarray(image)[:, 16:].min() > 200, "the first row is on the right"
+
+
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
+    secret, root = tmp_path / "elsewhere", tmp_path / "data"
+    secret.mkdir()
+    for number in (1, 2):
+        Image.new("RGB", (40, 30)).save(secret / f"{number}.png")
+    groups = {1: "female", 2: "male"}
+    images = [
+        {"id": n, "file_name": f"images/{n}.png", "width": 40, "height": 30, "gender": group}
+        for n, group in groups.items()
+    ]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0, "area": 25} for n in groups]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
+    (root / "images").mkdir(parents=True)
+    (root / "data.json").write_text(json.dumps(content))
+    (root / "images" / "1.png").symlink_to(secret / "1.png")
+    (root / "images" / "2.png").write_bytes((secret / "2.png").read_bytes())
+
+    def look(folder=root, **options):
+        return len(load_dataset(folder, annotations="data.json", **options).split("all").records)
+
+    with pytest.raises(FaapError, match=rf"images/1\.png is a link to {secret}/1\.png; --images_dir names the folder"):
+        look()
+    shutil.rmtree(root / "images")
+    (root / "images").symlink_to(secret)
+    with pytest.raises(FaapError, match=r"2 records .* are broken"):
+        look()
+    # what the person names is followed, and within the folder a link is nothing but another name
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "images").symlink_to(secret)
+    with pytest.raises(FaapError, match="is a link"):
+        look(images_dir=str(tmp_path / "named"))
+    (root / "images").unlink()
+    shutil.copytree(secret, root / "real")
+    (root / "images").symlink_to(root / "real")
+    (tmp_path / "other").symlink_to(root)
+    assert look() == look(tmp_path / "other") == 2
+    (tmp_path / "farm").symlink_to(tmp_path)
+    shutil.copytree(secret, tmp_path / "real" / "images")
+    (tmp_path / "whole").symlink_to(tmp_path / "real")
+    assert look(images_dir=str(tmp_path / "whole")) == 2

@@ -1,10 +1,12 @@
 """The audit on pictures with a planted cause, and from a file of results alone."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import faap
@@ -405,3 +407,19 @@ def test_the_command_writes_numbers_and_page(tiny_promenade, tmp_path, capsys):
         assert "score" in capsys.readouterr().err
     assert main(["audit", str(tiny_promenade)]) == 2
     assert "--detr_checkpoint or --predictions" in capsys.readouterr().err
+
+
+def test_a_detector_that_changes_while_it_is_audited_is_noticed(tiny_promenade, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path))
+    detector = faap.load_detector("promenade")
+    forward = type(detector).forward
+
+    def drifting(self, *pixels):
+        with torch.no_grad():
+            next(self.parameters()).add_(1e-6)
+        return forward(self, *pixels)
+
+    monkeypatch.setattr(type(detector), "forward", drifting)
+    monkeypatch.setattr(sys.modules[audit.__module__], "load_detector", lambda *_: detector)
+    with pytest.raises(FaapError, match="has changed while it was used"):
+        audit_data(faap.load_dataset(tiny_promenade), detector="x", samples=0)

@@ -18,6 +18,7 @@ from faap.evaluation.bootstrap import replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.evaluation.gaps import without_nan
 from faap.perturbation import build_generator
+from faap.report.measure import measure
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
 
@@ -322,3 +323,19 @@ def test_what_was_found_is_not_detected_again(dataset):
     again = evaluate(detector, generator, dataset, bootstrap=20)
     del result["provenance"]["date"], again["provenance"]["date"]
     assert result == again
+
+
+def test_a_detector_that_changes_while_it_is_measured_is_noticed(dataset, tmp_path):
+    class Drifting(Quarters):
+        def forward(self, pixel_values, pixel_mask=None):
+            with torch.no_grad():
+                self.model.bias += 1e-6
+            return super().forward(pixel_values, pixel_mask)
+
+    for measured in (
+        lambda: evaluate(Drifting(), build_generator(), dataset, bootstrap=0),
+        lambda: measure(Drifting(), build_generator(), dataset, tmp_path / "run"),
+    ):
+        with pytest.raises(FaapError, match="frozen detector quarters has changed while it was used"):
+            measured()
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from faap.audit.side import Side
 from faap.conform import Between, conform
 from faap.data import Dataset, Split
 from faap.detectors import load_detector
+from faap.detectors.base import unchanged
 from faap.distributed import resolve_device
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, detect_baseline
@@ -170,7 +171,7 @@ def audit_data(
     else:
         place = resolve_device(device)
         loaded = load_detector(str(detector), place)
-        images, before = measurable(loaded, dataset, split), loaded.tensors_sha256()
+        images = measurable(loaded, dataset, split)
         loading: Any = {"num_workers": num_workers, "console": console}
         if generator:  # what cannot be used is said before anything is detected
             moving, trained_in = load_generator(str(generator)).to(place), run_of(generator)
@@ -179,13 +180,12 @@ def audit_data(
             loading["transfer"] = load_detector(str(transfer), place) if transfer else None
             source["generator"] = {"name": str(generator), "arch": moving.arch}
             source["generator"]["sha256"] = tensors_sha256(moving.state_dict())
-        found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
-        result = audit(images, found, console=console, **options)
-        if generator:
-            added["perturbation"] = audit_perturbation(loaded, moving, images, found, **loading, **options)
-        if loaded.tensors_sha256() != before:
-            raise FaapError("the detector changed while it was measured; this is a fault of faap, so please report it.")
-        source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": before}
+        with unchanged(loaded) as known:
+            found = detect_baseline(loaded, images, num_workers=num_workers, console=console)
+            result = audit(images, found, console=console, **options)
+            if generator:
+                added["perturbation"] = audit_perturbation(loaded, moving, images, found, **loading, **options)
+        source |= {"detector_name": loaded.name, "detector_file_sha256": loaded.file_sha256, "detector_sha256": known}
     source |= {"split_sha256": dataset.split(split).fingerprint(), "faap": faap.__version__}
     source["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     if added and trained_in and is_test(images):

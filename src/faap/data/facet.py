@@ -72,7 +72,9 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     category = ("category 1", {"id": 1, "name": "person"})
     lists = {"images": list(images.values()), "annotations": people, "categories": [category]}
     folders = [*sorted(root.glob("*/")), root]
-    reader = Reader(path, lists, folders, group_field="group", table=lambda: ({}, problems), complete=False)
+    reader = Reader(
+        path, lists, folders, roots=[root], group_field="group", table=lambda: ({}, problems), complete=False
+    )
     return replace(reader.read(), renumbered=True)
 
 

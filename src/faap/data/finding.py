@@ -17,11 +17,16 @@ class Finder:
 
     Other spellings are backslashes for slashes, percent signs as in URLs, other case and another Unicode form. None of
     them leads out of the folders.
+
+    Args:
+        folders: which.
+        roots: what no link on the way to a file may leave; by default the folders.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], roots: Sequence[Path] = ()) -> None:
         self.folders = list(dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders))
         self._listing, self._real = cache(_listing), cache(os.path.realpath)
+        self._roots = [os.path.realpath(each) for each in roots or self.folders]
 
     def find(self, name: str, problem: MakeProblem) -> Path:
         """Return where a file is; raise a problem if it is nowhere, or its name leaves the folders."""
@@ -38,10 +43,9 @@ class Finder:
         raise problem("missing_image", reason)
 
     def _is_within(self, path: Path) -> bool:
-        """Say whether links on the way to a file leave its folder; a folder itself may be one."""
+        """Say whether no link on the way to a file leaves the roots; a root itself may be one."""
         real = os.path.realpath(path) if path.is_symlink() else os.path.join(self._real(path.parent), path.name)
-        folder = next(each for each in self.folders if path.is_relative_to(each))
-        return Path(real).is_relative_to(self._real(folder))
+        return any(Path(real).is_relative_to(root) for root in self._roots)
 
     def _candidates(self, name: str) -> Iterator[Path]:
         yield from (folder / _inside(name) for folder in self.folders)

@@ -305,7 +305,8 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
         result = Reading()
         for group, (pattern, images) in places.items():
             path = files[group].get(split, root / pattern.replace("{split}", split))
-            found = _attempt(read_coco, path, _image_folders(root, path, split, images), group=group, **options)
+            folders, roots = _image_folders(root, path, split, images)
+            found = _attempt(read_coco, path, folders, roots=roots, group=group, **options)
             result.left_out += found.left_out
             result.records += found.records
             result.problems += found.problems
@@ -355,16 +356,17 @@ def _pattern(root: Path) -> str:
     raise FaapError(f"data set {root}: no layout that faap knows; {known}")
 
 
-def _image_folders(root: Path, annotations: Path, split: str, told: str) -> list[Path]:
-    """Return where the images of a COCO JSON may be, the likeliest first."""
+def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tuple[list[Path], list[Path]]:
+    """Return where the images of a COCO JSON may be, the likeliest first, and the folders that they must not leave."""
     if told:
-        return [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]
+        named = [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]
+        return named, named
     home = root.parent if root.name == "annotations" else root
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
     likely = [home / folder / name for folder in (".", "images") for name in (own, *NAMES.get(split, ()))]
     parts = [home / folder / name for folder in (".", "images") for name in SPLIT_NAMES] if split == WHOLE else []
     other = [home / "images", home / "data", home, root, annotations.parent]
-    return [*likely, *other, *(folder for folder in parts if folder.is_dir())]
+    return [*likely, *other, *(folder for folder in parts if folder.is_dir())], [home, root]
 
 
 def _divided(path: Path, read: Callable[[], Reading]) -> Sources:

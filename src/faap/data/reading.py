@@ -71,6 +71,7 @@ class Reader:
         path: the file.
         lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
         folders: what its file names are relative to, the first in which a file is.
+        roots: folders that no link may leave; by default those.
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
             `attributes`.
@@ -86,6 +87,7 @@ class Reader:
     lists: Mapping[str, Sequence[Entry]]
     folders: Sequence[Path]
     _: KW_ONLY
+    roots: Sequence[Path] = ()
     group: str = ""
     group_field: str = ""
     table: Table | None = None
@@ -93,7 +95,7 @@ class Reader:
     complete: bool = True
 
     def __post_init__(self) -> None:
-        self.finder = Finder(self.folders)
+        self.finder = Finder(self.folders, self.roots)
         self.rows, problems = self.table() if self.table else ({}, [])
         self.result = Reading(problems=[*problems])
         self.spelt = {each.casefold(): each for each in self.groups}

@@ -1,7 +1,8 @@
 """What the rest of the house sees of a detector: outputs, loss, matching, detections, and that it never changes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -263,3 +264,17 @@ class FrozenDetector(nn.Module):
 def _stack_layers(out: DetectorOutput) -> tuple[Tensor, Tensor]:
     logits, boxes = zip(*out.aux, (out.logits, out.boxes), strict=True)
     return torch.stack(logits), torch.stack(boxes)
+
+
+@contextmanager
+def unchanged(detector: FrozenDetector) -> Iterator[str]:
+    """Hold a detector's tensors against what they were, once the block has ended well; it gets their hash.
+
+    Raises:
+        FaapError: a weight or buffer is not what it was.
+    """
+    before = detector.tensors_sha256()
+    yield before
+    if detector.tensors_sha256() != before:
+        said = f"the frozen detector {detector.name} has changed while it was used, so that nothing measured holds"
+        raise FaapError(f"{said}: a fault of its own code, or of faap; please report it.")

@@ -5,6 +5,7 @@ from typing import Any
 
 from faap.data import Dataset, Split
 from faap.detectors import FrozenDetector
+from faap.detectors.base import unchanged
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.baseline import detect_baseline
 from faap.evaluation.bootstrap import check_resampling, the_split_itself, too_few
@@ -73,11 +74,12 @@ def evaluate(
             a group has fewer than two images or scenes to bootstrap from.
     """
     images = measurable(detector, dataset, split, bootstrap=bootstrap > 0)
-    if baseline is None:
-        baseline = detect_baseline(detector, images, batch_size=batch_size, arrival=arrival)
-    check_aligned(images.records, baseline)
-    if perturbed is None:
-        perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, arrival=arrival)
+    with unchanged(detector) as known:
+        if baseline is None:
+            baseline = detect_baseline(detector, images, batch_size=batch_size, arrival=arrival)
+        check_aligned(images.records, baseline)
+        if perturbed is None:
+            perturbed = detect(detector, images, generator, batch_size=batch_size, with_distance=True, arrival=arrival)
     frame = MetricFrame(images, baseline, perturbed, samples=bootstrap, seed=seed)
     before, after = map(the_split_itself, frame.drawn)
     categories, left_out = comparable_categories(images)
@@ -91,4 +93,4 @@ def evaluate(
     result["warnings"] = warnings_about(before, after, absolute=absolute) + (too_few(images) if bootstrap else [])
     result["perturbation"] = {"epsilon": generator.epsilon, **vars(arrival), **mean_distance(perturbed)}
     result["provenance"] = provenance(detector, generator, dataset, split)
-    return without_nan(result | {"detector_sha256": detector.tensors_sha256()})
+    return without_nan(result | {"detector_sha256": known})

@@ -11,6 +11,7 @@ from rich.console import Console
 from faap import distributed
 from faap.data import Dataset, FaapImages, Split, collate, denormalise
 from faap.detectors import FrozenDetector
+from faap.detectors.base import unchanged
 from faap.errors import FaapError
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
 from faap.evaluation.arrival import AS_MADE, Arrival
@@ -67,8 +68,9 @@ def measure(
     run = run if isinstance(run, Run) else Run(run)
     images = measurable(detector, dataset, split)
     loading: Any = {"num_workers": num_workers, "console": console, "arrival": arrival}
-    before = detect_baseline(detector, images, **loading)
-    after = detect(detector, images, generator, with_distance=True, **loading)
+    with unchanged(detector):
+        before = detect_baseline(detector, images, **loading)
+        after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
     metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += [*warnings, *(read_before(trained_in, metrics["provenance"]) if is_test(images) else [])]

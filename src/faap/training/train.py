@@ -15,6 +15,7 @@ from faap import distributed
 from faap.config import Recipe
 from faap.data import FaapImages, Split, load_dataset
 from faap.detectors import load_detector
+from faap.detectors.base import unchanged
 from faap.errors import FaapError
 from faap.evaluation import (
     NONE_WORTH_IT,
@@ -109,22 +110,23 @@ def _train(
     check_resampling(validation)
     detector = load_detector(recipe.detr_checkpoint, device)
     distributed.host_first(lambda: [load_generator(each) for each in beside])  # what cannot be loaded is said now
-    frozen = detector.tensors_sha256()
+    until.enter_context(unchanged(detector))
     if recipe.compile:
         detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
     validation = validation.with_categories(detector.label_map(validation.categories))
 
     trainer, run = Trainer(recipe, device, detector, training), _place(recipe)
-    distributed.main_only(lambda: until.enter_context(run.locked()))
+    lock = until.enter_context(ExitStack())
+    distributed.main_only(lambda: lock.enter_context(run.locked()))
     state = distributed.main_only(lambda: _newest(recipe, run, console))
     rows, resumed = (_resume(trainer, state, console), Run.of(state)) if state else ([], None)
 
     def claim() -> None:
         if resumed is None or resumed.path.resolve() != run.path.resolve():
-            until.close()  # a folder takes its lock with it
+            lock.close()  # a folder takes its lock with it
             if aside := run.move_aside():
                 console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
-            until.enter_context(run.locked())
+            lock.enter_context(run.locked())
         run.claim(recipe, rows, resumed)
 
     distributed.main_only(claim)
@@ -156,7 +158,6 @@ def _train(
         raise
     finally:
         monitor.close()
-    assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
 
     def best() -> tuple[dict[str, Any], Generator]:
         chosen = keep_best(run)
@@ -168,7 +169,6 @@ def _train(
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
     how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
     metrics = measure(detector, generator.to(device), dataset, run, trained_in=run, beside=beside, **how)
-    assert detector.tensors_sha256() == frozen, "the frozen detector has changed"
     return TrainResult(run.path, metrics, chosen["epoch"])
 
 
