@@ -13,6 +13,7 @@ Prints a line for each experiment that went wrong, and at the end the counts; ex
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -29,7 +30,8 @@ from typing import Any
 import torch
 
 from faap import cli
-from faap.files import file_sha256
+from faap.errors import FaapError
+from faap.files import file_sha256, read_json
 from faap.promenade import build_promenade
 from faap.runs import Run
 
@@ -163,14 +165,14 @@ class Experiments:
                 child.send(signal.SIGKILL)
                 return f"{said}: did not end in {SECONDS} s"
             if status is None:
-                asks = kind == ASKED and Run(folder).log.exists()  # before, nobody listens yet
+                asks = kind == ASKED and self.listens(folder, child.pid)
                 signum = rng.choice((signal.SIGTERM, signal.SIGINT)) if asks else signal.SIGKILL
                 child.send(signum)
                 status = child.wait(10)
                 if status is None:
                     child.send(signal.SIGKILL)
                     return f"{said}: did not end within 10 s of {signum.name}"
-                if asks and status not in (0, 128 + signum):
+                if asks and status not in (0, 128 + signum) and not Run(folder).is_complete():
                     return f"{said}: exit status {status} after {signum.name}"
             if status == 0:
                 found = left(Run(folder))
@@ -181,7 +183,7 @@ class Experiments:
                 shutil.rmtree(folder)
                 log.unlink()
                 return ""
-            if status not in (-signal.SIGKILL, 143, 130):
+            if status not in (-signal.SIGKILL, 143, 130) and not (status < 0 and Run(folder).is_complete()):
                 return f"{said}: exit status {status}: {log.read_text()[-300:]}"
             self.counts.update(["kills", kind] + ["inside a save"] * bool([*folder.rglob(".*.tmp")]))
             if kind == DAMAGED:
@@ -190,6 +192,12 @@ class Experiments:
                 log.rename(folder.with_name(f"run_{number}_{kills}.log"))
                 folder = folder.rename(folder.with_name(f"run_{number}_{kills}"))
         return f"{said}: not at its end after {MOST} starts"
+
+    def listens(self, folder: Path, pid: int) -> bool:
+        """Whether a process has begun to train there, from when on it takes signals."""
+        with contextlib.suppress(FaapError):
+            return bool(read_json(Run(folder).status)["pid"] == pid)
+        return False
 
     def damage(self, folder: Path, rng: random.Random) -> None:
         """Harm the newest state there is."""
