@@ -203,6 +203,7 @@ FLAGS = {
     "train": RECIPE_FLAGS,
     "demo": RECIPE_FLAGS + "--recipe",
     "compare": RECIPE_FLAGS + "--seeds --jobs --ray --ablate",
+    "status": "--json",
     "evaluate": """
         --absolute --anchor_group --annotations --dataset_root --detr_checkpoint --device --epsilon --group_csv
         --group_field --i_know --images_dir --jpeg --num_workers --output_dir --reference_group --resize --scenes

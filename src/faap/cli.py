@@ -149,7 +149,8 @@ def demo(parser: Parser, console: Console) -> None:
     _recipe_flags(parser, "", [name])
     given = parser.given()
     del given["recipe"]
-    scale: dict[str, Any] = {"output_dir": "faap_outputs/demo", **(SHORT if name == "equal" else FEW)}
+    scale: dict[str, Any] = SHORT if name == "equal" else FEW
+    scale = {"output_dir": "faap_outputs/demo" if name == "equal" else f"faap_outputs/demo_{Path(name).stem}"} | scale
     recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device

@@ -18,7 +18,7 @@ from faap.audit.side import Side
 from faap.cli import main
 from faap.data import Record, Split
 from faap.errors import FaapError
-from faap.evaluation import MetricFrame, detect
+from faap.evaluation import Detections, MetricFrame, detect
 from faap.promenade import compose, detector_dir, scenes
 from faap.report.audit import audit_page, sentences
 
@@ -423,3 +423,13 @@ def test_a_detector_that_changes_while_it_is_audited_is_noticed(tiny_promenade, 
     monkeypatch.setattr(sys.modules[audit.__module__], "load_detector", lambda *_: detector)
     with pytest.raises(FaapError, match="has changed while it was used"):
         audit_data(faap.load_dataset(tiny_promenade), detector="x", samples=0)
+
+
+def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(record):
+    one = replace(record(1, "female", [[10, 10, 40, 40], [100, 10, 60, 60]]), crowd=np.array([False, True]))
+    boxes = np.array([[10.0, 10, 40, 40], [110, 20, 20, 20], [10, 90, 20, 20]])
+    found = Detections(1, np.array([0.9, 0.8, 0.7]), np.ones(3, int), boxes)
+    scores = Scores(Side([one], [found], np.ones((1, 1), int), [1]))
+    assert scores.scores.tolist() == [0.9, 0.7]
+    assert scores.right.tolist() == [True, False]
+    assert scores.at(0.5)["precision"].tolist() == [0.5]

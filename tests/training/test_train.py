@@ -196,6 +196,7 @@ def test_a_detector_that_changes_is_noticed(recipe: Recipe, monkeypatch: pytest.
     monkeypatch.setattr(Trainer, "step", meddles)
     with pytest.raises(FaapError, match=r"frozen detector .* has changed while it was used"):
         train(replace(recipe, epochs=1), console=QUIET)
+    assert not Run(recipe.output_dir).metrics.exists()
 
 
 def test_resume_takes_the_checkpoints_settings(finished: faap.TrainResult) -> None:

@@ -110,7 +110,8 @@ def _train(
     check_resampling(validation)
     detector = load_detector(recipe.detr_checkpoint, device)
     distributed.host_first(lambda: [load_generator(each) for each in beside])  # what cannot be loaded is said now
-    until.enter_context(unchanged(detector))
+    frozen = until.enter_context(ExitStack())
+    frozen.enter_context(unchanged(detector))
     if recipe.compile:
         detector.compile(dynamic=False)  # a graph for each shape, up to torch's limit; those beyond it are not compiled
     validation = validation.with_categories(detector.label_map(validation.categories))
@@ -158,6 +159,8 @@ def _train(
         raise
     finally:
         monitor.close()
+
+    frozen.close()  # before anything is measured that might not hold
 
     def best() -> tuple[dict[str, Any], Generator]:
         chosen = keep_best(run)
