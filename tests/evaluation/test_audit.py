@@ -13,6 +13,7 @@ import faap
 from faap.audit import audit, audit_data, read_results
 from faap.audit.audit import DETECTOR, UNLABELLED
 from faap.audit.errors import find_errors
+from faap.audit.examples import telling
 from faap.audit.scores import Scores
 from faap.audit.side import Side
 from faap.cli import main
@@ -433,3 +434,16 @@ def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(record):
     assert scores.scores.tolist() == [0.9, 0.7]
     assert scores.right.tolist() == [True, False]
     assert scores.at(0.5)["precision"].tolist() == [0.5]
+
+
+def test_of_missed_objects_the_largest_is_shown_with_the_box_that_comes_nearest(record):
+    one = record(1, "female", [[10, 10, 20, 20], [100, 10, 60, 60], [10, 100, 30, 30]])
+    boxes = np.array([[300.0, 300, 9, 9], [130, 40, 200, 200], [150, 60, 200, 200]])
+    found = Detections(1, np.array([0.9, 0.2, 0.3]), np.ones(3, int), boxes)
+    chosen = {each["kind"]: each for each in telling(Side([one], [found], np.ones((1, 1), int), [1]), "female")}
+    missed = chosen["missed"]
+    assert (missed["object"], missed["box"], missed["score"]) == ([100, 10, 60, 60], [130, 40, 200, 200], 0.2)
+    assert chosen["background"]["score"] == 0.9
+    alone = replace(found, boxes=boxes + 400)
+    chosen = {each["kind"]: each for each in telling(Side([one], [alone], np.ones((1, 1), int), [1]), "female")}
+    assert (chosen["missed"]["box"], chosen["missed"]["score"]) == (None, None)
