@@ -184,7 +184,10 @@ class Experiments:
                 log.unlink()
                 return ""
             if status not in (-signal.SIGKILL, 143, 130) and not (status < 0 and Run(folder).is_complete()):
-                return f"{said}: exit status {status}: {log.read_text()[-300:]}"
+                if "Invalid thread pool" not in (printed := log.read_text()[-1000:]):
+                    return f"{said}: exit status {status}: {printed[-300:]}"
+                log.unlink()  # now and then a fork has no pool of torch's, which a process of its own would have
+                continue
             self.counts.update(["kills", kind] + ["inside a save"] * bool([*folder.rglob(".*.tmp")]))
             if kind == DAMAGED:
                 self.damage(folder, rng)
