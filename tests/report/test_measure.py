@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import faap
+from faap.errors import FaapError
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
 from faap.evaluation.matching import count_found
 from faap.perturbation import build_generator, save_generator
@@ -134,3 +135,16 @@ def test_an_earlier_result_is_moved_aside_when_asked(detector, generator, datase
     with pytest.raises(faap.FaapError, match="no split 'tset'"):
         measure(detector, generator, dataset, folder, split="tset", move_aside=True)
     assert (folder / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_nothing_is_written_where_a_training_is_at_work(begun, detector, generator, dataset, tmp_path):
+    run = Run(tmp_path / "run")
+    with run.locked():
+        if begun:
+            run.checkpoints.mkdir()
+            run.checkpoint(0).touch()
+        before = sorted(run.path.rglob("*"))
+        with pytest.raises(FaapError, match="another process is at work there"):
+            measure(detector, generator, dataset, run, move_aside=True)
+        assert sorted(run.path.rglob("*")) == before

@@ -1,6 +1,7 @@
 """Measuring a generator on one split: `metrics.json` and the report."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,11 @@ def measure(
     if distributed.rank() == 0:
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
-        run.write_metrics(metrics)
-        if trained_in and is_test(images):
-            trained_in.add_reading(images.name, metrics["provenance"])
-        write_report(run, examples_of(detector, generator, images, before, after, arrival))
+        with run.locked() if move_aside else nullcontext():  # a training has its own already
+            run.write_metrics(metrics)
+            if trained_in and is_test(images):
+                trained_in.add_reading(images.name, metrics["provenance"])
+            write_report(run, examples_of(detector, generator, images, before, after, arrival))
     return metrics
 
 
