@@ -44,12 +44,14 @@ BETWEEN, ASKED, DAMAGED, MOVED = "between two file operations", "asked to stop",
 KINDS = ("at a random moment", BETWEEN, BETWEEN, ASKED, DAMAGED, MOVED)
 
 
-def killed_at(place: int, inside: Path) -> Callable[[], int]:
-    """Let this process kill itself at a place among its file operations; return what counts them."""
-    seen, real = [0], os.fsync
+def killed_at(place: int, inside: Path) -> Callable[[], tuple[int, list[int]]]:
+    """Let this process kill itself at a place among its file operations; return how many there are, and which in a save."""
+    seen, saves, real = [0], list[int](), os.fsync
 
-    def count() -> None:
+    def count(path: str = "") -> None:
         seen[0] += 1
+        if path.endswith(".tmp"):
+            saves.append(seen[0])
         if seen[0] == place:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -63,15 +65,15 @@ def killed_at(place: int, inside: Path) -> Callable[[], int]:
             return
         path = details[0] if details else None
         if isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(str(inside)):
-            count()
+            count(os.fsdecode(path) if event == "os.rename" else "")
 
     def flushed(descriptor: int) -> None:
         real(descriptor)
-        count()
+        count(os.readlink(f"/proc/self/fd/{descriptor}"))
 
     sys.addaudithook(hook)
     os.fsync = flushed
-    return lambda: seen[0]
+    return lambda: (seen[0], saves)
 
 
 class Child:
@@ -92,7 +94,7 @@ class Child:
             seen = killed_at(place, folder)
             status = cli.main(words)
             if count:
-                count.write_text(str(seen()))
+                count.write_text(json.dumps(seen()))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -126,7 +128,7 @@ class Experiments:
     def __init__(self, root: Path, places: list[str], recipes: list[str]) -> None:
         self.root, self.places, self.recipes = root, places, recipes
         self.whole: dict[tuple[str, int], dict[str, Any]] = {}
-        self.operations: dict[tuple[str, int], int] = {}
+        self.operations: dict[tuple[str, int], tuple[int, list[int]]] = {}
         self.seconds: dict[tuple[str, int], float] = {}
         self.counts: Counter[str] = Counter()
 
@@ -142,7 +144,7 @@ class Experiments:
             raise SystemExit(log.read_text())
         key = recipe, workers
         self.seconds[key], self.whole[key] = time.monotonic() - started, left(Run(folder))
-        self.operations[key] = int(count.read_text())
+        self.operations[key] = json.loads(count.read_text())
 
     def one(self, number: int, seed: int) -> str:
         """Make one experiment; return what is wrong, or nothing."""
@@ -157,7 +159,9 @@ class Experiments:
         for kills in range(MOST):
             log = folder.with_suffix(".log")
             going = kills < wanted
-            place = rng.randint(1, self.operations[recipe, workers]) if going and kind == BETWEEN else -1
+            all_of_them, saves = self.operations[recipe, workers]
+            # every second one while a file is being written
+            place = rng.choice([rng.randint(1, all_of_them), rng.choice(saves)]) if going and kind == BETWEEN else -1
             seconds = rng.uniform(0.1, self.seconds[recipe, workers])
             child = Child(self.words(folder, recipe, workers), folder, log, place)
             status = child.wait(seconds if going and place < 0 else SECONDS)

@@ -425,7 +425,7 @@ def test_exif_that_cannot_be_rewritten_turns_the_image_all_the_same(tmp_path):
     assert np.asarray(image)[:, 16:].min() > 200, "the first row is on the right"
 
 
-def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path, monkeypatch):
     secret, root = tmp_path / "elsewhere", tmp_path / "data"
     secret.mkdir()
     for number in (1, 2):
@@ -445,8 +445,11 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
     def look(folder=root, **options):
         return len(load_dataset(folder, annotations="data.json", **options).split("all").records)
 
-    with pytest.raises(FaapError, match=rf"images/1\.png is a link to {secret}/1\.png; --images_dir names the folder"):
+    with pytest.raises(FaapError, match=rf"images/1\.png is a link to {secret}/1\.png, out of the .* --images_dir"):
         look()
+    monkeypatch.setenv("FAAP_FOLLOW_LINKS", "1")
+    assert look() == 2
+    monkeypatch.delenv("FAAP_FOLLOW_LINKS")
     shutil.rmtree(root / "images")
     (root / "images").symlink_to(secret)
     with pytest.raises(FaapError, match=r"2 records .* are broken"):

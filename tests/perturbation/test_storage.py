@@ -13,6 +13,7 @@ from torch import Tensor
 from faap.errors import FaapError
 from faap.perturbation import Generator, build_generator, load_generator, save_generator
 from faap.perturbation.generator import DIGEST
+from faap.weights import tensors_sha256
 from mutants import PLAIN, TENSORS, mutants, outcome
 
 
@@ -252,11 +253,13 @@ def test_whatever_a_file_holds_it_loads_or_is_refused_in_words(kind: str, tmp_pa
 
 
 def test_the_configuration_is_plain_json(tmp_path: Path) -> None:
-    save_generator(build_generator(), tmp_path)
+    generator = build_generator()
+    save_generator(generator, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == {
         "arch": "light",
         "epsilon": 0.1,
         "widths": [16, 48, 96],
+        "weights_sha256": tensors_sha256(generator.state_dict()),
     }
 
 

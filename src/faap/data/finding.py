@@ -36,7 +36,8 @@ class Finder:
         if found := next(filter(os.path.isfile, self._candidates(name)), None):
             if self._is_within(found):
                 return found
-            reason = f"{found} is a link to {os.path.realpath(found)}; --images_dir names the folder where images lie"
+            advice = "--images_dir names the folder where images lie, and FAAP_FOLLOW_LINKS=1 follows all"
+            reason = f"{found} is a link to {os.path.realpath(found)}, out of the folder; {advice}"
             raise problem("leaves_folder", reason)
         places = ", ".join(map(str, self.folders))
         reason = f"file_name {name!r:.80} does not exist in {places}; --images_dir names the folder that it is in"
@@ -44,6 +45,8 @@ class Finder:
 
     def _is_within(self, path: Path) -> bool:
         """Say whether no link on the way to a file leaves the roots; a root itself may be one."""
+        if os.environ.get("FAAP_FOLLOW_LINKS") == "1":
+            return True
         real = os.path.realpath(path) if path.is_symlink() else os.path.join(self._real(path.parent), path.name)
         return any(Path(real).is_relative_to(root) for root in self._roots)
 

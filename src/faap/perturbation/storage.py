@@ -98,10 +98,12 @@ def load_folder(place: str | Path, epsilon: float | None = None, **hub: Any) -> 
         if not file.exists():
             raise FaapError(f"{file}: is missing, and a generator needs both files; accepted is {ACCEPTED}.")
     settings, weights = read_json(config), read_safetensors(path)
-    if settings.pop(DIGEST, None) not in (None, tensors_sha256(weights)):
+    digest = settings.pop(DIGEST, None)
+    generator = _restore(path, config, settings, weights, epsilon)
+    if digest not in (None, tensors_sha256(weights)):
         damaged = f"is not as it was written: {config} has another digest of its weights. Take another copy of both"
         raise FaapError(f"{path}: {damaged}.")
-    return _restore(path, config, settings, weights, epsilon)
+    return generator
 
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
