@@ -45,7 +45,7 @@ KINDS = ("at a random moment", BETWEEN, BETWEEN, ASKED, DAMAGED, MOVED)
 
 
 def killed_at(place: int, inside: Path) -> Callable[[], tuple[int, list[int]]]:
-    """Let this process kill itself at a place among its file operations; return their number, and which are in a save."""
+    """Let this process kill itself at one of its file operations; return their number, and which are in a save."""
     seen, saves, real = [0], list[int](), os.fsync
 
     def count(path: str = "") -> None:
