@@ -201,7 +201,8 @@ class Trainer:
         except FaapError:
             raise FaapError(why) from None
         self.wrong = values
-        self.running["skipped"] = [*skipped, {"step": step, "images": images}]
+        # of all processes, each of which has its share of the batch
+        self.running["skipped"] = [*skipped, {"step": step, "images": distributed.gather_objects(images)}]
         if self.recorded:  # its recordings are of tensors that are no more
             self.recorded = Recorded(self.step, self.recorded.most)
 
