@@ -511,6 +511,7 @@ def test_a_training_that_is_told_to_stop_goes_on_as_if_it_had_not_been(
     run = Run(recipe.output_dir)
     assert run.epochs() == ([0, 1, 2] if where == "measuring" else [0])
     assert run.within.exists() is (where != "measuring")
+    assert run.read_status()["newest_state"] == ("epoch_0002.pth" if where == "measuring" else "within.pth")
     result, said = said_by(recipe)
     place = {"step": "epoch 1, step 1.", "validation": "epoch 1, step 2.", "measuring": "nothing left to train"}[where]
     assert place in said

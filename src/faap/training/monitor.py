@@ -136,6 +136,7 @@ class Monitor(NullMonitor):
         with writing(self.run.path):
             save_checkpoint(self.run.within, {**state, "log": self.rows})
         self.saved = time.monotonic()
+        self.tell(state["running"]["step"])
 
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Record one epoch: a checkpoint, a line of the log, the best so far, curves, and a line on the terminal."""
