@@ -1,17 +1,21 @@
 """What is said of files that cannot be read."""
 
 import errno
+import json
 import multiprocessing
 import os
 import queue
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from faap.data import load_dataset
 from faap.data.problems import read_bytes as coco_bytes
 from faap.errors import FaapError
-from faap.files import read_json, read_safetensors, read_tensors, read_text
+from faap.files import read_json, read_safetensors, read_tensors, read_text, write_text
 from faap.recipes import read
 
 
@@ -73,3 +77,25 @@ def test_a_text_has_an_end_that_is_known_before_it_is_read(tmp_path: Path) -> No
         read_json(tmp_path / "large.json")
     with pytest.raises(FaapError, match=r"large\.json: has 4,294,967,297 bytes"):
         coco_bytes(tmp_path / "large.json")
+
+
+def test_half_a_character_in_a_name_ends_nothing(tmp_path: Path, tiny_promenade: Path) -> None:
+    write_text(tmp_path / "page.html", "caf\u00e9 \ud800")
+    assert (tmp_path / "page.html").read_text("utf-8") == "caf\u00e9 \\ud800"
+    content: dict[str, Any] = {"images": [], "annotations": []}
+    for place, (word, group) in enumerate((("women", "female"), ("men", "male"))):
+        part = json.loads((tiny_promenade / f"{word}_split" / f"gender_{word}_test.json").read_text())
+        for image in part["images"]:
+            name = str(tiny_promenade / f"{word}_split" / "test" / image["file_name"])
+            shutil.copy(name, tmp_path / f"{word}-{image['file_name']}")
+            told = {"file_name": f"{word}-{image['file_name']}", "gender": group, "scene": "\ud800"}
+            content["images"].append(image | told | {"id": image["id"] + 1000 * place})
+        for box in part["annotations"]:
+            shifted = {"id": box["id"] + 10**6 * place, "image_id": box["image_id"] + 1000 * place}
+            content["annotations"].append(box | shifted)
+        content["categories"] = part["categories"]
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    dataset = load_dataset(tmp_path, annotations="all.json")
+    assert len(dataset.split("all").fingerprint()) == 64
+    with pytest.raises(FaapError, match="has no object of group"):  # one scene is in one split
+        [dataset.split(name) for name in ("train", "val", "test")]

@@ -57,7 +57,7 @@ def _to_disk(path: Path) -> None:
 def write_text(path: Path, text: str) -> Path:
     """Write text in UTF-8, in full or not at all; return the path."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

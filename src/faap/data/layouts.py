@@ -399,5 +399,5 @@ def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
 def _drawn(record: Record) -> str:
     """Draw a split from an image's name, or from that of its scene, so that twins stay together."""
     key = record.path.name if record.pair is None else record.pair
-    share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    share = int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
     return "test" if share < TEST_SHARE else "val" if share < TEST_SHARE + VAL_SHARE else "train"

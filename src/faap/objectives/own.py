@@ -83,7 +83,7 @@ def own_terms(name: str, folder: Path, *, typed: bool) -> OwnTerms:
 @cache
 def _from_file(path: Path, source: bytes) -> OwnTerms:
     """Run a file as a module, anew when it has changed; two files of one name are two modules."""
-    name = f"faap_terms_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"faap_terms_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = str(path)
     with patch.object(sys, "path", [*sys.path, str(path.parent)]):  # its neighbours, after all that are installed
