@@ -192,12 +192,12 @@ class Kinds:
 
     def recipes(self, rng: random.Random) -> None:
         path, fields = self.inside / "recipe.yaml", self.fields
+        # a recipe that a person types may name terms that lie beside it, and evil.py does (docs/terms.md)
+        odd = PLAIN + [each for each in HOSTILE if each not in ("evil", "evil.py")]
         if rng.random() < 0.3:
             path.write_bytes(self.bytes_of(rng, yaml.safe_dump(fields).encode()))
         else:
-            path.write_text(
-                yaml.safe_dump(self.mutant(rng, dict(fields), PLAIN + HOSTILE), allow_unicode=True), "utf-8", "replace"
-            )
+            path.write_text(yaml.safe_dump(self.mutant(rng, dict(fields), odd), allow_unicode=True), "utf-8", "replace")
         recipe = load_recipe(path)
         recipe.schedules() if recipe.epochs < 10_000 else None
 
