@@ -213,3 +213,18 @@ def test_what_a_training_took_is_told_by_what_it_left(tmp_path: Path) -> None:
     # nothing is known of what is elsewhere, or is not there
     (tmp_path / "other").mkdir()
     assert cost_of(tmp_path / "other") == cost_of(run.path / "organisation" / "model") == {}
+
+
+def test_what_cannot_be_told_from_outside_is_not_said_to_be_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(tmp_path, 1)
+    run.status.write_text("{}")
+    assert run.read_status() == {"state": "stopped; the same command goes on"}
+
+    def closed(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", closed)
+    assert "nobody can tell" in run.read_status()["state"]
+    assert "Permission denied" in run.read_status()["state"]

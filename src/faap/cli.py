@@ -20,7 +20,7 @@ from faap.errors import FaapError, nearest
 from faap.files import write_text
 from faap.process import Terminal, outcome
 from faap.recipes import find, recipe_names
-from faap.runs import Run, cost_of, writing
+from faap.runs import AUTO, Run, cost_of, writing
 from faap.settings import SECTIONS
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def train(parser: Parser, console: Console) -> None:
 
 
 def _train(name: str, overrides: dict[str, Any], console: Console, beside: Sequence[str] = ()) -> "Recipe":
-    if (resume := overrides.get("resume", "auto")) not in ("", "auto"):
+    if (resume := overrides.get("resume", "auto")) not in AUTO:
         from faap.training import recipe_to_resume
 
         recipe = recipe_to_resume(Path(resume), name, overrides)
@@ -151,7 +151,7 @@ def demo(parser: Parser, console: Console) -> None:
     del given["recipe"]
     scale: dict[str, Any] = SHORT if name == "equal" else FEW
     scale = {"output_dir": "faap_outputs/demo" if name == "equal" else f"faap_outputs/demo_{Path(name).stem}"} | scale
-    recipe = _train(name, given if given.get("resume") else scale | given, console, ["promenade"])
+    recipe = _train(name, scale | given if given.get("resume", "auto") in AUTO else given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
         from faap.evaluation import MetricFrame, detect

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LFS_POINTER = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/")
-
-
 # bytes of a text that is read at once
 MOST_TEXT = 2**32
 
@@ -96,7 +95,7 @@ def lfs_pointer(path: Path) -> str:
     return ""
 
 
-def refuse_odd(path: Path, most: int = 2**38) -> None:
+def refuse_odd(path: Path, most: float = math.inf) -> None:
     """Raise a FaapError if a file is a pointer of Git LFS, none that ends, or of more bytes; pass if there is none."""
     if said := lfs_pointer(path):
         raise FaapError(f"{path}: {said}")

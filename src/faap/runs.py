@@ -29,6 +29,14 @@ ROW |= {"skipped?": [{"step": int, "images": [str]}]}
 READING = dict.fromkeys(("date", "split", "split_sha256", "generator_sha256"), str)
 
 
+# of a recipe's `resume`: what lies in its own folder
+AUTO = ("", "auto")
+
+
+class AtWork(FaapError):
+    """Another process is at work in a folder."""
+
+
 class Run:
     """A folder that a training or an evaluation writes, finished or not.
 
@@ -142,8 +150,10 @@ class Run:
         try:
             with self.locked():
                 found["state"] = "finished" if self.is_complete() else "stopped; the same command goes on"
-        except FaapError:
+        except AtWork:
             found["state"] = "at work"
+        except FaapError as error:
+            found["state"] = f"finished or not, nobody can tell: {error}"
         return found
 
     @contextmanager
@@ -151,7 +161,8 @@ class Run:
         """Keep the folder, which is made if it is not there, for what is done in the block; others are refused.
 
         Raises:
-            FaapError: somebody is at work there.
+            AtWork: somebody is at work there.
+            FaapError: nothing can be written there.
         """
         from filelock import FileLock, Timeout  # here, because the command line's help needs this module
 
@@ -159,10 +170,10 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.lock)
             try:
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=0.5)  # who only looks whether somebody is at work is soon gone
             except Timeout:
                 said = f"{self.path}: another process is at work there{self._owner()}, and two would mix"
-                raise FaapError(f"{said}; wait for it, or give another folder with --output_dir.") from None
+                raise AtWork(f"{said}; wait for it, or give another folder with --output_dir.") from None
         try:
             yield
         finally:

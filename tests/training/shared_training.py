@@ -5,6 +5,7 @@ Torch is imported once; what a launcher starts anew is a fork here, with what a 
 
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -122,6 +123,20 @@ def together(processes: int, work: Callable[[], int], out: Path, name: str) -> N
         assert status == 0, f"{name}: a process of {processes} was killed by signal {status}"
 
 
+def told_to_stop(words: list[str]) -> int:
+    """Run a command, of whose processes the second is sent SIGTERM in its sixth step, the second of an epoch."""
+    step, made = Trainer.step, [0]
+
+    def stepping(self: Trainer, *rest: Any) -> dict[str, torch.Tensor]:
+        made[0] += 1
+        if made[0] == 6 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *rest)
+
+    Trainer.step = stepping  # type: ignore[method-assign]
+    return cli.main(words)
+
+
 def main(places: dict[str, str], out: Path) -> None:
     data, detector = (f"--{key}={places[key]}" for key in ("dataset_root", "detr_checkpoint"))
     # of three processes one gets two images of the last batch, and the others one
@@ -131,6 +146,11 @@ def main(places: dict[str, str], out: Path) -> None:
     for processes in (1, 2):
         words = [*measure, f"--output_dir={out}/measured_{processes}"]
         together(processes, lambda words=words: cli.main(words), out, "evaluate")  # type: ignore[misc]
+    small = ["train", "moco_4th", data, detector, "--device=cpu", "--batch_size=4", "--images_per_epoch=16"]
+    small += ["--epochs=2", "--queue_size=8", "--widths=8,8,8"]
+    together(2, lambda: cli.main([*small, f"--output_dir={out}/whole"]), out, "whole")
+    together(2, lambda: told_to_stop([*small, f"--output_dir={out}/cut"]), out, "stop")
+    together(2, lambda: cli.main([*small, f"--output_dir={out}/cut"]), out, "again")
     wrong = ["train", "infonce_4th", "--dataset_root=/nowhere", detector, "--device=cpu"]
     together(2, lambda: cli.main(wrong), out, "wrong")
 

@@ -1,8 +1,15 @@
+import io
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from faap.training.monitor import COLLAPSE_STEPS, CollapseAlarm
+from faap.config import load_recipe
+from faap.errors import FaapError
+from faap.process import Terminal
+from faap.runs import Run
+from faap.training.monitor import COLLAPSE_STEPS, CollapseAlarm, Monitor
 
 
 def feed(alarm: CollapseAlarm, f2m: float, f2f: float, steps: int) -> list[str]:
@@ -29,3 +36,28 @@ def test_only_the_last_steps_count() -> None:
 
 def test_steps_without_a_pair_are_left_out() -> None:
     assert feed(CollapseAlarm(), 0.99, math.nan, 200) == []
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_collapse_is_said_or_ends_the_training(stop: bool, tmp_path: Path) -> None:
+    out = Terminal(file=io.StringIO(), width=300)
+    monitor = Monitor(Run(tmp_path), load_recipe("infonce_4th", stop_on_collapse=stop), 0, 100, out)
+    values = {"contrastive_weight": 1.0, "sim_f2m": 0.99, "sim_f2f": 0.99}
+    with pytest.raises(FaapError, match="COLLAPSE SUSPECTED") if stop else nullcontext():
+        for number in range(COLLAPSE_STEPS):
+            monitor.step(number, values)
+    assert ("COLLAPSE SUSPECTED" in out.file.getvalue()) is not stop
+    monitor.close()
+
+
+def test_a_state_is_due_by_steps_or_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    recipe = load_recipe("infonce_4th", save_steps=3, save_minutes=2)
+    monitor = Monitor(Run(tmp_path), recipe, 0, 100, Terminal(quiet=True))
+    assert [step for step in range(1, 8) if monitor.due(step)] == [3, 6]
+    now[0] += 119
+    assert not monitor.due(7)
+    now[0] += 1
+    assert monitor.due(7)
+    monitor.close()

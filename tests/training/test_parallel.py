@@ -16,9 +16,11 @@ import faap
 from faap import cli
 from faap.errors import FaapError
 from faap.perturbation import build_generator, save_generator
+from faap.runs import Run
 from faap.training import Trainer
 
 RECIPES = ("infonce_4th", "contrastive_1st", "infonce_3rd_fix2", "wgan_7th", "moco_4th")  # as in the script
+NAMES = ("whole", "stop", "again")
 SCRIPT = Path(__file__).with_name("shared_training.py")
 
 
@@ -168,3 +170,13 @@ def test_an_error_of_all_processes_is_an_error_and_no_traceback(out: Path) -> No
         assert "error: data set /nowhere: " in said
         assert f'File "{Path(faap.__file__).parent}' not in said
         assert "peer" not in said
+
+
+def test_all_processes_stop_after_the_step_in_which_one_is_told_to_and_go_on_from_there(out: Path) -> None:
+    statuses = {name: [(out / f"{name}_2_{rank}.status").read_text() for rank in (0, 1)] for name in NAMES}
+    assert statuses == {"whole": ["0", "0"], "stop": ["143", "143"], "again": ["0", "0"]}
+    whole, cut = Run(out / "whole"), Run(out / "cut")
+    assert (cut.generator / "model.safetensors").read_bytes() == (whole.generator / "model.safetensors").read_bytes()
+    rows = [[{**row, "seconds": 0} for row in run.read_log()] for run in (whole, cut)]
+    assert rows[0] == rows[1]
+    assert [row["epoch"] for row in rows[1]] == [0, 1]

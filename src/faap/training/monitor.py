@@ -119,7 +119,7 @@ class Monitor(NullMonitor):
         """Write how far it is, for who looks from outside."""
         self.told = time.monotonic()
         made = len(self.rows) * self.per_epoch + step
-        rate = (made - self.steps) / (self.told - self.started)
+        rate = (made - self.steps) / max(self.told - self.started, 1e-9)
         left = self.recipe.epochs * self.per_epoch - made
         found: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "recipe": self.recipe.name}
         found |= {"epoch": len(self.rows), "epochs": self.recipe.epochs, "step": step, "steps": self.per_epoch}

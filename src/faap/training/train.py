@@ -30,14 +30,11 @@ from faap.evaluation import (
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.process import Terminal
 from faap.report.measure import measure
-from faap.runs import Run, differences
+from faap.runs import AUTO, Run, differences
 from faap.training.checkpoints import newest_state, read_checkpoint
 from faap.training.monitor import Monitor, NullMonitor, keep_best
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
-
-# of `resume`: what lies in the folder itself
-AUTO = ("", "auto")
 
 
 @dataclass(frozen=True)
