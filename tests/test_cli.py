@@ -12,6 +12,7 @@ from rich.console import Console
 import faap
 from faap import cli
 from faap.compare import LocalRunner
+from faap.config import Recipe, load_recipe
 from faap.evaluation import NONE_WORTH_IT
 from faap.perturbation import build_generator, load_generator, save_generator
 from faap.process import outcome
@@ -377,3 +378,21 @@ def test_an_error_of_the_program_keeps_its_traceback() -> None:
 
     with pytest.raises(RuntimeError):
         outcome(command)
+
+
+@pytest.mark.parametrize(("words", "own_scale"), [([], True), (["--resume", "auto"], True), (["--resume", "x"], False)])
+def test_a_demo_has_its_own_scale_unless_it_goes_on_from_somewhere(
+    words: list[str], own_scale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def noted(name: str, overrides: dict[str, Any], *_: Any) -> Recipe:
+        asked.append((name, overrides))
+        return load_recipe(name, dataset_root="x", detr_checkpoint="x")
+
+    monkeypatch.setattr(cli, "_train", noted)
+    for name, folder in (("equal", "faap_outputs/demo"), ("infonce_4th", "faap_outputs/demo_infonce_4th")):
+        assert cli.main(["demo", "--recipe", name, *words]) == 0
+        given = asked.pop()[1]
+        assert given.get("output_dir") == (folder if own_scale else None)
+        assert ("images_per_epoch" in given) is own_scale
