@@ -523,6 +523,11 @@ def test_so_many_in_a_row_end_the_training(make_trainer: MakeTrainer, monkeypatc
     poison(trainer, monkeypatch, 1, 3, 4, 5)
     with pytest.raises(FaapError, match=r"not finite in epoch 0 .*; start again with a lower --lr_g"):
         trainer.epoch(0, NullMonitor())
+    trainer = make_trainer(**LONG, max_skipped=3)
+    made = poison(trainer, monkeypatch, 0, 1, 2)
+    with pytest.raises(FaapError, match="from the first step on, so that no learning rate can be the reason"):
+        trainer.epoch(0, NullMonitor())
+    assert max(made) == 7  # numbers are read at the end of this short epoch
     trainer = make_trainer(**LONG, max_skipped=1)
     poison(trainer, monkeypatch, 6)
     with pytest.raises(FaapError, match="not finite"):

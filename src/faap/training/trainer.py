@@ -192,9 +192,9 @@ class Trainer:
         """
         skipped, limit = self.running["skipped"], self.recipe.max_skipped
         before = [each["step"] for each in skipped]
-        last = list(range(step - limit + 1, step))
+        last = set(range(step - limit + 1, step))
         why = self._why_not_finite(self.finished, values, first=not self.finished and len(before) == step)
-        if not _is_finite(self.detector) or (set(last) <= set(before) and step >= limit - 1):
+        if not _is_finite(self.detector) or last <= set(before):
             raise FaapError(why)
         try:
             self.load_state_dict(self.good)
