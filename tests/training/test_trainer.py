@@ -596,3 +596,21 @@ def test_no_flipped_bit_gives_another_state(make_trainer: MakeTrainer, tmp_path:
     assert refused > 100
     torch.save(trainer.state_dict(), path)  # without a digest, as an earlier faap wrote it
     assert_same(read_checkpoint(path), whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 2}, "running: step is 2, of 1 in an epoch"),
+        ({"step": -1}, "running: step is -1, of 1 in an epoch"),
+        ({"random": {"cpu": torch.zeros(3, dtype=torch.uint8)}}, "running: random: cpu is no state of a generator"),
+        ({"random": {"cpu": torch.get_rng_state().float()}}, "running: random: cpu is no state of a generator"),
+        ({"skipped": [3]}, "running: skipped.0.: is 3; it should be a mapping"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_within_an_epoch_is_said(make_trainer: MakeTrainer, change: dict[str, Any], said: str) -> None:
+    trainer = make_trainer()
+    state = trainer.state_dict()
+    with pytest.raises(FaapError, match=f"^run/within.pth: {said}"):
+        trainer.load_state_dict(state | {"running": state["running"] | change}, "run/within.pth")
