@@ -24,18 +24,21 @@ def test_told_twice_a_process_ends_at_once(first: signal.Signals, second: signal
 
 
 def test_what_is_held_comes_to_its_end_and_then_stops() -> None:
-    stopping, done = Stopping(), []
-    with stopping.listening():
-        with pytest.raises(Stop) as stopped, stopping.held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            done.append(stopping.signum)
-        assert stopped.value.signum == signal.SIGTERM
-        assert done == [signal.SIGTERM]
-    other = Stopping()
-    with pytest.raises(Stop), other.listening():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(0)
-    assert done == [signal.SIGTERM]
+    done: list[int] = []
+
+    def told(signum: int) -> None:
+        os.kill(os.getpid(), signum)
+        done.append(signum)
+
+    for signum in SIGNALS:
+        stopping = Stopping()
+        with pytest.raises(Stop) as stopped, stopping.listening(), stopping.held():
+            told(signum)
+        assert stopped.value.signum == signum
+    assert done == SIGNALS
+    with pytest.raises(Stop), Stopping().listening():
+        told(signal.SIGTERM)
+    assert done == SIGNALS
 
 
 def test_where_no_signal_can_be_taken_nothing_is_listened_to() -> None:
