@@ -604,10 +604,10 @@ def test_no_flipped_bit_gives_another_state(make_trainer: MakeTrainer, tmp_path:
         ({"step": 2}, "running: step is 2, of 1 in an epoch"),
         ({"step": -1}, "running: step is -1, of 1 in an epoch"),
         ({"random": {"cpu": torch.zeros(3, dtype=torch.uint8)}}, "running: random: cpu is no state of a generator"),
-        ({"random": {"cpu": torch.get_rng_state().float()}}, "running: random: cpu is no state of a generator"),
+        ({"random": {"cpu": torch.zeros(5056)}}, "running: random: cpu is no state of a generator"),
         ({"skipped": [3]}, "running: skipped.0.: is 3; it should be a mapping"),
     ],
-    ids=str,
+    ids=["step past the end", "step below 0", "short random state", "random state of another type", "skipped"],
 )
 def test_what_is_wrong_within_an_epoch_is_said(make_trainer: MakeTrainer, change: dict[str, Any], said: str) -> None:
     trainer = make_trainer()
