@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint sbom clean
 
 # Threads that wait should spin a little, but not starve each other when the machine is busy.
 demo: export GOMP_SPINCOUNT := 10000
@@ -24,6 +24,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What a user gets with the package, in an environment of its own, and as a CycloneDX list in dist/faap.cdx.json.
+sbom:
+	rm -rf build/sbom
+	$(PYTHON) -m venv build/sbom/package
+	$(PYTHON) -m venv build/sbom/tool
+	build/sbom/package/bin/python -m pip install --quiet -c constraints.txt torch
+	build/sbom/package/bin/python -m pip install --quiet -c constraints.txt .
+	build/sbom/package/bin/python -m pip uninstall --quiet --yes pip setuptools
+	build/sbom/tool/bin/python -m pip install --quiet cyclonedx-bom==7.5.0
+	mkdir -p dist
+	build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+		--of JSON -o dist/faap.cdx.json build/sbom/package/bin/python
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -7,7 +7,11 @@ own command, until it comes to its end; then generator, log and metrics must be 
 but for seconds and dates. What ends it, in turn: SIGKILL at a random moment; SIGKILL before or after one of the
 operations that write, flush, rename or remove a file, any of them; SIGTERM or SIGINT at a random moment, with which it
 must exit with 143 or 130 within ten seconds; SIGKILL, and then its newest state is cut short, emptied, or has a bit
-flipped; SIGKILL, and the folder is moved. Half of them load images with two processes.
+flipped; SIGKILL, and the folder is moved, or all dates of files are set anew, years back and forth, and the clock by a
+year; SIGKILL of one of two processes that train together, of which the other must end by itself within a minute; a disk
+that is full, or read-only at the next start, or an image of the data set that vanishes while it trains, with each of
+which it must end with one line of what is wrong. Half of them load images with two processes. Disks take a mount, which
+takes root; without, they are left out.
 
 Prints a line for each experiment that went wrong, and at the end the counts; exits with 1 if any did.
 """
@@ -19,11 +23,13 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +47,14 @@ SMALL = ["--epochs=3", "--batch_size=4", "--images_per_epoch=24", "--device=cpu"
 MOST = 40  # starts of one experiment, after which something is wrong
 SECONDS = 300
 BETWEEN, ASKED, DAMAGED, MOVED = "between two file operations", "asked to stop", "and a state damaged", "and moved"
-KINDS = ("at a random moment", BETWEEN, BETWEEN, ASKED, DAMAGED, MOVED)
+CLOCK, PARTNER, FULL = "and clock and dates of files set", "one of two processes", "ended by a full disk"
+READ_ONLY, VANISHED = "and refused by a read-only disk", "ended by a vanished image"
+KINDS = ("at a random moment", BETWEEN, ASKED, BETWEEN, DAMAGED, MOVED, BETWEEN, CLOCK, PARTNER, FULL, READ_ONLY)
+KINDS += (BETWEEN, VANISHED)
+DISKS = (FULL, READ_ONLY)
+# what the one line says with which it ends by itself
+LINES = {FULL: "make room", READ_ONLY: "Read-only file system", VANISHED: "error: "}
+YEAR = 3e7
 
 
 def killed_at(place: int, inside: Path) -> Callable[[], tuple[int, list[int]]]:
@@ -80,14 +93,24 @@ class Child:
     """A process that trains: a fork of this one, in which everything is imported already."""
 
     def __init__(
-        self, words: Sequence[str], folder: Path, log: Path, place: int = -1, count: Path | None = None
+        self,
+        words: Sequence[str],
+        folder: Path,
+        log: Path,
+        *,
+        place: int = -1,
+        count: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        late: float = 0,
     ) -> None:
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid:
             return
-        status = 1
+        status, now = 1, time.time
         try:
+            os.environ |= environment or {}
+            time.time = lambda: now() - late
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(out, 1)
             os.dup2(out, 2)
@@ -123,87 +146,166 @@ def left(run: Run) -> dict[str, Any]:
 
 
 class Experiments:
-    """Trainings of some recipes on one data set."""
+    """Trainings of some recipes on one data set, which is theirs alone."""
 
-    def __init__(self, root: Path, places: list[str], recipes: list[str]) -> None:
-        self.root, self.places, self.recipes = root, places, recipes
-        self.whole: dict[tuple[str, int], dict[str, Any]] = {}
-        self.operations: dict[tuple[str, int], tuple[int, list[int]]] = {}
-        self.seconds: dict[tuple[str, int], float] = {}
+    def __init__(self, root: Path, data: Path, detector: str, recipes: list[str]) -> None:
+        self.root, self.data, self.recipes = root, data, recipes
+        self.places = [f"--dataset_root={data}", f"--detr_checkpoint={detector}"]
+        self.whole: dict[tuple[str, int, int], dict[str, Any]] = {}
+        self.operations: dict[tuple[str, int, int], tuple[int, list[int]]] = {}
+        self.seconds: dict[tuple[str, int, int], float] = {}
         self.counts: Counter[str] = Counter()
+        self.disks = mounted(self.root / "disk", "1m")
+        if self.disks:
+            subprocess.run(["umount", self.root / "disk"], check=True)
 
-    def words(self, folder: Path, recipe: str, workers: int) -> list[str]:
-        """The command line of one of them."""
-        return ["train", recipe, *SMALL, *self.places, f"--num_workers={workers}", f"--output_dir={folder}"]
+    def start(self, key: tuple[str, int, int], folder: Path, log: Path, **options: Any) -> list[Child]:
+        """Start a training: a recipe, with so many processes that load images, in so many that train."""
+        recipe, workers, processes = key
+        words = ["train", recipe, *SMALL, *self.places, f"--num_workers={workers}", f"--output_dir={folder}"]
+        if processes == 1:
+            return [Child(words, folder, log, **options)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        where = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        return [Child(words, folder, log, environment=where | rank, **options) for rank in ranks]
 
-    def uninterrupted(self, recipe: str, workers: int) -> None:
-        """Train without being ended, and remember what came out."""
-        folder, count = self.root / f"whole_{recipe}_{workers}", self.root / f"count_{recipe}_{workers}"
-        log, started = folder.with_suffix(".log"), time.monotonic()
-        if Child(self.words(folder, recipe, workers), folder, log, count=count).wait(SECONDS):
-            raise SystemExit(log.read_text())
-        key = recipe, workers
+    def uninterrupted(self, key: tuple[str, int, int]) -> None:
+        """Train without being ended, once, and remember what came out."""
+        if key in self.whole:
+            return
+        folder = self.root / "whole_{}_{}_{}".format(*key)
+        log, count, started = folder.with_suffix(".log"), folder.with_suffix(".json"), time.monotonic()
+        for child in self.start(key, folder, log, count=count):
+            if child.wait(SECONDS):
+                raise SystemExit(log.read_text())
         self.seconds[key], self.whole[key] = time.monotonic() - started, left(Run(folder))
         self.operations[key] = json.loads(count.read_text())
 
     def one(self, number: int, seed: int) -> str:
         """Make one experiment; return what is wrong, or nothing."""
         rng = random.Random(f"{seed} {number}")
-        recipe, workers = self.recipes[number % len(self.recipes)], rng.choice((0, 2))
-        kind = KINDS[number // len(self.recipes) % len(KINDS)]
-        folder, wanted, said = (
-            self.root / f"run_{number}",
-            rng.randint(2, 6),
-            f"{number}: {recipe}, {workers} workers, {kind}",
-        )
-        for kills in range(MOST):
-            log = folder.with_suffix(".log")
-            going = kills < wanted
-            all_of_them, saves = self.operations[recipe, workers]
+        recipe, kind = self.recipes[number % len(self.recipes)], KINDS[number // len(self.recipes) % len(KINDS)]
+        key = recipe, rng.choice((0, 2)), 1 + (kind == PARTNER)
+        if kind in DISKS and not self.disks:
+            return ""
+        self.uninterrupted(key)
+        disk = self.root / f"disk_{number}"
+        folder = disk / "run" if kind in DISKS else self.root / f"run_{number}"
+        said = f"{number}: {recipe}, {key[1]} workers, {kind}"
+        try:
+            if kind in DISKS:
+                mounted(disk, f"{rng.randint(60, 1500)}k" if kind == FULL else "64m")
+            return wrong if (wrong := self.until_it_ends(key, kind, folder, rng)) == "" else f"{said}: {wrong}"
+        finally:
+            if kind in DISKS:
+                subprocess.run(["umount", disk], check=True)
+
+    def until_it_ends(self, key: tuple[str, int, int], kind: str, folder: Path, rng: random.Random) -> str:
+        """Start a training, and end it, until it has come to its end; return what is wrong, or nothing."""
+        wanted, ended = rng.randint(2, 6), 0
+        for start in range(MOST):
+            log = self.root / f"{folder.name}_{start}.log"
+            going, (operations, saves) = ended < wanted, self.operations[key]
+            if kind == FULL and ended:  # room for some more each time
+                subprocess.run(["mount", "-o", f"remount,size={2 ** (10 + ended)}k", folder.parent], check=True)
+            if kind == READ_ONLY and going and ended and folder.exists():
+                said = self.refuses(key, folder, log)
+                if said:
+                    return said
             # every second one while a file is being written
-            place = rng.choice([rng.randint(1, all_of_them), rng.choice(saves)]) if going and kind == BETWEEN else -1
-            seconds = rng.uniform(0.1, self.seconds[recipe, workers])
-            child = Child(self.words(folder, recipe, workers), folder, log, place)
-            status = child.wait(seconds if going and place < 0 else SECONDS)
-            if status is None and not going:
+            place = rng.choice([rng.randint(1, operations), rng.choice(saves)]) if going and kind == BETWEEN else -1
+            options: dict[str, Any] = {"late": YEAR * rng.choice((-1, 1))} if kind == CLOCK else {"place": place}
+            children = self.start(key, folder, log, **options)
+            child = rng.choice(children)
+            by_itself = place > 0 or kind == FULL
+            # rather early than late, as who goes on has less to do than who begins
+            seconds = min(rng.uniform(0.1, self.seconds[key]) for _ in range(2))
+            status = child.wait(seconds if going and not by_itself else SECONDS)
+            asks = status is None and kind == ASKED and self.has_begun(folder, children)
+            signum = rng.choice((signal.SIGTERM, signal.SIGINT)) if asks else signal.SIGKILL
+            if status is None and not (going or kind == FULL):
                 child.send(signal.SIGKILL)
-                return f"{said}: did not end in {SECONDS} s"
-            if status is None:
-                asks = kind == ASKED and self.listens(folder, child.pid)
-                signum = rng.choice((signal.SIGTERM, signal.SIGINT)) if asks else signal.SIGKILL
+                return f"did not end in {SECONDS} s"
+            if status is None and kind == VANISHED:
+                status = self.without_an_image(child, rng)
+            elif status is None:
                 child.send(signum)
                 status = child.wait(10)
                 if status is None:
                     child.send(signal.SIGKILL)
-                    return f"{said}: did not end within 10 s of {signum.name}"
+                    return f"did not end within 10 s of {signum.name}"
                 if asks and status not in (0, 128 + signum) and not Run(folder).is_complete():
-                    return f"{said}: exit status {status} after {signum.name}"
+                    return f"exit status {status} after {signum.name}"
+            for other in children:
+                if other is not child and (wrong := self.follows(other, status, self.has_begun(folder, children))):
+                    return wrong
             if status == 0:
-                found = left(Run(folder))
-                wrong = [name for name, value in self.whole[recipe, workers].items() if found[name] != value]
-                wrong += [path.name for path in folder.rglob("*.tmp")]
-                if wrong:
-                    return f"{said}: {', '.join(wrong)}"
-                shutil.rmtree(folder)
-                log.unlink()
-                return ""
-            if status not in (-signal.SIGKILL, 143, 130) and not (status < 0 and Run(folder).is_complete()):
-                if "Invalid thread pool" not in (printed := log.read_text()[-1000:]):
-                    return f"{said}: exit status {status}: {printed[-300:]}"
-                log.unlink()  # now and then a fork has no pool of torch's, which a process of its own would have
-                continue
-            self.counts.update(["kills", kind] + ["inside a save"] * bool([*folder.rglob(".*.tmp")]))
+                return self.is_as_wanted(key, folder)
+            printed = log.read_text()[-1000:] if log.exists() else ""
+            log.unlink(missing_ok=True)
+            if "Invalid thread pool" in printed:
+                continue  # now and then a fork has no pool of torch's, which a process of its own would have
+            told = status == 2 and kind in (FULL, VANISHED) and LINES[kind] in printed and "Traceback" not in printed
+            if not (told or status in (-signal.SIGKILL, 143, 130) or (status < 0 and Run(folder).is_complete())):
+                return f"exit status {status}: {printed[-300:]}"
+            ended += 1
+            self.counts.update([kind] if told else ["kills", kind])
+            self.counts["inside a save"] += not told and bool([*folder.rglob(".*.tmp")])
             if kind == DAMAGED:
                 self.damage(folder, rng)
+            if kind == CLOCK:
+                for path in folder.rglob("*"):
+                    os.utime(path, (rng.uniform(1, 60 * YEAR),) * 2)
             if kind == MOVED and folder.exists():
-                log.rename(folder.with_name(f"run_{number}_{kills}.log"))
-                folder = folder.rename(folder.with_name(f"run_{number}_{kills}"))
-        return f"{said}: not at its end after {MOST} starts"
+                folder = folder.rename(self.root / f"{folder.name}_{start}")
+        return f"not at its end after {MOST} starts"
 
-    def listens(self, folder: Path, pid: int) -> bool:
-        """Whether a process has begun to train there, from when on it takes signals."""
+    def is_as_wanted(self, key: tuple[str, int, int], folder: Path) -> str:
+        """Compare what a training left with what an uninterrupted one did; return what differs."""
+        found = left(Run(folder))
+        wrong = [name for name, value in self.whole[key].items() if found[name] != value]
+        wrong += [path.name for path in folder.rglob("*.tmp")]
+        shutil.rmtree(folder)
+        return ", ".join(wrong)
+
+    def follows(self, other: Child, status: int, met: bool) -> str:
+        """Wait for a process whose partner has ended; return what is wrong."""
+        followed = other.wait(60 if met else 2)
+        if followed is None:
+            other.send(signal.SIGKILL)
+            other.wait(60)
+            # where two have not met yet, one waits for the other until who started them ends it, as torchrun does
+            return "the other process did not end within a minute" if met else ""
+        return "" if followed in (0, 2) and (status or not followed) else f"the other's exit status is {followed}"
+
+    def refuses(self, key: tuple[str, int, int], folder: Path, log: Path) -> str:
+        """Start a training on a disk that nobody can write to; return what is wrong with how it ends."""
+        subprocess.run(["mount", "-o", "remount,ro", folder.parent], check=True)
+        status = self.start(key, folder, log)[0].wait(SECONDS)
+        printed = log.read_text()
+        if not Run(folder).is_complete():
+            if status != 2 or LINES[READ_ONLY] not in printed or "Traceback" in printed:
+                return f"exit status {status} on a read-only disk: {printed[-300:]}"
+            self.counts[READ_ONLY] += 1
+        subprocess.run(["mount", "-o", "remount,rw", folder.parent], check=True)
+        log.unlink()
+        return ""
+
+    def without_an_image(self, child: Child, rng: random.Random) -> int:
+        """Take an image of the data set away until a process has ended; return its exit status."""
+        image = rng.choice(sorted(self.data.rglob("*.jpg")))
+        away = image.rename(image.with_suffix(".away"))
+        status = child.wait(SECONDS)
+        away.rename(image)
+        return -1 if status is None else status
+
+    def has_begun(self, folder: Path, children: Sequence[Child]) -> bool:
+        """Whether processes have begun to train there, from when on they take signals and have met."""
         with contextlib.suppress(FaapError):
-            return bool(read_json(Run(folder).status)["pid"] == pid)
+            return bool(read_json(Run(folder).status)["pid"] == children[0].pid)
         return False
 
     def damage(self, folder: Path, rng: random.Random) -> None:
@@ -228,6 +330,13 @@ class Experiments:
         return wrong
 
 
+def mounted(place: Path, size: str) -> bool:
+    """Put a disk of its own there, in memory; return whether that is allowed."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def main() -> int:
     """Parse the command line, and make the experiments in some processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,17 +354,15 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.dir) as place:
         root = Path(place)
-        os.environ |= {"FAAP_CACHE_DIR": str(root / "cache"), "HF_HUB_OFFLINE": "1"}
+        os.environ["HF_HUB_OFFLINE"] = "1"
         data, _, detector = args.data.partition(":")
         data = data or str(build_promenade(root, {"train": 16, "val": 3, "test": 4}))
-        places = [f"--dataset_root={data}", f"--detr_checkpoint={detector or 'promenade'}"]
-        experiments = Experiments(root, places, args.recipes.split(","))
-        for recipe in experiments.recipes:
-            for workers in (0, 2):
-                experiments.uninterrupted(recipe, workers)
         pids = []
         for job in range(args.jobs):
             if not (pid := os.fork()):
+                own = Path(shutil.copytree(data, root / str(job) / "data"))
+                os.environ["FAAP_CACHE_DIR"] = str(root / str(job) / "cache")
+                experiments = Experiments(own.parent, own, detector or "promenade", args.recipes.split(","))
                 wrong = experiments.all(-(-args.kills // args.jobs), args.seed, job, args.jobs)
                 (root / f"counts_{job}").write_text(json.dumps(experiments.counts | {"mismatches": len(wrong)}))
                 os._exit(0)

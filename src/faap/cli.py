@@ -124,6 +124,8 @@ def _train(name: str, overrides: dict[str, Any], console: Console, beside: Seque
         recipe = recipe_to_resume(Path(resume), name, overrides)
     else:
         recipe = faap.load_recipe(name, **overrides)
+    if recipe.log_format == "json":  # which is all that standard output gets
+        console = Terminal(stderr=True)
     beside = beside if recipe.detr_checkpoint == recipe.dataset_root == "promenade" else ()
     result = faap.train(recipe, beside=beside, console=console)
     _conclude(result.metrics, Run(result.run_dir), console)

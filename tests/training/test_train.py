@@ -475,10 +475,25 @@ def test_only_the_newest_epochs_are_kept_beside_the_best(finished: TrainResult, 
     assert_as_uninterrupted(finished, result)
 
 
-def test_what_is_printed_of_an_epoch_can_be_json(recipe: Recipe) -> None:
-    result, said = said_by(replace(recipe, epochs=1, log_format="json"))
-    (row,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert [row] == Run(result.run_dir).read_log()
+def test_standard_output_can_be_the_log_and_nothing_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(recipe.output_dir)
+    given = ("dataset_root", "detr_checkpoint", "output_dir", "device", "batch_size", "images_per_epoch")
+    flags = [f"--{name}={getattr(recipe, name)}" for name in given]
+    assert cli.main(["train", recipe.name, *flags, "--epochs=1", "--log_format=json"]) == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line) for line in printed.out.splitlines()] == run.read_log()
+    assert str(run.report) in printed.err
+    assert "run directory" in printed.err
+
+
+def test_the_report_says_how_many_steps_were_left_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer.epoch
+    left_out: Any = {"skipped": [{"step": 1, "images": ["a"]}, {"step": 3, "images": ["b"]}]}
+    monkeypatch.setattr(Trainer, "epoch", lambda *rest: real(*rest) | left_out)
+    result = train(replace(recipe, epochs=2), console=QUIET)
+    said = "Steps that the training left out, as their numbers were not finite: 4."
+    assert said in result.metrics["warnings"]
+    assert said in Run(result.run_dir).report.read_text()
 
 
 @pytest.mark.parametrize("where", ["step", "validation", "measuring"])

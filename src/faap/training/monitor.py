@@ -157,8 +157,10 @@ class Monitor(NullMonitor):
         for place, values in parts.items():
             self._curves(place, values, row["epoch"])
         self.events.flush()
-        said = json.dumps(row) if self.recipe.log_format == "json" else _line(row)
-        self.console.print(said, highlight=False, soft_wrap=True, markup=self.recipe.log_format == "text")
+        if self.recipe.log_format == "json":
+            print(json.dumps(row), flush=True)
+        else:
+            self.console.print(_line(row), highlight=False, soft_wrap=True, markup=True)
         for each in row.get("skipped", ()):
             names = ", ".join(each["images"][:8])
             self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)

@@ -1,12 +1,16 @@
 """Being asked to stop: by Ctrl-C, or by who takes the machine away."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# seconds within which a second signal is the first one again: launchers pass on what a terminal has sent to all
+SAME = 1.0
 
 
 class Stop(KeyboardInterrupt):
@@ -22,7 +26,7 @@ class Stop(KeyboardInterrupt):
 
 
 class Stopping:
-    """Takes the first SIGTERM or SIGINT; at a second one the process ends at once.
+    """Takes the first SIGTERM or SIGINT; at a second one, a second or more later, the process ends at once.
 
     It raises `Stop` where it is, but while something is `held`: then who holds it looks at `signum`.
 
@@ -32,6 +36,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._since = 0.0
         self._held = False
 
     @contextmanager
@@ -59,8 +64,11 @@ class Stopping:
             raise Stop(self.signum)
 
     def _take(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        if not self._held:
-            raise Stop(signum)
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self._since = signum, now
+            if not self._held:
+                raise Stop(signum)
+        elif now - self._since >= SAME:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)

@@ -167,6 +167,8 @@ def _train(
 
     chosen, generator = distributed.main_only(best)
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
+    if left_out := sum(len(row.get("skipped", ())) for row in run.read_log()):
+        warnings.append(f"Steps that the training left out, as their numbers were not finite: {left_out}.")
     how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
     metrics = measure(detector, generator.to(device), dataset, run, trained_in=run, beside=beside, **how)
     return TrainResult(run.path, metrics, chosen["epoch"])
