@@ -1,5 +1,6 @@
 """What a terminal is shown of what strangers wrote."""
 
+import errno
 import io
 
 import pytest
@@ -47,3 +48,15 @@ def test_who_is_stopped_ends_as_the_system_expects(
     assert outcome(stopped) == status
     name = {15: "SIGTERM", 2: "SIGINT"}[signum]
     assert capsys.readouterr().err == f"stopped by {name}; the same command goes on\n"
+
+
+def test_what_the_system_says_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for error, said in (
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "there.json"), "there.json: No such file"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ):
+        assert outcome(lambda error=error: fail(error)) == 2
+        assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from faap.config import Recipe as Recipe
     from faap.config import load_recipe as load_recipe
     from faap.data import load_dataset as load_dataset
+    from faap.deploy import apply as apply
     from faap.detectors import load_detector as load_detector
     from faap.errors import FaapError as FaapError
     from faap.evaluation.evaluate import evaluate as evaluate
@@ -23,6 +24,7 @@ __version__ = metadata.version("faap")
 _PLACES = {"FaapError": "faap.errors", "Recipe": "faap.config", "load_recipe": "faap.config"}
 _PLACES |= {"load_dataset": "faap.data", "load_detector": "faap.detectors", "load_generator": "faap.perturbation"}
 _PLACES |= {"train": "faap.training", "TrainResult": "faap.training", "evaluate": "faap.evaluation"}
+_PLACES |= {"apply": "faap.deploy"}
 
 __all__ = [*_PLACES, "objectives"]
 

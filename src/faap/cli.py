@@ -239,6 +239,52 @@ def evaluate(parser: Parser, console: Console) -> None:
     _conclude(measure(detector, generator, dataset, run, **how), run, console)
 
 
+def apply(parser: Parser, console: Console) -> None:
+    """Perturb pictures, folders of them, and videos with a trained generator, and say what of that arrives."""
+    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders of them, videos")
+    parser.add_argument("--out", default="faap_outputs/applied", help="gets the results (default: %(default)s)")
+    parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="write JPEG of this quality, 1 to 100, not PNG")
+    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
+    what = "the detector that they are for, which says how it resizes images (default: the run's)"
+    parser.add_argument("--detr_checkpoint", metavar="TEXT", help=what)
+    parser.add_argument(
+        "--draw", action="store_true", help="draw what the detector finds before and after, side by side"
+    )
+    parser.add_argument("--score", type=float, default=0.5, metavar="X", help="of what is drawn (default: 0.5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.given()
+    from faap import distributed
+    from faap.config import run_recipe
+    from faap.deploy import OWN_SIZE, Form, apply_files
+    from faap.perturbation.storage import place_of
+    from faap.report.words import share
+
+    device, run = distributed.resolve_device(given["device"]), Run.of(place_of(given["generator"]))
+    generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
+    typed = {"detr_checkpoint": given["detr_checkpoint"]} if given["detr_checkpoint"] else {}
+    name = run_recipe(run, **typed).detr_checkpoint if run and run.config.is_file() else given["detr_checkpoint"]
+    if name and (typed or name == "promenade" or Path(name).exists()):
+        detector = faap.load_detector(name, device)
+    elif given["draw"]:
+        raise FaapError(
+            f"{given['generator']}: does not say which detector is to find something. Give --detr_checkpoint."
+        )
+    else:
+        detector = None
+        console.print("No detector is known: pictures are perturbed at their own size.", style="yellow")
+    draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
+    form = Form(given["jpeg"], seen, draw, given["score"])
+    made = apply_files(generator, given["inputs"], given["out"], form, console=console)
+    worst = min(made, key=lambda row: row["kept"])
+    kept = sum(row["kept"] for row in made) / len(made)
+    largest, noise = max(row["linf_pixels"] for row in made), min(row["psnr_db"] for row in made)
+    said = f"{len(made)} files in {given['out']}. As they were written they hold {share(kept)} of the perturbation "
+    said += f"(least: {share(worst['kept'])}, {worst['file']}). "
+    said += f"The largest change of a pixel is {largest:.0f} of 255, the lowest PSNR {noise:.1f} dB."
+    console.print(said, highlight=False)
+
+
 def audit(parser: Parser, console: Console) -> None:
     """Say whether a detector finds two groups unequally well, how sure that is, and where it comes from."""
     parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
@@ -372,7 +418,7 @@ def recipes(parser: Parser, console: Console) -> None:
 
 Command = Callable[[Parser, Console], int | None]
 COMMANDS: dict[str, Command] = {
-    each.__name__: each for each in (train, demo, status, check, audit, evaluate, compare, bench, recipes)
+    each.__name__: each for each in (train, demo, status, check, audit, evaluate, apply, compare, bench, recipes)
 }
 
 

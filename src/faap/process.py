@@ -51,8 +51,8 @@ def outcome(command: Callable[[], int | None]) -> int:
 
 def _said(error: FaapError | OSError | RuntimeError) -> str | None:
     """What to say of an error that is the user's or the machine's; None of one that is the program's."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, FaapError | OSError):
         return str(error)
     import torch

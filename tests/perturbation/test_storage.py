@@ -94,13 +94,16 @@ def test_an_interrupted_save_leaves_the_old_generator(
     first = build_generator()
     save_generator(first, tmp_path)
 
-    def fail(state: object, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
+    real = Path.write_bytes
+
+    def fail(path: Path, content: bytes) -> None:
+        real(path, content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr("faap.perturbation.generator.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_generator(build_generator(epsilon=0.01), tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", fail)
+        with pytest.raises(OSError, match="disk full"):
+            save_generator(build_generator(epsilon=0.01), tmp_path)
     assert_same(first, load_generator(tmp_path), x)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from faap.conform import Between, conform
@@ -97,7 +97,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        # of a disk that is full, safetensors says less than the system
+        (save_directory / WEIGHTS_FILE).write_bytes(save(state, metadata={"format": "pt"}))
         # the mixin's own config holds the arguments at construction, and epsilon may have moved since
         config = self.config() | {DIGEST: tensors_sha256(state)}
         (save_directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

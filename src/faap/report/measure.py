@@ -22,7 +22,7 @@ from faap.evaluation.matching import count_found
 from faap.perturbation import Generator, load_generator, quantise
 from faap.perturbation.storage import place_of
 from faap.report.page import SCORE_THRESHOLD, Example, Pixels, write_report
-from faap.runs import Run, cost_of
+from faap.runs import Run, cost_of, writing
 from faap.weights import tensors_sha256
 
 
@@ -83,7 +83,7 @@ def measure(
     if distributed.rank() == 0:
         if move_aside and (earlier := run.move_aside()) and console is not None:
             console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
-        with run.locked() if move_aside else nullcontext():  # a training has its own already
+        with writing(run.path), run.locked() if move_aside else nullcontext():  # a training has its own already
             run.write_metrics(metrics)
             if trained_in and is_test(images):
                 trained_in.add_reading(images.name, metrics["provenance"])

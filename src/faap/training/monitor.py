@@ -156,7 +156,8 @@ class Monitor(NullMonitor):
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
         for place, values in parts.items():
             self._curves(place, values, row["epoch"])
-        self.events.flush()
+        with writing(self.run.path):
+            self.events.flush()
         if self.recipe.log_format == "json":
             print(json.dumps(row), flush=True)
         else:
@@ -166,13 +167,15 @@ class Monitor(NullMonitor):
             self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)
 
     def _curves(self, place: str, values: Mapping[str, float | None], when: int) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self.events.add_scalar(f"{place}/{name}", value, when)
+        with writing(self.run.path):
+            for name, value in values.items():
+                if value is not None:
+                    self.events.add_scalar(f"{place}/{name}", value, when)
 
     def close(self) -> None:
         """Close the event file."""
-        self.events.close()
+        with writing(self.run.path):
+            self.events.close()
 
 
 def keep_best(run: Run) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from faap.evaluation import (
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.process import Terminal
 from faap.report.measure import measure
-from faap.runs import AUTO, Run, differences
+from faap.runs import AUTO, Run, differences, writing
 from faap.training.checkpoints import newest_state, read_checkpoint
 from faap.training.monitor import Monitor, NullMonitor, keep_best
 from faap.training.stopping import Stop, Stopping
@@ -160,10 +160,11 @@ def _train(
     frozen.close()  # before anything is measured that might not hold
 
     def best() -> tuple[dict[str, Any], Generator]:
-        chosen = keep_best(run)
-        generator = load_generator(run.best)
-        save_generator(generator, run.generator)
-        return chosen, generator
+        with writing(run.path):
+            chosen = keep_best(run)
+            generator = load_generator(run.best)
+            save_generator(generator, run.generator)
+            return chosen, generator
 
     chosen, generator = distributed.main_only(best)
     warnings = [] if is_worth_deploying(chosen) else [NONE_WORTH_IT]
