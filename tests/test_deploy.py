@@ -1,0 +1,315 @@
+"""Perturbed pictures and videos: what is in them, what is kept with them, and that nothing is lost or replaced."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageCms, ImageDraw
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+import faap
+from faap import cli, deploy
+from faap.data import denormalise, normalise
+from faap.data.images import STD, Preprocessing
+from faap.deploy import Form, apply, apply_files, arrived
+from faap.errors import FaapError
+from faap.perturbation import Generator, build_generator, save_generator
+
+LARGER = Preprocessing(shortest_edge=64, longest_edge=None)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    """Moves most pixels by much of ε."""
+    torch.manual_seed(0)
+    generator = build_generator("light", 0.1)
+    with torch.no_grad():
+        generator.out.weight.mul_(300)
+    return generator.eval()
+
+
+def picture(width: int = 60, height: int = 44, seed: int = 0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(30, 220, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def by_hand(generator: Generator, pixels: torch.Tensor) -> torch.Tensor:
+    """An image (3, H, W) in [0, 1], perturbed."""
+    with torch.no_grad():
+        return denormalise(generator.perturb(normalise(pixels[None])))[0].clamp(0, 1)
+
+
+def test_every_kind_of_image_is_perturbed_alike_and_stays_what_it_is(generator: Generator) -> None:
+    image = picture()
+    array = np.asarray(image)
+    planes = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    wanted = by_hand(generator, planes / 255)
+    assert (wanted - planes / 255).abs().max() > 0.01
+    moved = apply(generator, planes / 255)
+    assert moved.dtype == torch.float32
+    assert torch.allclose(moved, wanted, atol=1e-6)
+    levels = wanted.mul(255).round().to(torch.uint8)
+    assert torch.equal(apply(generator, planes), levels)
+    both = apply(generator, torch.stack([planes, planes.flip(2)]))
+    assert both.shape == (2, 3, 44, 60)
+    assert torch.equal(both[0], levels)
+    assert np.array_equal(apply(generator, array), levels.permute(1, 2, 0))
+    moved_image = apply(generator, image)
+    assert isinstance(moved_image, Image.Image)
+    assert np.array_equal(moved_image, levels.permute(1, 2, 0))
+    grey = apply(generator, image.convert("L"))
+    assert grey.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("a.jpg", "the image is str"),
+        (np.zeros((4, 4, 3), np.float32), "the image is ndarray float32"),
+        (np.zeros((4, 4), np.uint8), r"the image is ndarray uint8 \(4, 4\)"),
+        (torch.zeros(4, 4), r"the image is Tensor torch.float32 \(4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "the image is Tensor torch.int64"),
+        (torch.full((3, 4, 4), 2.0), "generator.perturb"),
+        (torch.full((3, 4, 4), math.nan), "generator.perturb"),
+    ],
+    ids=["text", "floats", "no channels", "flat", "whole numbers", "normalised", "nan"],
+)
+def test_what_is_no_image_is_said(generator: Generator, image: Any, said: str) -> None:
+    with pytest.raises(FaapError, match=said):
+        apply(generator, image)
+
+
+def linear(values: np.ndarray, size: int) -> np.ndarray:
+    """Interpolate the rows of (n, m) to (size, m), pixel centres at halves, the ends continued."""
+    places = (np.arange(size) + 0.5) * len(values) / size - 0.5
+    return np.stack([np.interp(places, np.arange(len(values)), column) for column in values.T], 1)
+
+
+def test_where_a_detector_resizes_the_perturbation_is_made_at_its_size_and_stays_within_the_bound(
+    generator: Generator,
+) -> None:
+    image = picture()
+    seen = np.asarray(image.resize((87, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    resized = torch.from_numpy(seen.copy()) / 255
+    delta = (by_hand(generator, resized) - resized).numpy()
+    brought = np.stack([linear(linear(each, 44).T, 60).T for each in delta])
+    wanted = (np.asarray(image).transpose(2, 0, 1) / 255 + brought).clip(0, 1)
+    moved = np.asarray(apply(generator, image, preprocessing=LARGER)).transpose(2, 0, 1)
+    assert np.abs(moved - 255 * wanted).max() <= 0.5 + 1e-3
+    bound = 255 * 0.1 * np.array(STD)[:, None, None] + 0.5
+    assert (np.abs(moved - np.asarray(image).transpose(2, 0, 1).astype(float)) <= bound + 1e-3).all()
+
+
+def test_what_arrives_is_measured_against_what_was_added() -> None:
+    before = Image.fromarray(np.full((20, 30, 3), 100, np.uint8))
+    delta = torch.zeros(3, 20, 30)
+    delta[0, :10], delta[1, :, :15] = 4 / 255, -2 / 255
+    whole = np.asarray(before) + (255 * delta).round().permute(1, 2, 0).numpy().astype(np.int16)
+    own = deploy.OWN_SIZE
+    found = arrived(before, Image.fromarray(whole.astype(np.uint8)), delta, own)
+    assert found["kept"] == pytest.approx(1, abs=1e-5)
+    assert found["linf_pixels"] == pytest.approx(4, abs=1e-4)
+    error = ((whole - 100) ** 2).mean() / 255**2
+    assert found["psnr_db"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+    half = Image.fromarray(((whole + 100) // 2).astype(np.uint8))
+    assert arrived(before, half, delta, own)["kept"] == pytest.approx(0.5, abs=1e-5)
+    assert arrived(before, before, delta, own) == {"kept": 0, "linf_pixels": 0, "psnr_db": math.inf}
+    assert math.isnan(arrived(before, before, 0 * delta, own)["kept"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of several kinds, in a folder with a folder."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Artist] = "somebody"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture().save(folder / "turned.jpg", exif=exif, icc_profile=profile, quality=95)
+    picture(seed=1).save(folder / "more" / "plain.png")
+    picture(seed=2).convert("CMYK").save(folder / "more" / "print.tif", icc_profile=profile)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def listed(out: Path) -> set[str]:
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_written_with_what_belongs_to_its_pictures(
+    generator: Generator, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = apply_files(generator, [folder], out)
+    assert listed(out) == {"turned.png", "more/plain.png", "more/print.png", "applied.jsonl"}
+    assert [json.loads(line) for line in (out / "applied.jsonl").read_text().splitlines()] == made
+    assert all(0.9 < row["kept"] < 1.2 and 0 < row["linf_pixels"] <= 7 and row["psnr_db"] > 30 for row in made)
+    with Image.open(out / "turned.png") as turned, Image.open(folder / "turned.jpg") as source:
+        assert turned.size == (44, 60)  # the way up that it is meant to be seen
+        assert dict(turned.getexif()) == {ExifTags.Base.Artist: "somebody"}
+        assert turned.info["icc_profile"] == source.info["icc_profile"]
+        upright = source.transpose(Image.Transpose.ROTATE_270)
+        assert np.array_equal(turned, apply(generator, upright))
+    with Image.open(out / "more" / "print.png") as printed:
+        assert "icc_profile" not in printed.info  # it was of other colours
+    jpeg = apply_files(generator, [folder / "turned.jpg"], tmp_path / "jpeg", Form(jpeg=90))
+    with Image.open(tmp_path / "jpeg" / "turned.jpg") as turned:
+        assert turned.format == "JPEG"
+        assert dict(turned.getexif()) == {ExifTags.Base.Artist: "somebody"}
+        assert turned.info["icc_profile"]
+    rough = apply_files(generator, [folder / "turned.jpg"], tmp_path / "rough", Form(jpeg=20))
+    assert rough[0]["kept"] < jpeg[0]["kept"] < made[-1]["kept"]
+
+
+def test_what_is_made_is_not_made_again_and_what_changed_is(
+    generator: Generator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, seen = folder / "perturbed", deploy._picture, list[str]()
+
+    def watched(*rest: Any) -> Any:
+        seen.append(str(rest[3]))
+        return real(*rest)
+
+    monkeypatch.setattr(deploy, "_picture", watched)
+    made = apply_files(generator, [folder], out)
+    assert sorted(seen) == ["more/plain.png", "more/print.png", "turned.png"]
+    seen.clear()
+    assert apply_files(generator, [folder], out) == made  # nor are results taken for pictures
+    assert seen == []
+    (out / "turned.png").unlink()
+    (folder / "more" / "plain.png").write_bytes((folder / "turned.jpg").read_bytes())
+    assert len(apply_files(generator, [folder], out)) == 3
+    assert sorted(seen) == ["more/plain.png", "turned.png"]
+    with (out / "applied.jsonl").open("a") as ledger:
+        ledger.write('{"file": "turned.png", "sour')  # a process that was killed
+    seen.clear()
+    assert len(apply_files(generator, [folder], out)) == 3
+    assert seen == []
+    weaker = build_generator("light", 0.05)
+    apply_files(weaker, [folder], out)
+    assert len(seen) == 3
+
+
+def test_nothing_is_replaced_that_is_not_ours(generator: Generator, folder: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(FaapError, match=r"plain.png: would be replaced by its result; .*--out"):
+        apply_files(generator, [folder / "more" / "plain.png"], folder / "more")
+    shutil.copy(folder / "turned.jpg", folder / "turned.png")
+    with pytest.raises(FaapError, match=r"turned.png and .*turned.jpg would both become .*turned.png"):
+        apply_files(generator, [folder], tmp_path / "out")
+    (folder / "turned.png").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "turned.png").write_text("mine")
+    with pytest.raises(FaapError, match=r"turned.png: is there, and no result of faap; .*--out"):
+        apply_files(generator, [folder], tmp_path / "out")
+    assert listed(tmp_path / "out") == {"turned.png"}
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_made(generator: Generator, folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:300])
+    (folder / "false.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
+    with pytest.raises(FaapError, match="2 of 5 cannot be read, the others are in") as error:
+        apply_files(generator, [folder], tmp_path / "out")
+    assert str(folder / "broken.jpg") in str(error.value)
+    assert str(folder / "false.mp4") in str(error.value)
+    assert listed(tmp_path / "out") == {"turned.png", "more/plain.png", "more/print.png", "applied.jsonl"}
+    for wrong, said in ((folder / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no picture or video")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(FaapError, match=said):
+            apply_files(generator, [wrong], tmp_path / "out")
+
+
+def film(path: Path, frames: int = 45, size: tuple[int, int] = (64, 48)) -> None:
+    with av.open(str(path), "w") as file:
+        stream, sound = file.add_stream("libx264", rate=15, options={"crf": "5"}), file.add_stream("aac", rate=16000)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
+        for number in range(frames):
+            image = picture(*size)
+            ImageDraw.Draw(image).rectangle((number, 10, number + 9, 30), fill="white")
+            for packet in stream.encode(av.VideoFrame.from_image(image)):
+                file.mux(packet)
+        heard = av.AudioFrame.from_ndarray(np.zeros((1, 16000 * frames // 15), np.float32), "fltp", "mono")
+        heard.sample_rate = 16000
+        for packet in [*stream.encode(), *sound.encode(heard), *sound.encode()]:
+            file.mux(packet)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (63, 47)])
+def test_a_video_keeps_its_frames_its_times_and_its_sound(
+    generator: Generator, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    film(tmp_path / "walk.mkv", size=size)
+    (row,) = apply_files(generator, [tmp_path / "walk.mkv"], tmp_path / "out")
+    assert row["frames"] == 45
+    assert row["kept"] > 0.5
+    with av.open(str(tmp_path / "walk.mkv")) as before, av.open(str(tmp_path / "out" / "walk.mp4")) as after:
+        assert after.streams.audio[0].codec.name == before.streams.audio[0].codec.name
+        pairs = list(zip(before.decode(video=0), after.decode(video=0), strict=True))
+    for one, other in pairs:
+        assert (other.width, other.height) == size
+        assert other.time == pytest.approx(one.time, abs=1e-3)
+    source, found = (frame.to_ndarray(format="rgb24") for frame in pairs[20])
+    # in brightness, of which the codec keeps every pixel
+    before, after, wanted = (each @ [0.299, 0.587, 0.114] for each in (source, found, apply(generator, source)))
+    assert np.abs(after - wanted).mean() < 0.7 * np.abs(after - before).mean()
+
+
+def test_without_pyav_a_video_is_said_to_take_it(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film(tmp_path / "walk.mkv", frames=2)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(FaapError, match=r"pip install 'faap\[video\]'"):
+        apply_files(generator, [tmp_path / "walk.mkv"], tmp_path / "out")
+
+
+def test_the_command_perturbs_draws_and_says_what_arrives(
+    generator: Generator, folder: Path, tiny_detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_generator(generator, tmp_path / "generator")
+    place, out = str(tmp_path / "generator"), tmp_path / "out"
+    assert cli.main(["apply", place, str(folder), f"--out={out}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "No detector is known: pictures are perturbed at their own size." in shown
+    rows = [json.loads(line) for line in (out / "applied.jsonl").read_text().splitlines()]
+    least = min(rows, key=lambda row: row["kept"])
+    assert f"3 files in {out}." in shown
+    assert f"(least: {100 * least['kept']:.1f} %, {least['file']})" in shown
+    assert f"largest change of a pixel is {max(row['linf_pixels'] for row in rows):.0f} of 255" in shown
+    assert cli.main(["apply", place, str(folder), f"--out={out}", "--draw"]) == 2
+    assert "Give --detr_checkpoint." in capsys.readouterr().err
+    flags = [f"--detr_checkpoint={tiny_detector}", "--draw", "--score=0", f"--out={tmp_path / 'drawn'}", "--jpeg=95"]
+    assert cli.main(["apply", place, str(folder / "turned.jpg"), *flags]) == 0
+    with Image.open(tmp_path / "drawn" / "drawn" / "turned.jpg") as drawn:
+        assert drawn.size == (2 * 44 + deploy._BETWEEN, 60)
+
+
+def test_the_shipped_generator_knows_its_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture().save(tmp_path / "a.png")
+    assert cli.main(["apply", "promenade", str(tmp_path / "a.png"), f"--out={tmp_path / 'out'}"]) == 0
+    assert "No detector" not in capsys.readouterr().out
+
+
+def test_three_lines_put_a_generator_into_a_pipeline_of_transformers(generator: Generator, tiny_detector: Path) -> None:
+    processor = AutoImageProcessor.from_pretrained(tiny_detector, backend="pil")
+    model = AutoModelForObjectDetection.from_pretrained(tiny_detector).eval()
+    image = picture()
+    x = processor(image, return_tensors="pt")
+    before = model(**x).logits
+    x["pixel_values"] = generator.perturb(x["pixel_values"], x["pixel_mask"])
+    after = model(**x).logits
+    detector = faap.load_detector(tiny_detector)
+    moved = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None] / 255
+    ours = detector(generator.perturb(normalise(moved))).logits
+    assert torch.allclose(after, ours, atol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-3)
