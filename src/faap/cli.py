@@ -25,6 +25,7 @@ from faap.settings import SECTIONS
 
 if TYPE_CHECKING:
     from faap.config import Recipe
+    from faap.detectors import FrozenDetector
 
 # The demo's scale: what two cores do in some minutes.
 SHORT = {"epochs": 8, "images_per_epoch": 3072, "batch_size": 16, "ema": 0.995}
@@ -255,24 +256,16 @@ def apply(parser: Parser, console: Console) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap import distributed
-    from faap.config import run_recipe
     from faap.deploy import OWN_SIZE, Form, apply_files
-    from faap.perturbation.storage import place_of
     from faap.report.words import share
 
-    device, run = distributed.resolve_device(given["device"]), Run.of(place_of(given["generator"]))
+    device = distributed.resolve_device(given["device"])
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
-    typed = {"detr_checkpoint": given["detr_checkpoint"]} if given["detr_checkpoint"] else {}
-    name = run_recipe(run, **typed).detr_checkpoint if run and run.config.is_file() else given["detr_checkpoint"]
-    if name and (typed or name == "promenade" or Path(name).exists()):
-        detector = faap.load_detector(name, device)
-    elif given["draw"]:
-        raise FaapError(
-            f"{given['generator']}: does not say which detector is to find something. Give --detr_checkpoint."
-        )
-    else:
-        detector = None
+    detector = _detector_behind(given, needed=given["draw"])
+    if detector is None:
         console.print("No detector is known: pictures are perturbed at their own size.", style="yellow")
+    else:
+        detector = detector.to(device)
     draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
     form = Form(given["jpeg"], seen, draw, given["score"])
     made = apply_files(generator, given["inputs"], given["out"], form, console=console)
@@ -283,6 +276,42 @@ def apply(parser: Parser, console: Console) -> None:
     said += f"(least: {share(worst['kept'])}, {worst['file']}). "
     said += f"The largest change of a pixel is {largest:.0f} of 255, the lowest PSNR {noise:.1f} dB."
     console.print(said, highlight=False)
+
+
+def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | None":
+    """Load the detector that is typed, or else the one in the generator's run, if it is there."""
+    from faap.config import run_recipe
+    from faap.perturbation.storage import place_of
+
+    run, typed = Run.of(place_of(given["generator"])), given["detr_checkpoint"]
+    name = typed
+    if not typed and run and run.config.is_file():
+        name = run_recipe(run).detr_checkpoint
+    if name and (typed or name == "promenade" or Path(name).exists()):
+        return faap.load_detector(name)
+    if needed:
+        raise FaapError(f"{given['generator']}: no detector of its run is here. Give --detr_checkpoint.")
+    return None
+
+
+def export(parser: Parser, console: Console) -> None:
+    """Write a trained generator, alone or with its detector, as one ONNX or torch.export file."""
+    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
+    parser.add_argument("--to", choices=("onnx", "torch"), default="onnx", help="the format (default: onnx)")
+    parser.add_argument("--output", metavar="FILE", help="the file (default: faap_outputs/generator.onnx or .pt2)")
+    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
+    parser.add_argument("--with_detector", action="store_true", help="the detector behind it, in the same file")
+    parser.add_argument("--detr_checkpoint", metavar="TEXT", help="that detector (default: the run's)")
+    given = parser.given()
+    from faap.export import export as write
+    from faap.perturbation.storage import place_of
+
+    generator = faap.load_generator(given["generator"], epsilon=given["epsilon"])
+    detector = _detector_behind(given, needed=True) if given["with_detector"] else None
+    name = "generator_and_detector" if detector else "generator"
+    path = Path(given["output"] or f"faap_outputs/{name}.{'onnx' if given['to'] == 'onnx' else 'pt2'}")
+    about = write(generator, path, to=given["to"], detector=detector, run=Run.of(place_of(given["generator"])))
+    console.print(f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False)
 
 
 def audit(parser: Parser, console: Console) -> None:
@@ -418,7 +447,8 @@ def recipes(parser: Parser, console: Console) -> None:
 
 Command = Callable[[Parser, Console], int | None]
 COMMANDS: dict[str, Command] = {
-    each.__name__: each for each in (train, demo, status, check, audit, evaluate, apply, compare, bench, recipes)
+    each.__name__: each
+    for each in (train, demo, status, check, audit, evaluate, apply, export, compare, bench, recipes)
 }
 
 

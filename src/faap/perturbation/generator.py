@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ MAX_WIDTH = 2048
 
 def needed(pixel_mask: Tensor | None) -> Tensor | None:
     """Return a mask as bool, or None for one that hides nothing, where finding out does not keep a device waiting."""
-    if pixel_mask is None or (pixel_mask.device.type == "cpu" and bool(pixel_mask.all())):
+    looks = pixel_mask is not None and pixel_mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if pixel_mask is None or (looks and bool(pixel_mask.all())):
         return None
     return pixel_mask.bool()
 

@@ -40,7 +40,7 @@ class _Norm(nn.GroupNorm):
 
     @staticmethod
     def _group_sums(x: Tensor) -> Tensor:
-        return x.sum((2, 3)).view(len(x), GROUPS, -1).sum(2)
+        return x.sum((2, 3)).view(x.shape[0], GROUPS, -1).sum(2)
 
     def _spread(self, per_group: Tensor) -> Tensor:
         return per_group.repeat_interleave(self.num_channels // GROUPS, 1)[:, :, None, None]

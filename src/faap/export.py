@@ -1,0 +1,180 @@
+"""A generator, alone or with a detector behind it, as one file for other programs."""
+
+import io
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import faap
+from faap.data.images import MEAN, STD
+from faap.detectors import FrozenDetector
+from faap.errors import FaapError
+from faap.files import atomic_write
+from faap.perturbation import Generator
+from faap.perturbation.light import STRIDE
+from faap.runs import Run, writing
+from faap.weights import tensors_sha256
+
+# what an exported file may differ by, in normalised units, logits or shares of an image
+TOLERANCE = 1e-4
+INPUT = "pixel_values"
+OUTPUTS = ("perturbed", "logits", "boxes")
+# (batch, height, width) at which it is held against PyTorch; the first is what is traced
+SIZES = ((2, 133, 161), (1, 128, 160), (3, 64, 97), (1, 320, 416))
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+class _Whole(nn.Module):
+    """A generator, and perhaps a detector, on images of any size; they come without padding.
+
+    The padding that `Light` needs is put on with its mask, so that one graph does for all sizes.
+    """
+
+    def __init__(self, generator: Generator, detector: FrozenDetector | None) -> None:
+        super().__init__()
+        self.generator, self.detector = generator, detector
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        height, width = pixel_values.shape[2:]
+        # always some, so that nothing is decided by whether there is any
+        more = (0, (width // STRIDE + 1) * STRIDE - width, 0, (height // STRIDE + 1) * STRIDE - height)
+        if self.generator.arch == "light":
+            mask = F.pad(torch.ones_like(pixel_values[:, 0]), more) > 0
+            perturbed = self.generator.perturb(F.pad(pixel_values, more), mask)[..., :height, :width]
+        else:
+            perturbed = self.generator.perturb(pixel_values)
+        if self.detector is None:
+            return (perturbed,)
+        out = self.detector(*self.detector.adapt(perturbed))
+        return perturbed, out.logits, out.boxes
+
+
+def export(
+    generator: Generator,
+    path: str | Path,
+    *,
+    to: str = "onnx",
+    detector: FrozenDetector | None = None,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """Write a generator, alone or with a detector behind it, as one file, and hold the file against PyTorch.
+
+    It takes "pixel_values" (B, 3, H, W), ImageNet-normalised, of any B, H and W (of 16 pixels or more, for "torch"),
+    without padding, and gives "perturbed", the same normalised; with a detector "logits" (B, Q, C') and "boxes"
+    (B, Q, 4), cxcywh in [0, 1], too.
+
+    Args:
+        generator: with its ε, on the CPU.
+        path: the file.
+        to: "onnx", or "torch" for `torch.export.load`.
+        detector: on the CPU.
+        run: where the generator is from, for its recipe and figures.
+
+    Returns:
+        What the file says of itself: as metadata of ONNX, as the extra file "faap.json" of torch's; and
+        "largest_difference" from PyTorch.
+
+    Raises:
+        FaapError: a library is missing, the detector cannot be exported, or the file does not do what PyTorch does.
+    """
+    if to not in _SUFFIXES:
+        raise FaapError(f"export to {to!r}: it can be one of {', '.join(_SUFFIXES)}.")
+    whole, path = _Whole(generator, detector).eval(), Path(path)
+    about = _about(generator, detector, run)
+    write = _write_onnx if to == "onnx" else _write_torch
+    images = torch.randn(SIZES[0][0], 3, *SIZES[0][1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), _quiet():
+        try:
+            content = write(whole, images, about)
+        except ImportError as error:
+            raise FaapError(f"export to {to}: {error}; pip install 'faap[onnx]'.") from error
+        except Exception as error:  # of many kinds, by what a detector does that has no counterpart
+            name = "the generator" if detector is None else f"the detector {detector.name}"
+            said = str(error).strip().partition("\n")[0]
+            raise FaapError(f"{name} cannot be exported to {to}: {said}. Without --with_detector it may.") from error
+    with writing(path.parent), atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    about["largest_difference"] = compare(path, whole)
+    if not about["largest_difference"] <= TOLERANCE:
+        path.unlink()
+        raise FaapError(f"{path}: differs from PyTorch by {about['largest_difference']:.1e}, and is not kept.")
+    return about
+
+
+def _about(generator: Generator, detector: FrozenDetector | None, run: Run | None) -> dict[str, Any]:
+    about: dict[str, Any] = {"faap": faap.__version__, "mean": MEAN, "std": STD, "epsilon": generator.epsilon}
+    about |= {"arch": generator.arch, "generator_sha256": tensors_sha256(generator.state_dict())}
+    if detector is not None:
+        about |= {"detector": detector.name, "detector_file_sha256": detector.file_sha256}
+        about |= {"labels": detector.labels, "activation": detector.activation}
+    if run is not None and run.metrics.is_file():
+        metrics = run.read_metrics()
+        source = metrics.get("provenance", {})
+        about |= {"dataset": source.get("dataset"), "split": metrics["split"], "images": metrics["images"]}
+        about |= {"measured_with": source.get("detector"), "gap": metrics["gap"], "changes": metrics.get("changes")}
+    return about
+
+
+def _write_onnx(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> bytes:
+    for each in ("onnx", "onnxscript", "onnxruntime"):
+        import_module(each)
+    sizes = {INPUT: {0: "batch", 2: "height", 3: "width"}}
+    names: Any = {"input_names": [INPUT], "output_names": list(OUTPUTS if whole.detector else OUTPUTS[:1])}
+    program: Any = torch.onnx.export(whole, (images,), dynamo=True, verbose=False, dynamic_shapes=sizes, **names)
+    model = program.model_proto
+    for name, value in about.items():
+        model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _write_torch(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> bytes:
+    free = torch.export.Dim.AUTO
+    program = torch.export.export(whole, (images,), dynamic_shapes={INPUT: {0: free, 2: free, 3: free}})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"faap.json": json.dumps(about)})
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' own words, which are about themselves, from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def load_exported(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """Return a function of an exported file: images (B, 3, H, W) to the list of its outputs."""
+    if path.suffix == _SUFFIXES["torch"]:
+        module = torch.export.load(path).module()
+        return lambda images: list(module(images))
+    session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})]
+
+
+@torch.no_grad()
+def compare(path: Path, whole: nn.Module, sizes: Sequence[tuple[int, int, int]] = SIZES) -> float:
+    """Return by how much an exported file differs from PyTorch at most."""
+    exported, largest = load_exported(path), 0.0
+    for batch, height, width in sizes:
+        images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+        for mine, theirs in zip(whole(images), exported(images), strict=True):
+            found = float((mine - theirs).abs().max())
+            largest = math.nan if math.isnan(found) else max(largest, found)
+    return largest

@@ -1,0 +1,117 @@
+"""What is exported does what PyTorch does, at any size, and says what it is."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import faap
+from faap import cli, export
+from faap.deploy import apply
+from faap.errors import FaapError
+from faap.perturbation import Generator, build_generator
+
+RNG = np.random.default_rng(0)
+# twenty, among them the smallest, odd ones and multiples of what the generator works in
+TWENTY = [(1, 16, 16), (3, 16, 48), (2, 64, 64), (1, 128, 160), (1, 17, 300)]
+TWENTY += [(int(RNG.integers(1, 4)), int(RNG.integers(16, 200)), int(RNG.integers(16, 200))) for _ in range(15)]
+
+
+def moving(arch: str) -> Generator:
+    torch.manual_seed(0)
+    generator = build_generator(arch, 0.1, (8, 8, 16) if arch == "light" else (4, 4, 4))
+    with torch.no_grad():
+        (generator.out if arch == "light" else generator.out_conv).weight.mul_(300 if arch == "light" else 3)
+    return generator.eval()
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+@pytest.mark.parametrize("arch", ["light", "unet"])
+def test_a_generator_is_the_same_at_twenty_sizes(arch: str, to: str, tmp_path: Path) -> None:
+    generator, path = moving(arch), tmp_path / f"g{export._SUFFIXES[to]}"
+    about = export.export(generator, path, to=to)
+    assert about["largest_difference"] <= 1e-4
+    exported = export.load_exported(path)
+    for batch, height, width in TWENTY:
+        images = torch.randn(batch, 3, height, width)
+        with torch.no_grad():
+            wanted = generator.perturb(images)
+        (found,) = exported(images)
+        assert found.shape == wanted.shape
+        assert (found - wanted).abs().max() <= 1e-4, (batch, height, width)
+    assert (wanted - images).abs().max() > 0.01
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_detector_behind_it_goes_into_the_same_file(kind: str, to: str, tiny, wrap, tmp_path: Path) -> None:
+    generator, detector = moving("light"), wrap(tiny(kind))
+    path = tmp_path / f"g{export._SUFFIXES[to]}"
+    export.export(generator, path, to=to, detector=detector)
+    exported = export.load_exported(path)
+    for batch, height, width in ((1, 48, 64), (2, 61, 50), (3, 96, 96)):
+        images = torch.randn(batch, 3, height, width)
+        with torch.no_grad():
+            perturbed = generator.perturb(images)
+            out = detector(perturbed)
+        for mine, theirs in zip((perturbed, out.logits, out.boxes), exported(images), strict=True):
+            assert (mine - theirs).abs().max() <= 1e-4
+
+
+def test_the_file_says_what_it_is_and_stands_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "there" / "generator.onnx"
+    assert cli.main(["export", "promenade", f"--output={path}"]) == 0
+    assert "differs from PyTorch by" in capsys.readouterr().out
+    known = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    generator = faap.load_generator("promenade")
+    assert float(known["epsilon"]) == generator.epsilon
+    gap = json.loads(known["gap"])["AP"]
+    assert gap["perturbed"] < gap["baseline"]
+    assert len(gap["ci95"]) == 2
+    assert json.loads(known["measured_with"])["name"] == "promenade"
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 56, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    script = Path(__file__).parents[1] / "examples" / "onnx_detector.py"
+    subprocess.run([sys.executable, str(script), str(path), "a.png"], cwd=tmp_path, check=True)
+    by_example = np.asarray(Image.open(tmp_path / "perturbed.png")).astype(int)
+    assert np.abs(by_example - np.asarray(apply(generator, image))).max() <= 1  # a half may round either way
+
+
+def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, path = moving("light"), tmp_path / "g.onnx"
+    with pytest.raises(FaapError, match="'tflite': it can be one of onnx, torch"):
+        export.export(generator, path, to="tflite")
+    monkeypatch.setattr(export, "compare", lambda *rest: 0.1)
+    with pytest.raises(FaapError, match=r"differs from PyTorch by 1.0e-01"):
+        export.export(generator, path)
+    monkeypatch.setattr(export, "compare", lambda *rest: float("nan"))
+    with pytest.raises(FaapError, match="differs from PyTorch by nan"):
+        export.export(generator, path)
+
+    def odd(*rest: Any, **named: Any) -> Any:
+        raise RuntimeError("no counterpart\nmore")
+
+    monkeypatch.setattr(torch.onnx, "export", odd)
+    with pytest.raises(FaapError, match="the generator cannot be exported to onnx: no counterpart"):
+        export.export(generator, path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(FaapError, match=r"pip install 'faap\[onnx\]'"):
+        export.export(generator, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_seen(tmp_path: Path) -> None:
+    generator, path = moving("light"), tmp_path / "g.pt2"
+    export.export(generator, path, to="torch")
+    whole = export._Whole(generator, None)
+    assert export.compare(path, whole) <= 1e-4
+    with torch.no_grad():
+        generator.out.bias.add_(0.1)
+    assert export.compare(path, whole) > 1e-3
