@@ -50,7 +50,7 @@ def test_every_flag_and_recipe_of_a_command_exists(page: Path, monkeypatch: pyte
             cli.COMMANDS[name](cli.Parser(known, prog="faap"), Console(quiet=True))
 
 
-@pytest.mark.parametrize(("page", "made"), [("README.md", "metrics"), ("docs/evaluation.md", "changes")])
+@pytest.mark.parametrize(("page", "made"), [("README.md", "metrics"), ("docs/evaluation.md", "changes"), ("docs/deploy.md", "perturbed")])
 def test_the_python_of_a_page_runs(page: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))
@@ -58,5 +58,8 @@ def test_the_python_of_a_page_runs(page: str, made: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(block.replace("images_per_epoch=640", "images_per_epoch=8"), names)
+    if made == "perturbed":
+        assert names[made].size == (160, 128)
+        return
     counts = {"metrics": lambda found: found["images"], "changes": lambda found: found.split.counts()}
     assert counts[made](names[made]) == {"female": 4, "male": 4}

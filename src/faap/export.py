@@ -1,5 +1,6 @@
 """A generator, alone or with a detector behind it, as one file for other programs."""
 
+import copy
 import io
 import json
 import logging
@@ -42,7 +43,7 @@ class _Whole(nn.Module):
 
     def __init__(self, generator: Generator, detector: FrozenDetector | None) -> None:
         super().__init__()
-        self.generator, self.detector = generator, detector
+        self.generator, self.detector = copy.deepcopy(generator).requires_grad_(False), detector
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         height, width = pixel_values.shape[2:]
