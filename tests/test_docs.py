@@ -50,7 +50,9 @@ def test_every_flag_and_recipe_of_a_command_exists(page: Path, monkeypatch: pyte
             cli.COMMANDS[name](cli.Parser(known, prog="faap"), Console(quiet=True))
 
 
-@pytest.mark.parametrize(("page", "made"), [("README.md", "metrics"), ("docs/evaluation.md", "changes"), ("docs/deploy.md", "perturbed")])
+@pytest.mark.parametrize(
+    ("page", "made"), [("README.md", "metrics"), ("docs/evaluation.md", "changes"), ("docs/deploy.md", "perturbed")]
+)
 def test_the_python_of_a_page_runs(page: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))

@@ -32,6 +32,7 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.detectors.prepare import prepare
 from faap.distributed import resolve_device
 from faap.evaluation import METRICS, Detections, MetricFrame, evaluate
+from faap.export import export, load_exported
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.trainer import Trainer, seeded
@@ -54,6 +55,11 @@ FIGURES = {
 # of which two jobs' seconds the first of them are ratios
 _TIMED = [("step", "floor"), ("generator", "detector"), ("generator, large", "detector, large"), ("again", "first")]
 RATIOS = dict(zip(FIGURES, _TIMED, strict=False))
+# what is measured with --onnx, which promises nothing: two jobs, and what their ratio is
+ONNX = {
+    "generator_onnx_over_torch": ("generator, onnx", "generator", "perturbing a batch in onnxruntime / in PyTorch"),
+    "both_onnx_over_torch": ("both, onnx", "both", "the same with the detector behind it"),
+}
 # width and height of the shapes that are common in COCO, and their shares; upright ones are rarer
 _COCO_SIZES = np.array([(640, 480), (640, 427), (640, 360), (640, 640), (640, 512), (480, 640), (427, 640)])
 _COCO_SHARES = np.array([0.42, 0.30, 0.05, 0.03, 0.02, 0.12, 0.06])
@@ -63,7 +69,7 @@ Size = tuple[int, int]
 
 
 def bench(
-    *, device: str = "auto", threads: int = 2, repeats: int = 5, console: Console | None = None
+    *, device: str = "auto", threads: int = 2, repeats: int = 5, onnx: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
     """Measure what faap promises; six minutes on two cores.
 
@@ -71,10 +77,12 @@ def bench(
         device: "auto", "cpu", "cuda" or "cuda:N".
         threads: of torch, on the CPU.
         repeats: turns of what is timed; the median of the turns' ratios is reported.
+        onnx: measure what `faap export` writes in onnxruntime, too, on the CPU.
         console: where to say how far it is.
 
     Returns:
-        The numbers of `FIGURES`, under "ranges" the lowest and highest of their turns, "seconds" (medians), "machine".
+        The numbers of `FIGURES`, and with `onnx` of `ONNX`, under "ranges" the lowest and highest of their turns,
+        "seconds" (medians), "machine".
     """
     place = resolve_device(device)
     if console:
@@ -83,11 +91,13 @@ def bench(
     with seeded(0), tempfile.TemporaryDirectory() as folder, patch.dict(os.environ), ExitStack() as afterwards:
         afterwards.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads)
-        seconds = take_turns(_jobs(place, Path(folder)), repeats, place, console)
+        jobs = _jobs(place, Path(folder), onnx)
+        seconds = take_turns(jobs, repeats, place, console)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
     machine = {"device": name, "threads": threads, "torch": torch.__version__, "transformers": transformers.__version__}
+    wanted = RATIOS | ({name: (above, below) for name, (above, below, _) in ONNX.items()} if onnx else {})
     setting = f"DETR-R50, random weights, float32, batch {BATCH} at {SIZE[0]}x{SIZE[1]}"
-    return {"machine": machine, "setting": setting, **ratios(seconds, RATIOS), "padding_waste": padding()} | drawn
+    return {"machine": machine, "setting": setting, **ratios(seconds, wanted), "padding_waste": padding()} | drawn
 
 
 def bootstrap(
@@ -211,7 +221,7 @@ def ratios(seconds: Mapping[str, list[float]], wanted: Mapping[str, tuple[str, s
     }
 
 
-def _jobs(device: torch.device, folder: Path) -> dict[str, Job]:
+def _jobs(device: torch.device, folder: Path, onnx: bool = False) -> dict[str, Job]:
     """Return what `RATIOS` are of."""
     scenes, stock, prepared = pictures(folder), stock_detector(device), prepared_detector(device)
     recipe = load_recipe("infonce_4th", batch_size=BATCH, images_per_epoch=BATCH)
@@ -226,7 +236,13 @@ def _jobs(device: torch.device, folder: Path) -> dict[str, Job]:
         os.environ["FAAP_CACHE_DIR"] = tempfile.mkdtemp(dir=folder)  # nothing is known of the detector yet
         again()
 
-    return {
+    jobs: dict[str, Job] = {}
+    if onnx:
+        for name, behind in (("generator", None), ("both", prepared)):
+            export(build_generator().eval(), folder / f"{name}.onnx", detector=behind)
+            jobs[f"{name}, onnx"] = partial(load_exported(folder / f"{name}.onnx"), pixels.cpu())
+        jobs["both"] = torch.no_grad()(lambda: prepared(generator.perturb(pixels)))
+    return jobs | {
         "floor": through(lambda images: stock(images), "pred_boxes", pixels),
         "step": step,
         "detector": torch.no_grad()(lambda: prepared(pixels)),
@@ -273,4 +289,7 @@ def table(result: Mapping[str, Any]) -> Table:
     rows = Table(*(Column(name, no_wrap=True) for name in ("figure", "value", "target")), "what it is")
     for name, (target, meaning) in FIGURES.items():
         rows.add_row(name, f"{result[name]:.3f}", f"≤ {target}", meaning)
+    for name, (_, _, meaning) in ONNX.items():
+        if name in result:
+            rows.add_row(name, f"{result[name]:.3f}", "", meaning)
     return rows

@@ -314,6 +314,22 @@ def export(parser: Parser, console: Console) -> None:
     console.print(f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False)
 
 
+def push(parser: Parser, console: Console) -> None:
+    """Send a run's generator, with a model card of what was measured, to the Hugging Face hub."""
+    parser.add_argument("run", help="a run directory, or promenade")
+    parser.add_argument("repository", metavar="ORG/NAME", help="it is made if it is not there")
+    parser.add_argument("--private", action="store_true", help="if it is made")
+    parser.add_argument("--folder", metavar="DIR", help="write what would be sent here, and send nothing")
+    given = parser.given()
+    from faap import hub
+
+    if given["folder"]:
+        hub.write_folder(given["run"], given["folder"], given["repository"])
+        console.print(f"{given['folder']}: what would be sent", highlight=False)
+    else:
+        console.print(hub.push(given["run"], given["repository"], private=given["private"]), highlight=False)
+
+
 def audit(parser: Parser, console: Console) -> None:
     """Say whether a detector finds two groups unequally well, how sure that is, and where it comes from."""
     parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
@@ -415,6 +431,7 @@ def bench(parser: Parser, console: Console) -> None:
     parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
+    parser.add_argument("--onnx", action="store_true", help="measure exported files in onnxruntime, too")
     parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
     given = parser.given()
     from faap import bench as benchmark
@@ -448,7 +465,7 @@ def recipes(parser: Parser, console: Console) -> None:
 Command = Callable[[Parser, Console], int | None]
 COMMANDS: dict[str, Command] = {
     each.__name__: each
-    for each in (train, demo, status, check, audit, evaluate, apply, export, compare, bench, recipes)
+    for each in (train, demo, status, check, audit, evaluate, apply, export, push, compare, bench, recipes)
 }
 
 

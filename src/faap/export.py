@@ -165,7 +165,10 @@ def load_exported(path: Path) -> Callable[[Tensor], list[Tensor]]:
     if path.suffix == _SUFFIXES["torch"]:
         module = torch.export.load(path).module()
         return lambda images: list(module(images))
-    session = import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(each) for each in session.run(None, {INPUT: images.numpy()})]
 
 

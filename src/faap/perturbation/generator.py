@@ -33,7 +33,11 @@ def needed(pixel_mask: Tensor | None) -> Tensor | None:
 DIGEST = "weights_sha256"
 
 
-class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"]):
+# of one that is sent by itself; `faap.hub` writes one of a run
+_CARD = "---\n{{ card_data }}\n---\n\nA perturbation generator. What it does is not known here: `faap push RUN ORG/NAME` says it.\n"
+
+
+class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"], model_card_template=_CARD):
     """Sees an image and says how to change it, by no more than ε; a subclass is one architecture.
 
     Args:
