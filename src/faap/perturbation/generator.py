@@ -34,7 +34,7 @@ DIGEST = "weights_sha256"
 
 
 # of one that is sent by itself; `faap.hub` writes one of a run
-_CARD = "---\n{{ card_data }}\n---\n\nA perturbation generator. What it does is not known here: `faap push RUN ORG/NAME` says it.\n"
+_CARD = "---\n{{ card_data }}\n---\n\nA perturbation generator. What it does, `faap push RUN ORG/NAME` says.\n"
 
 
 class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faap"], model_card_template=_CARD):
