@@ -194,7 +194,7 @@ RECIPE_FLAGS = """
     --epsilon_decay_epochs --epsilon_final --epsilon_hold_epochs --epsilon_peak --epsilon_start
     --epsilon_warmup_epochs --f2m_weight --fresh --graph --group_csv --group_field --head --images_dir
     --images_per_epoch --jpeg --keep --lambda_adv --lambda_align --lambda_contrastive --lambda_score
-    --lambda_score_gap --lambda_var --lambda_wass --log_format --lr_d --lr_g --lr_min --lr_schedule
+    --lambda_score_gap --lambda_var --lambda_wass --log_format --log_with --lr_d --lr_g --lr_min --lr_schedule
     --lr_warmup_epochs --m2f_weight --max_norm --max_skipped --memory --no_object_weight --num_workers --optimizer
     --output_dir --precision --proj_dim --proj_dropout --queue_size --reference_group --resize --resume
     --save_minutes --save_steps --scenes --score_alpha --score_top_k --score_weighting --seed --shift --skip_bad

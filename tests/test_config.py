@@ -63,7 +63,7 @@ def test_short_trainings_have_finite_schedules(epochs: int) -> None:
 def test_the_sections_have_the_fields_that_other_rooms_take_them_for() -> None:
     assert fields_of("run") == (
         "name", "description", "output_dir", "resume", "fresh", "device", "num_workers", "save_steps", "save_minutes",
-        "keep", "log_format", "memory",
+        "keep", "log_format", "log_with", "memory",
     )  # fmt: skip
     assert fields_of("data") == (
         "dataset_root", "annotations", "images_dir", "group_field", "group_csv", "skip_bad", "scenes",
@@ -75,7 +75,7 @@ def test_the_sections_have_the_fields_that_other_rooms_take_them_for() -> None:
     assert {"beta", "epsilon_start", "lr_g"} < set(fields_of("schedule"))
     assert {"terms", "head", "temperature", "lambda_wass"} < set(fields_of("objective"))
     everything = fields_of(*SECTIONS)
-    assert len(everything) == len(set(everything)) == len(fields(Recipe)) == 83
+    assert len(everything) == len(set(everything)) == len(fields(Recipe)) == 84
     assert list(Recipe().to_dict()) == list(everything)
     assert Recipe(annotations="a", anchor_group="f", dataset_root="d").data() == {
         "root": "d", "anchor": "f", "reference": "male", "annotations": "a", "images_dir": "", "group_field": "",

@@ -59,6 +59,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     save_minutes: float = _run(5.0, "minutes after which a state is kept within an epoch", above=0)
     keep: int = _run(0, "newest epochs whose checkpoints are kept, beside the best; 0: all", low=0)
     log_format: str = _run("text", "of epochs printed; json: and nothing else is", choices=("text", "json"))
+    log_with: str = _run("tensorboard", "trackers of accelerate, as in tensorboard,wandb; empty: none")
     memory: int = _run(2048, "MB of decoded images that are kept, without such processes", low=0, high=10**7)
 
     dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")

@@ -67,14 +67,15 @@ def test_a_state_is_due_by_steps_or_by_the_clock(tmp_path: Path, monkeypatch: py
 def test_a_disk_that_is_full_for_tensorboard_is_said_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*rest: object) -> None:
+    def full(*rest: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monitor = Monitor(Run(tmp_path), load_recipe("infonce_4th"), 0, 100, Terminal(quiet=True))
     said = f"output_dir {tmp_path}: .*No space left.*make room, and repeat"
-    monkeypatch.setattr(monitor.events, "add_scalar", full)
+    (tracker,) = monitor.trackers
+    monkeypatch.setattr(tracker.writer, "add_scalar", full)
     with pytest.raises(FaapError, match=said):
         monitor.step(1, {"contrastive_weight": 0.0})
-    monkeypatch.setattr(monitor.events, "close", full)
+    monkeypatch.setattr(tracker.writer, "close", full)
     with pytest.raises(FaapError, match=said):
         monitor.close()

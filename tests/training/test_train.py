@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import faap
 from faap import cli
@@ -484,6 +486,76 @@ def test_standard_output_can_be_the_log_and_nothing_else(recipe: Recipe, capsys:
     assert [json.loads(line) for line in printed.out.splitlines()] == run.read_log()
     assert str(run.report) in printed.err
     assert "run directory" in printed.err
+
+
+class Tracked:
+    """A tracker that remembers what it is told."""
+
+    name, requires_logging_directory = "tracked", False
+
+    def __init__(self, project: str) -> None:
+        self.project, self.told, self.pictures, self.finished = project, list[tuple[int, Any]](), [], False
+
+    def start(self) -> None:
+        seen.append(self)
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.told.append((step, values))
+
+    def log_images(self, images: dict[str, Any], step: int) -> None:
+        self.pictures.append((step, images))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+seen: list[Tracked] = []
+
+
+def test_trackers_are_told_of_steps_epochs_settings_and_pictures(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tracked", Tracked)
+    seen.clear()
+    recipe = replace(recipe, epochs=2, log_with="tensorboard,tracked")
+    run = Run(train(recipe, console=QUIET).run_dir)
+    (tracked,) = seen
+    assert tracked.finished
+    assert tracked.project == "faap"
+    assert tracked.settings == recipe.to_dict()
+    steps = [step for step, _ in tracked.told]
+    assert steps == sorted(steps)
+    assert [step for step, values in tracked.told if "step/total" in values] == [0, 1, 2, 3]
+    epochs = {step: values for step, values in tracked.told if "train/total" in values}
+    assert list(epochs) == [2, 4]
+    for row, values in zip(run.read_log(), epochs.values(), strict=True):
+        assert values["train/total"] == row["train"]["total"]
+        assert values["validation/female/AP"] == row["validation"]["perturbed"]["female"]["AP"]
+    assert [(step, {name: image.shape for name, image in images.items()}) for step, images in tracked.pictures] == [
+        (step, dict.fromkeys(("female", "male"), (1, 128, 160, 3))) for step in (2, 4)
+    ]
+    events = EventAccumulator(str(run.events)).Reload()
+    assert {"step/total", "validation/gap/AP", "schedule/epsilon"} <= set(events.Tags()["scalars"])
+    assert set(events.Tags()["images"]) == {"female", "male"}
+    assert "recipe/text_summary" in events.Tags()["tensors"]
+
+
+def test_what_cannot_track_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FaapError, match=r"log_with is 'wandbb'; .* Did you mean 'wandb'\?"):
+        train(replace(recipe, log_with="wandbb"), console=QUIET)
+
+    class Offline(Tracked):
+        def start(self) -> None:
+            raise RuntimeError("nobody is logged in")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "offline", Offline)
+    with pytest.raises(FaapError, match="log_with: offline cannot be started: nobody is logged in"):
+        train(replace(recipe, log_with="offline"), console=QUIET)
+    assert train(replace(recipe, epochs=1, log_with=""), console=QUIET).epoch == 0
+    assert not Run(recipe.output_dir).events.exists()
 
 
 def test_the_report_says_how_many_steps_were_left_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,11 +152,11 @@ def examples_of(
         with torch.no_grad():
             perturbed = quantise(perturb_as_deployed(generator, pixels))
         pixels, perturbed = (unshifted.apply(each, batch.valid) for each in (pixels, perturbed))
-        examples.append(Example(split.records[i], _to_uint8(pixels), _to_uint8(perturbed), before[i], after[i]))
+        examples.append(Example(split.records[i], to_uint8(pixels), to_uint8(perturbed), before[i], after[i]))
     return examples
 
 
-def _to_uint8(pixels: torch.Tensor) -> Pixels:
+def to_uint8(pixels: torch.Tensor) -> Pixels:
     """Turn a (1, 3, H, W) normalised image into (H, W, 3) uint8."""
     image = denormalise(pixels)[0].permute(1, 2, 0)
     return image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import psutil
+import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from rich.console import Console
 from rich.markup import escape
-from torch.utils.tensorboard import SummaryWriter
 
 from faap.config import Recipe
-from faap.errors import FaapError
+from faap.errors import FaapError, nearest
 from faap.evaluation import best_epoch
 from faap.files import write_text
 from faap.report.words import number
@@ -75,12 +77,15 @@ class NullMonitor:
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Take one epoch's line of the log, and the trainer's state after it."""
 
+    def show(self, images: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
+        """Take pictures of what the generator does."""
+
     def close(self) -> None:
         """End."""
 
 
 class Monitor(NullMonitor):
-    """Writes a run's log, checkpoints and TensorBoard events, and what the terminal shows.
+    """Writes a run's log and checkpoints, what is tracked elsewhere, and what the terminal shows.
 
     Args:
         run: whose log has the finished epochs.
@@ -94,14 +99,15 @@ class Monitor(NullMonitor):
         self.run, self.recipe, self.console = run, recipe, console
         self.rows = run.read_log()
         self.alarm = CollapseAlarm()
-        self.events = SummaryWriter(str(run.events), purge_step=steps or None)
+        with writing(run.path):
+            self.trackers = [_tracker(name, run, recipe, steps) for name in recipe.log_with.split(",") if name]
         self.saved = self.told = self.started = time.monotonic()
         self.steps, self.per_epoch = steps, per_epoch
         self.tell(steps % per_epoch)
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Record one training step."""
-        self._curves("step", values, number)
+        self._track({f"step/{name}": value for name, value in values.items()}, number)
         watched = values["contrastive_weight"] > 0  # without it, features are alike from the start and may be
         if watched and (warning := self.alarm(values["sim_f2m"], values["sim_f2f"])):
             if self.recipe.stop_on_collapse:
@@ -154,10 +160,8 @@ class Monitor(NullMonitor):
         self.tell()
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
-        for place, values in parts.items():
-            self._curves(place, values, row["epoch"])
-        with writing(self.run.path):
-            self.events.flush()
+        curves = {f"{place}/{name}": value for place, values in parts.items() for name, value in values.items()}
+        self._track(curves, len(self.rows) * self.per_epoch)
         if self.recipe.log_format == "json":
             print(json.dumps(row), flush=True)
         else:
@@ -166,16 +170,46 @@ class Monitor(NullMonitor):
             names = ", ".join(each["images"][:8])
             self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)
 
-    def _curves(self, place: str, values: Mapping[str, float | None], when: int) -> None:
+    def show(self, images: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
+        """Track pictures, (H, W, 3) uint8."""
+        for each in self.trackers:
+            if hasattr(each, "log_images"):
+                form = {"dataformats": "NHWC"} if each.name == "tensorboard" else {}
+                with writing(self.run.path):
+                    each.log_images({k: v[None] for k, v in images.items()}, len(self.rows) * self.per_epoch, **form)
+
+    def _track(self, values: Mapping[str, float | None], step: int) -> None:
+        known = {name: value for name, value in values.items() if value is not None}
         with writing(self.run.path):
-            for name, value in values.items():
-                if value is not None:
-                    self.events.add_scalar(f"{place}/{name}", value, when)
+            for each in self.trackers:
+                each.log(known, step)
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close what tracks."""
         with writing(self.run.path):
-            self.events.close()
+            for each in self.trackers:
+                each.finish()
+
+
+def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
+    """Start one of accelerate's trackers; TensorBoard's forgets what it has of later steps."""
+    if name not in LOGGER_TYPE_TO_CLASS:
+        hint = nearest(name, LOGGER_TYPE_TO_CLASS)
+        raise FaapError(f"log_with is {name!r}; it must be of {', '.join(LOGGER_TYPE_TO_CLASS)}.{hint}")
+    kind, own = LOGGER_TYPE_TO_CLASS[name], name == "tensorboard"
+    place = [str(run.path)] if kind.requires_logging_directory else []
+    try:
+        tracker = kind(run.events.name if own else "faap", *place, **({"purge_step": steps or None} if own else {}))
+        tracker.start()
+        if own:  # whose table of settings would be a run of its own
+            tracker.log({"recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False)}, steps)
+        else:
+            tracker.store_init_configuration(recipe.to_dict())
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: not installed, nobody logged in
+        raise FaapError(f"log_with: {name} cannot be started: {str(error).strip() or type(error).__name__}") from error
+    return tracker
 
 
 def keep_best(run: Run) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch._dynamo.exc import TorchDynamoException
 
 from faap import distributed
 from faap.config import Recipe
-from faap.data import FaapImages, Split, load_dataset
+from faap.data import FaapImages, Split, collate, load_dataset
 from faap.detectors import load_detector
 from faap.detectors.base import unchanged
 from faap.errors import FaapError
@@ -27,9 +28,11 @@ from faap.evaluation import (
     is_worth_deploying,
     validation_row,
 )
+from faap.evaluation.detections import perturb_as_deployed
 from faap.perturbation import Generator, load_generator, save_generator
 from faap.process import Terminal
-from faap.report.measure import measure
+from faap.report.measure import measure, to_uint8
+from faap.report.page import Pixels
 from faap.runs import AUTO, Run, differences, writing
 from faap.training.checkpoints import newest_state, read_checkpoint
 from faap.training.monitor import Monitor, NullMonitor, keep_best
@@ -150,6 +153,8 @@ def _train(
             with stopping.held():
                 monitor.epoch(row, trainer.state_dict())
                 trainer.good = {}  # there is a newer one
+                if not distributed.rank():
+                    monitor.show(_pictures(trainer.kept, images, validation))
     except Stop:
         if trainer.good:
             monitor.save(trainer.good)
@@ -173,6 +178,16 @@ def _train(
     how: Any = {"num_workers": recipe.num_workers, "console": console, "warnings": warnings}
     metrics = measure(detector, generator.to(device), dataset, run, trained_in=run, beside=beside, **how)
     return TrainResult(run.path, metrics, chosen["epoch"])
+
+
+def _pictures(generator: Generator, images: FaapImages, split: Split) -> dict[str, Pixels]:
+    """What a generator makes of the first image of each group, (H, W, 3)."""
+    found = {}
+    for group in (split.anchor, split.reference):
+        batch = collate([images[split.positions(group)[0]]]).to(next(generator.parameters()).device)
+        with torch.no_grad():
+            found[group] = to_uint8(perturb_as_deployed(generator, batch.pixel_values))
+    return found
 
 
 def _finished(recipe: Recipe, console: Console) -> TrainResult | None:
