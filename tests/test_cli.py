@@ -218,7 +218,10 @@ FLAGS = {
         --output_dir --predictions --reference_group --samples --scenes --score --skip_bad --split --generator --i_know
         --transfer
     """,
-    "bench": "--device --json --repeats --threads",
+    "apply": "--detr_checkpoint --device --draw --epsilon --jpeg --out --score",
+    "export": "--detr_checkpoint --epsilon --output --to --with_detector",
+    "push": "--folder --private",
+    "bench": "--device --json --onnx --repeats --threads",
     "recipes": "--json",
 }
 
