@@ -223,6 +223,7 @@ FLAGS = {
     "push": "--folder --private",
     "bench": "--device --json --onnx --repeats --threads",
     "recipes": "--json",
+    "completion": "",
 }
 
 
@@ -399,3 +400,46 @@ def test_a_demo_has_its_own_scale_unless_it_goes_on_from_somewhere(
         given = asked.pop()[1]
         assert given.get("output_dir") == (folder if own_scale else None)
         assert ("images_per_epoch" in given) is own_scale
+
+
+def completed(script: Path, *words: str) -> list[str]:
+    """What bash offers after these words."""
+    line = " ".join(words)
+    code = f'source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _faap; echo "${{COMPREPLY[@]}}"'
+    return subprocess.check_output(["bash", "-c", code], text=True).split()
+
+
+def test_a_shell_completes_commands_recipes_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "faap.bash"
+    script.write_text(capsys.readouterr().out)
+    assert completed(script, "faap", "ev") == ["evaluate"]
+    assert completed(script, "faap", "train", "infonce_3rd") == ["infonce_3rd", "infonce_3rd_fix2"]
+    rates = ["--lr_d", "--lr_g", "--lr_min", "--lr_schedule", "--lr_warmup_epochs"]
+    assert completed(script, "faap", "train", "--lr_") == rates
+    assert completed(script, "faap", "audit", "--pre") == ["--predictions"]
+    for shell, begins in (("zsh", "autoload -U +X bashcompinit"), ("fish", "complete -c faap")):
+        assert cli.main(["completion", shell]) == 0
+        assert capsys.readouterr().out.startswith(begins)
+
+
+def test_a_variant_is_shown_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes", "m2f", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["m2f_weight"] > 0
+    assert cli.main(["recipes"]) == 0
+    assert "variants of infonce_4th: adaptive_weighting" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["recipes", "m2ff"]) == 2
+    assert "Did you mean 'm2f'?" in capsys.readouterr().err
+
+
+def test_quiet_prints_errors_alone_and_verbose_where_they_arose(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "infonce_4th", *places, *SMALL, f"--output_dir={tmp_path / 'run'}", "--quiet"]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == ""
+    for more, traced in (["--quiet"], False), (["--verbose"], True):
+        assert cli.main(["check", "/nowhere", *more]) == 2
+        said = capsys.readouterr().err
+        assert "error: data set /nowhere" in said
+        assert ("Traceback" in said) is traced

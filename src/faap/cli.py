@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import Field, fields
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +20,7 @@ import faap
 from faap.errors import FaapError, nearest
 from faap.files import write_text
 from faap.process import Terminal, outcome
-from faap.recipes import find, recipe_names
+from faap.recipes import find, recipe_names, variants
 from faap.runs import AUTO, Run, cost_of, writing
 from faap.settings import SECTIONS
 
@@ -450,7 +451,8 @@ def recipes(parser: Parser, console: Console) -> None:
     given, rows = parser.given(), list[tuple[str, ...]]()
     if given["name"] is None:
         shown: dict[str, Any] = {name: faap.load_recipe(name).description for name in recipe_names()}
-        table, rows = Table("recipe", "what it is"), [*shown.items()]
+        caption = f"variants of infonce_4th: {', '.join(variants())}"
+        table, rows = Table("recipe", "what it is", caption=caption), [*shown.items()]
     else:
         find(given["name"])  # a wrong name is said before torch is loaded
         recipe = faap.load_recipe(given["name"])
@@ -460,13 +462,6 @@ def recipes(parser: Parser, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     print(json.dumps(shown, indent=2)) if given["json"] else console.print(table)
-
-
-Command = Callable[[Parser, Console], int | None]
-COMMANDS: dict[str, Command] = {
-    each.__name__: each
-    for each in (train, demo, status, check, audit, evaluate, apply, export, push, compare, bench, recipes)
-}
 
 
 def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
@@ -480,6 +475,49 @@ def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
     )
 
 
+class _Listed(Exception):
+    """The arguments of a command are known, and it is not to run."""
+
+
+def completion(parser: Parser, console: Console) -> None:
+    """Print what completes commands, recipes and flags in a shell: faap completion bash >> ~/.bashrc."""
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
+    shell = parser.given()["shell"]
+    words = {name: [*_flags_of(name), *(recipe_names() if name in _NAMES_RECIPES else ())] for name in COMMANDS}
+    if shell == "fish":
+        lines = [f"complete -c faap -n __fish_use_subcommand -a '{' '.join(COMMANDS)}'"]
+        lines += [f"complete -c faap -n '__fish_seen_subcommand_from {n}' -a '{' '.join(w)}'" for n, w in words.items()]
+    else:
+        lines = ["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []
+        lines += ["_faap() {", '  local words=""', '  case "${COMP_WORDS[1]}" in']
+        lines += [f'    {name}) words="{" ".join(each)}" ;;' for name, each in words.items()]
+        lines += ["  esac", f'  [ "$COMP_CWORD" -eq 1 ] && words="{" ".join(COMMANDS)}"']
+        lines += ['  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))', "}"]
+        lines += ["complete -o default -F _faap faap"]
+    print("\n".join(lines))
+
+
+# commands after which the name of a recipe is typed
+_NAMES_RECIPES = ("train", "compare", "recipes")
+
+
+def _flags_of(name: str) -> list[str]:
+    def listed(parser: Parser) -> dict[str, Any]:
+        raise _Listed
+
+    parser = type("Listing", (Parser,), {"given": listed})([], prog="faap")
+    with suppress(_Listed):
+        COMMANDS[name](parser, Console(quiet=True))
+    return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
+
+
+Command = Callable[[Parser, Console], int | None]
+COMMANDS: dict[str, Command] = {
+    each.__name__: each
+    for each in (train, demo, status, check, audit, evaluate, apply, export, push, compare, bench, recipes, completion)
+}
+
+
 def _usage() -> str:
     lines = [f"  {name:<10} {(function.__doc__ or '').splitlines()[0]}" for name, function in COMMANDS.items()]
     return "usage: faap COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\n'faap COMMAND --help' explains one."
@@ -487,11 +525,13 @@ def _usage() -> str:
 
 def run(name: str, words: Sequence[str], prog: str | None = None) -> int:
     """Run one command with its arguments; return the exit status."""
-    command = COMMANDS[name]
-    parser = Parser(words, prog=prog or f"faap {name}", description=command.__doc__)
+    command, rest = COMMANDS[name], [word for word in words if word not in ("--quiet", "--verbose")]
+    every = "--quiet prints errors alone; --verbose tells where in the program an error arose."
+    parser = Parser(rest, prog=prog or f"faap {name}", description=command.__doc__, epilog=every)
     # of several processes only the first prints
     quiet = os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
-    return outcome(lambda: command(parser, Terminal(quiet=quiet)))
+    console = Terminal(quiet=quiet or "--quiet" in words)
+    return outcome(lambda: command(parser, console), verbose="--verbose" in words)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,8 +26,8 @@ class Terminal(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-def outcome(command: Callable[[], int | None]) -> int:
-    """Run a command; print what the user can mend as one error, without a traceback, and return the exit status."""
+def outcome(command: Callable[[], int | None], *, verbose: bool = False) -> int:
+    """Run a command; print what the user can mend as one error, with a traceback if asked; return the exit status."""
     try:
         status = command() or 0
         if "torch" in sys.modules:
@@ -45,6 +46,8 @@ def outcome(command: Callable[[], int | None]) -> int:
     except (FaapError, OSError, RuntimeError) as error:
         if (said := _said(error)) is None:
             raise
+        if verbose:
+            traceback.print_exc()
         print(f"error: {visible(said)}", file=sys.stderr)
         return 2
 

@@ -54,7 +54,8 @@ class RayRunner(LocalRunner):
                 raise FaapError(f"{run.name} has device {run.device}; with --ray it must be auto, cpu or cuda.")
         with ExitStack() as afterwards:
             if not ray.is_initialized():
-                _join(self.address or os.environ.get("RAY_ADDRESS", ""))
+                with console.status("joining the Ray cluster, or starting one"):
+                    _join(self.address or os.environ.get("RAY_ADDRESS", ""))
                 afterwards.callback(ray.shutdown)
             for kind in sorted({"GPU" if gpus else "CPU" for gpus, room in map(_wanted, runs) if not room}):
                 console.print(f"No node of the Ray cluster has a {kind}: runs wait for one.", style="yellow")

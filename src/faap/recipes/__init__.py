@@ -19,13 +19,20 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+def variants() -> dict[str, Path]:
+    """Return the files of the variants that revert one decision of a recipe each, by their names."""
+    return {path.stem: path for path in sorted(RECIPES.glob("ablations/*/*.yaml"))}
+
+
 def find(name_or_path: str | Path) -> Path:
-    """Return the file of a recipe, given by its name or by a path; raise a FaapError if there is none."""
+    """Return the file of a recipe or a variant, by name or path; raise a FaapError if there is none."""
     known = recipe_names()
     if str(name_or_path) in known:
         return RECIPES / f"{name_or_path}.yaml"
+    if str(name_or_path) in (others := variants()):
+        return others[str(name_or_path)]
     if not os.path.isfile(name_or_path):
-        hint = f"{nearest(str(name_or_path), known)} Recipes: {', '.join(known)}."
+        hint = f"{nearest(str(name_or_path), [*known, *others])} Recipes: {', '.join(known)}."
         raise FaapError(f"{shown(str(name_or_path), 300)[1:-1]}: no recipe of this name, and no file.{hint}")
     return Path(name_or_path)
 

@@ -73,7 +73,8 @@ def measure(
         before = detect_baseline(detector, images, **loading)
         after = detect(detector, images, generator, with_distance=True, **loading)
     found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
-    metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
+    with console.status("drawing the images anew, for intervals") if console is not None else nullcontext():
+        metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
     metrics["warnings"] += [*warnings, *(read_before(trained_in, metrics["provenance"]) if is_test(images) else [])]
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)

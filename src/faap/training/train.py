@@ -250,6 +250,11 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
     return [row for row in rows if row["epoch"] < trainer.finished]
 
 
+def _processes() -> str:
+    count, threads = distributed.world(), torch.get_num_threads()
+    return f"{count} process{'es' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
+
+
 def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:
     recipe, detector = trainer.recipe, trainer.detector
     parameters = sum(p.numel() for p in trainer.generator.parameters())
@@ -260,6 +265,6 @@ def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dic
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
         f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {detector.name} "
-        f"({detector.file_sha256[:12]}…), frozen\nvalidation AP without the generator: {aps} "
+        f"({detector.file_sha256[:12]}…), frozen; {_processes()}\nvalidation AP without the generator: {aps} "
         f"({len(validation.records)} images)\nrun directory: {run.path}"
     )
