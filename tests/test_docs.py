@@ -10,7 +10,7 @@ from rich.console import Console
 from faap import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.ko.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOOLS = {"faap", "python", "torchrun", "accelerate", "pre-commit"}
 
 
@@ -51,7 +51,13 @@ def test_every_flag_and_recipe_of_a_command_exists(page: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("page", "made"), [("README.md", "metrics"), ("docs/evaluation.md", "changes"), ("docs/deploy.md", "perturbed")]
+    ("page", "made"),
+    [
+        ("README.md", "metrics"),
+        ("README.ko.md", "metrics"),
+        ("docs/evaluation.md", "changes"),
+        ("docs/deploy.md", "perturbed"),
+    ],
 )
 def test_the_python_of_a_page_runs(page: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)

@@ -9,7 +9,7 @@
 
 Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
 `<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`; that of `equal`'s runs, from the seeds.json of
-the generator that ships (tools/ship_generator.py), after `<!-- equal: seeds -->`, there and in README.md.
+the generator that ships (tools/ship_generator.py), after `<!-- equal: seeds -->`, there and in both READMEs.
 """
 
 import json
@@ -320,7 +320,7 @@ def main() -> None:
     fill_page(DOCS / "evaluation.md", "<!-- coverage -->\n", coverage_table(coverage))
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
-    for page in (DOCS / "results.md", DOCS.parent / "README.md"):
+    for page in (DOCS / "results.md", DOCS.parent / "README.md", DOCS.parent / "README.ko.md"):
         fill_page(page, SEEDS_MARK, table)
 
 
