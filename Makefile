@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: demo test bench lint sbom clean
+.PHONY: demo test bench lint sbom release clean
 
 # Threads that wait should spin a little, but not starve each other when the machine is busy.
 demo: export GOMP_SPINCOUNT := 10000
@@ -37,6 +37,16 @@ sbom:
 	mkdir -p dist
 	build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
 		--of JSON -o dist/faap.cdx.json build/sbom/package/bin/python
+
+# A wheel that is whole, small and of this version, and works where nothing of the repository is.
+release: sbom
+	rm -rf dist/*.whl build/lib build/release
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+	$(BIN)/python tools/check_release.py dist/*.whl
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet -c constraints.txt torch
+	build/release/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd build/release && bin/faap --version && bin/faap recipes && bin/faap audit promenade
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

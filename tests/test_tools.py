@@ -1,7 +1,9 @@
 """The tools that show what docs/reliability.md says, in short; and that they would see it if it were not so."""
 
+import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -50,3 +52,31 @@ def test_a_training_that_forgets_its_optimizer_would_be_seen() -> None:
     status, last = ran("kill_test.py", "12", "--jobs", "1", "--recipes", "moco_4th", "--seed", "3", before=FORGETFUL)
     assert status == 1
     assert not last.endswith(" 0 mismatches")
+
+
+def test_a_wheel_that_lacks_something_or_is_not_in_the_changelog_is_not_released(tmp_path: Path) -> None:
+    check = runpy.run_path(str(TOOLS / "check_release.py"))["wrong_with"]
+    (tmp_path / "src" / "faap").mkdir(parents=True)
+    for name in ("__init__.py", "page.html"):
+        (tmp_path / "src" / "faap" / name).write_text("")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.2.0"\n')
+    (tmp_path / "CHANGELOG.md").write_text("## [0.2.0] - 2026-12-01\n")
+    for words in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    wheel = tmp_path / "faap-0.2.0-py3-none-any.whl"
+
+    def held(*names: str) -> list[str]:
+        with zipfile.ZipFile(wheel, "w") as file:
+            for name in names:
+                file.writestr(name, "")
+        return list(check(wheel, tmp_path))
+
+    assert held("faap/__init__.py", "faap/page.html", "faap-0.2.0.dist-info/METADATA") == []
+    assert held("faap/__init__.py") == [f"{wheel.name}: lacks faap/page.html"]
+    (extra,) = held("faap/__init__.py", "faap/page.html", "faap/secret.txt")
+    assert "faap/secret.txt" in extra
+    (tmp_path / "CHANGELOG.md").write_text("## [Unreleased]\n")
+    (changelog,) = held("faap/__init__.py", "faap/page.html")
+    assert "has no heading '## [0.2.0]" in changelog
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.3.0"\n')
+    assert len(held("faap/__init__.py", "faap/page.html")) == 2
