@@ -25,6 +25,7 @@ from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
 from faap.promenade import build_promenade
+from faap.report.words import number as words_number
 from faap.runs import Run
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
 from faap.training.stopping import Stop
@@ -475,6 +476,18 @@ def test_only_the_newest_epochs_are_kept_beside_the_best(finished: TrainResult, 
     result = train(replace(recipe, keep=1), console=QUIET)
     assert Run(result.run_dir).epochs() == sorted({finished.epoch, 2})
     assert_as_uninterrupted(finished, result)
+
+
+def test_an_epochs_lines_are_words_of_eighty_columns(recipe: Recipe) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    run = Run(train(replace(recipe, epochs=1), console=console).run_dir)
+    (row,), lines = run.read_log(), console.file.getvalue().splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("epoch 0 of 0 to 0  validation AP gap")]
+    assert max(map(len, lines[first:])) <= 80
+    words = " ".join(" ".join(lines[first:]).split())
+    for name, value in row["train"].items():
+        assert value is None or f"{name} {words_number(value)}" in words
+    assert f"learning_rate {row['schedule']['learning_rate']:.4g}" in words
 
 
 def test_standard_output_can_be_the_log_and_nothing_else(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

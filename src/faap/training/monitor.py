@@ -165,7 +165,7 @@ class Monitor(NullMonitor):
         if self.recipe.log_format == "json":
             print(json.dumps(row), flush=True)
         else:
-            self.console.print(_line(row), highlight=False, soft_wrap=True, markup=True)
+            self.console.print(_line(row, self.recipe.epochs), highlight=False, markup=True)
         for each in row.get("skipped", ()):
             names = ", ".join(each["images"][:8])
             self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)
@@ -226,7 +226,7 @@ def keep_best(run: Run) -> dict[str, Any]:
     return next(row for row in kept if row["epoch"] == chosen)
 
 
-def _line(row: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], epochs: int) -> str:
     before, after, gaps = (row["validation"][name] for name in ("baseline", "perturbed", "gap"))
     groups = [
         f"{escape(group)} {number(after[group]['AP'])} (baseline {number(before[group]['AP'])})" for group in before
@@ -234,4 +234,7 @@ def _line(row: Mapping[str, Any]) -> str:
     gap = f"validation AP gap {number(gaps['AP'])}, {', '.join(groups)}"
     terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())
-    return f"[bold]epoch {row['epoch']}[/bold]  {gap}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"
+    seconds = f"{row['seconds']:.0f} s"
+    return (
+        f"[bold]epoch {row['epoch']} of 0 to {epochs - 1}[/bold]  {gap}, {seconds}\n[dim]  {terms}\n  {settings}[/dim]"
+    )
