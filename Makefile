@@ -39,7 +39,7 @@ sbom:
 		--of JSON -o dist/faap.cdx.json build/sbom/package/bin/python
 
 # A wheel that is whole, small and of this version, and works where nothing of the repository is.
-release: sbom
+release: $(STAMP) sbom
 	rm -rf dist/*.whl build/lib build/release
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 	$(BIN)/python tools/check_release.py dist/*.whl

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
 import shutil
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import av
 import numpy as np
@@ -66,6 +69,16 @@ def test_every_kind_of_image_is_perturbed_alike_and_stays_what_it_is(generator: 
     assert np.array_equal(moved_image, levels.permute(1, 2, 0))
     grey = apply(generator, image.convert("L"))
     assert grey.mode == "RGB"
+    wide = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    assert np.array_equal(apply(generator, wide), grey)  # and not clipped
+    clear = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    assert np.array_equal(apply(generator, clear), apply(generator, Image.new("RGB", (32, 32), "white")))
+
+
+@pytest.mark.parametrize("wrong", [{"jpeg": 0}, {"jpeg": 101}, {"score": math.nan}, {"score": 2.0}], ids=str)
+def test_what_no_file_can_be_written_with_is_said(wrong: dict[str, Any]) -> None:
+    with pytest.raises(FaapError, match=next(iter(wrong))):
+        Form(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +86,14 @@ def test_every_kind_of_image_is_perturbed_alike_and_stays_what_it_is(generator: 
     [
         ("a.jpg", "the image is str"),
         (np.zeros((4, 4, 3), np.float32), "the image is ndarray float32"),
+        (np.zeros((0, 4, 3), np.uint8), "the image is ndarray uint8"),
         (np.zeros((4, 4), np.uint8), r"the image is ndarray uint8 \(4, 4\)"),
         (torch.zeros(4, 4), r"the image is Tensor torch.float32 \(4, 4\)"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "the image is Tensor torch.int64"),
         (torch.full((3, 4, 4), 2.0), "generator.perturb"),
         (torch.full((3, 4, 4), math.nan), "generator.perturb"),
     ],
-    ids=["text", "floats", "no channels", "flat", "whole numbers", "normalised", "nan"],
+    ids=["text", "floats", "nothing", "no channels", "flat", "whole numbers", "normalised", "nan"],
 )
 def test_what_is_no_image_is_said(generator: Generator, image: Any, said: str) -> None:
     with pytest.raises(FaapError, match=said):
@@ -135,7 +149,8 @@ def folder(tmp_path: Path) -> Path:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture().save(folder / "turned.jpg", exif=exif, icc_profile=profile, quality=95)
     picture(seed=1).save(folder / "more" / "plain.png")
-    picture(seed=2).convert("CMYK").save(folder / "more" / "print.tif", icc_profile=profile)
+    inks = profile[:16] + b"CMYK" + profile[20:]
+    picture(seed=2).convert("CMYK").save(folder / "more" / "print.tif", icc_profile=inks, tiffinfo={315: "a printer"})
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -160,6 +175,7 @@ def test_a_folder_is_written_with_what_belongs_to_its_pictures(
         assert np.array_equal(turned, apply(generator, upright))
     with Image.open(out / "more" / "print.png") as printed:
         assert "icc_profile" not in printed.info  # it was of other colours
+        assert dict(printed.getexif()) == {ExifTags.Base.Artist: "a printer"}  # and not how the TIFF was laid out
     jpeg = apply_files(generator, [folder / "turned.jpg"], tmp_path / "jpeg", Form(jpeg=90))
     with Image.open(tmp_path / "jpeg" / "turned.jpg") as turned:
         assert turned.format == "JPEG"
@@ -179,10 +195,12 @@ def test_what_is_made_is_not_made_again_and_what_changed_is(
         return real(*rest)
 
     monkeypatch.setattr(deploy, "_picture", watched)
+    monkeypatch.chdir(folder)
     made = apply_files(generator, [folder], out)
     assert sorted(seen) == ["more/plain.png", "more/print.png", "turned.png"]
     seen.clear()
     assert apply_files(generator, [folder], out) == made  # nor are results taken for pictures
+    assert apply_files(generator, ["."], "perturbed") == made
     assert seen == []
     (out / "turned.png").unlink()
     (folder / "more" / "plain.png").write_bytes((folder / "turned.jpg").read_bytes())
@@ -190,12 +208,39 @@ def test_what_is_made_is_not_made_again_and_what_changed_is(
     assert sorted(seen) == ["more/plain.png", "turned.png"]
     with (out / "applied.jsonl").open("a") as ledger:
         ledger.write('{"file": "turned.png", "sour')  # a process that was killed
-    seen.clear()
-    assert len(apply_files(generator, [folder], out)) == 3
-    assert seen == []
+    (out / "turned.png").unlink()
+    for wanted in (["turned.png"], [], []):
+        seen.clear()
+        assert len(apply_files(generator, [folder], out)) == 3
+        assert seen == wanted
     weaker = build_generator("light", 0.05)
     apply_files(weaker, [folder], out)
     assert len(seen) == 3
+    assert len(apply_files(weaker, [folder], folder / "again")) == 3  # of another folder of results neither
+
+
+@pytest.mark.parametrize("where", ["arrived", "drawn", "add", "replace"])
+def test_who_is_stopped_anywhere_goes_on(
+    where: str, generator: Generator, folder: Path, tiny_detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one who had perturbed the same before, with another bound."""
+    form = Form(draw=faap.load_detector(tiny_detector), score=0.0)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    apply_files(build_generator("light", 0.02), [folder], out, form)
+    wanted = apply_files(generator, [folder], whole, form)
+
+    def stop(*rest: Any) -> Any:
+        raise KeyboardInterrupt
+
+    owner = {"add": deploy._Ledger, "replace": os}.get(where, deploy)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, where, stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply_files(generator, [folder], out, form)
+    assert apply_files(generator, [folder], out, form) == wanted
+    assert listed(out) == listed(whole)
+    for name in listed(whole) - {"applied.jsonl"}:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_nothing_is_replaced_that_is_not_ours(generator: Generator, folder: Path, tmp_path: Path) -> None:
@@ -208,35 +253,69 @@ def test_nothing_is_replaced_that_is_not_ours(generator: Generator, folder: Path
     (folder / "turned.png").unlink()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "turned.png").write_text("mine")
-    with pytest.raises(FaapError, match=r"turned.png: is there, and no result of faap; .*--out"):
+    with pytest.raises(FaapError, match=r"turned.png: is not what faap left there; .*--out"):
         apply_files(generator, [folder], tmp_path / "out")
     assert listed(tmp_path / "out") == {"turned.png"}
+    (tmp_path / "out" / "turned.png").unlink()
+    apply_files(generator, [folder / "turned.jpg"], tmp_path / "out")
+    other = tmp_path / "other" / "turned.jpg"
+    other.parent.mkdir()
+    picture(seed=9).save(other)
+    with pytest.raises(FaapError, match=r"turned.png: is the result of .*pictures/turned.jpg; .*--out"):
+        apply_files(generator, [other], tmp_path / "out")
+    (tmp_path / "out" / "turned.png").write_text("edited")
+    with pytest.raises(FaapError, match=r"turned.png: is not what faap left there; .*--out"):
+        apply_files(generator, [folder / "turned.jpg"], tmp_path / "out")
+    (tmp_path / "out" / "applied.jsonl").write_text("my own notes\n")
+    with pytest.raises(FaapError, match=r"applied.jsonl: is there, and not faap's"):
+        apply_files(generator, [folder / "turned.jpg"], tmp_path / "out")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_made(generator: Generator, folder: Path, tmp_path: Path) -> None:
     (folder / "broken.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:300])
     (folder / "false.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n")
-    with pytest.raises(FaapError, match="2 of 5 cannot be read, the others are in") as error:
-        apply_files(generator, [folder], tmp_path / "out")
-    assert str(folder / "broken.jpg") in str(error.value)
-    assert str(folder / "false.mp4") in str(error.value)
-    assert listed(tmp_path / "out") == {"turned.png", "more/plain.png", "more/print.png", "applied.jsonl"}
+    frames = [picture(seed=seed) for seed in range(3)]
+    frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
+    picture(65_600, 1).save(folder / "long.png")
+    with pytest.raises(FaapError, match="4 of 7 cannot be made, the others are in") as error:
+        apply_files(generator, [folder], tmp_path / "out", Form(jpeg=95))
+    for name in ("broken.jpg", "false.mp4", "moves.gif: holds 3 pictures", "long.png"):
+        assert str(folder / name) in str(error.value)
+    assert listed(tmp_path / "out") == {"turned.jpg", "more/plain.jpg", "more/print.jpg", "applied.jsonl"}
     for wrong, said in ((folder / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no picture or video")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(FaapError, match=said):
             apply_files(generator, [wrong], tmp_path / "out")
 
 
-def film(path: Path, frames: int = 45, size: tuple[int, int] = (64, 48)) -> None:
-    with av.open(str(path), "w") as file:
-        stream, sound = file.add_stream("libx264", rate=15, options={"crf": "5"}), file.add_stream("aac", rate=16000)
+def film(
+    path: Path,
+    frames: int = 45,
+    size: tuple[int, int] = (64, 48),
+    *,
+    times: Any = None,
+    sound: str = "aac",
+    hd: bool = False,
+) -> None:
+    codec = sound
+    with av.open(f"file:{path}", "w") as file:
+        stream, sound = file.add_stream("libx264", rate=15, options={"crf": "5"}), file.add_stream(codec, rate=16000)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if hd:
+            stream.codec_context.colorspace = stream.codec_context.color_primaries = stream.codec_context.color_trc = 1
         for number in range(frames):
-            image = picture(*size)
+            image = Image.new("RGB", size, (200, 40, 60)) if hd else picture(*size)
             ImageDraw.Draw(image).rectangle((number, 10, number + 9, 30), fill="white")
-            for packet in stream.encode(av.VideoFrame.from_image(image)):
+            frame = av.VideoFrame.from_image(image)
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            if hd:
+                frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=1)
+            for packet in stream.encode(frame):
                 file.mux(packet)
         heard = av.AudioFrame.from_ndarray(np.zeros((1, 16000 * frames // 15), np.float32), "fltp", "mono")
         heard.sample_rate = 16000
@@ -251,6 +330,7 @@ def test_a_video_keeps_its_frames_its_times_and_its_sound(
     film(tmp_path / "walk.mkv", size=size)
     (row,) = apply_files(generator, [tmp_path / "walk.mkv"], tmp_path / "out")
     assert row["frames"] == 45
+    assert row["frames_measured"] == 20
     assert row["kept"] > 0.5
     with av.open(str(tmp_path / "walk.mkv")) as before, av.open(str(tmp_path / "out" / "walk.mp4")) as after:
         assert after.streams.audio[0].codec.name == before.streams.audio[0].codec.name
@@ -262,6 +342,75 @@ def test_a_video_keeps_its_frames_its_times_and_its_sound(
     # in brightness, of which the codec keeps every pixel
     before, after, wanted = (each @ [0.299, 0.587, 0.114] for each in (source, found, apply(generator, source)))
     assert np.abs(after - wanted).mean() < 0.7 * np.abs(after - before).mean()
+
+
+def test_a_video_of_changing_rate_keeps_its_times(generator: Generator, tmp_path: Path) -> None:
+    times = [0, 40, 80, 300, 340, 900, 905, 2000]
+    film(tmp_path / "walk.mkv", frames=8, times=times)
+    apply_files(generator, [tmp_path / "walk.mkv"], tmp_path / "out")
+    with av.open(str(tmp_path / "out" / "walk.mp4")) as after:
+        assert [round(1000 * frame.time) for frame in after.decode(video=0)] == times
+
+
+def test_a_video_with_a_colon_in_its_name_and_sound_that_mp4_cannot_hold(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    film(Path("10:30.mkv"), frames=15, sound="pcm_s16le")
+    apply_files(generator, ["10:30.mkv"], "out")
+    with av.open("file:out/10:30.mp4") as after:
+        assert after.streams.audio[0].codec.name == "aac"
+        assert len(list(after.decode(video=0))) == 15
+
+
+def test_the_colours_of_a_video_stay_those_of_its_kind(generator: Generator, tmp_path: Path) -> None:
+    film(tmp_path / "walk.mkv", frames=4, hd=True)
+    still = build_generator("light", 0.0)
+    apply_files(still, [tmp_path / "walk.mkv"], tmp_path / "out")
+    with av.open(str(tmp_path / "walk.mkv")) as before, av.open(str(tmp_path / "out" / "walk.mp4")) as after:
+        assert after.streams.video[0].codec_context.colorspace == 1
+        one, other = (next(file.decode(video=0)).to_ndarray(format="rgb24").astype(float) for file in (before, after))
+    assert np.abs(one - other).mean() < 3  # with the other matrix it is 9
+
+
+def test_a_video_that_lies_on_its_side_is_put_upright(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As phones write it, with a matrix beside the pictures; PyAV reads one and writes none."""
+    stored = np.asarray(picture(64, 48))
+
+    class Frame:
+        rotation, pts, colorspace = -90, 0, 2
+
+        def to_ndarray(self, format: str) -> Any:
+            return stored
+
+    class Packet:
+        def decode(self) -> list[Frame]:
+            return [Frame()]
+
+    seen: list[Any] = []
+
+    class File:
+        class streams:
+            audio: tuple[Any, ...] = ()
+
+        duration = None
+
+        def demux(self, streams: Any) -> list[Packet]:
+            return [packet]
+
+    packet, file, written = Packet(), File(), MagicMock()
+    packet.stream = MagicMock(frames=1, average_rate=Fraction(15), time_base=Fraction(1, 15))
+    file.streams.video = (packet.stream,)
+
+    def change(image: Any, number: int, measured: bool) -> Any:
+        seen.append(image)
+        return image
+
+    assert deploy._rewrite(av, file, written, change) == 1
+    (image,) = seen
+    assert np.array_equal(image, np.rot90(stored, -1))
+    made = written.add_stream.return_value
+    assert (made.width, made.height) == (48, 64)
 
 
 def test_without_pyav_a_video_is_said_to_take_it(

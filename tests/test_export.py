@@ -1,6 +1,7 @@
 """What is exported does what PyTorch does, at any size, and says what it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from faap import cli, export
 from faap.deploy import apply
 from faap.errors import FaapError
 from faap.perturbation import Generator, build_generator
+from faap.promenade import shipped_run
+from faap.runs import Run
 
 RNG = np.random.default_rng(0)
 # twenty, among them the smallest, odd ones and multiples of what the generator works in
@@ -35,10 +38,10 @@ def moving(arch: str) -> Generator:
 @pytest.mark.parametrize("to", ["onnx", "torch"])
 @pytest.mark.parametrize("arch", ["light", "unet"])
 def test_a_generator_is_the_same_at_twenty_sizes(arch: str, to: str, tmp_path: Path) -> None:
-    generator, path = moving(arch), tmp_path / f"g{export._SUFFIXES[to]}"
+    generator, path = moving(arch), tmp_path / "g"
     about = export.export(generator, path, to=to)
     assert about["largest_difference"] <= 1e-4
-    exported = export.load_exported(path)
+    exported = export.load_exported(path, to)
     for batch, height, width in TWENTY:
         images = torch.randn(batch, 3, height, width)
         with torch.no_grad():
@@ -53,9 +56,9 @@ def test_a_generator_is_the_same_at_twenty_sizes(arch: str, to: str, tmp_path: P
 @pytest.mark.parametrize(("kind", "to"), [("detr", "onnx"), ("conditional_softmax", "torch")])
 def test_a_detector_behind_it_goes_into_the_same_file(kind: str, to: str, tiny, wrap, tmp_path: Path) -> None:
     generator, detector = moving("light"), wrap(tiny(kind))
-    path = tmp_path / f"g{export._SUFFIXES[to]}"
+    path = tmp_path / "g"
     export.export(generator, path, to=to, detector=detector)
-    exported = export.load_exported(path)
+    exported = export.load_exported(path, to)
     for batch, height, width in ((1, 48, 64), (2, 61, 50), (3, 96, 96)):
         images = torch.randn(batch, 3, height, width)
         with torch.no_grad():
@@ -82,6 +85,39 @@ def test_the_file_says_what_it_is_and_stands_alone(tmp_path: Path, capsys: pytes
     subprocess.run([sys.executable, str(script), str(path), "a.png"], cwd=tmp_path, check=True)
     by_example = np.asarray(Image.open(tmp_path / "perturbed.png")).astype(int)
     assert np.abs(by_example - np.asarray(apply(generator, image))).max() <= 1  # a half may round either way
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_a_file_tells_nothing_of_the_machine_and_no_figures_of_another_generator(to: str, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(shipped_run(), tmp_path / "somebody" / "run"))
+    metrics = run.read_metrics()
+    metrics["provenance"] |= {"dataset": str(tmp_path / "somebody" / "people")}
+    run.write_metrics(metrics)
+    generator = faap.load_generator(run.path)
+    about = export.export(generator, tmp_path / "g", to=to, run=run)
+    assert about["dataset"] == "people"
+    assert about["gap"] == metrics["gap"]
+    content = (tmp_path / "g").read_bytes()
+    assert str(tmp_path).encode() not in content
+    assert str(Path(faap.__file__).parent).encode() not in content
+    generator.epsilon = 0.05  # of which nothing is known
+    assert "gap" not in export.export(generator, tmp_path / "g", to=to, run=run)
+
+
+def test_what_is_not_an_export_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, path = moving("light"), tmp_path / "mine.onnx"
+    path.write_text("mine")
+    for place in (path, tmp_path):
+        with pytest.raises(FaapError, match=r"is there, and no export of faap; .*--output"):
+            export.export(generator, place)
+    assert path.read_text() == "mine"
+    path.unlink()
+    export.export(generator, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(export, "compare", lambda *rest: 0.1)
+    with pytest.raises(FaapError, match="is not kept"):
+        export.export(generator, path)
+    assert path.read_bytes() == before
 
 
 def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +147,7 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
     generator, path = moving("light"), tmp_path / "g.pt2"
     export.export(generator, path, to="torch")
     whole = export._Whole(generator, None)
-    assert export.compare(path, whole) <= 1e-4
+    assert export.compare(path, whole, "torch") <= 1e-4
     with torch.no_grad():
         whole.generator.out.bias.add_(0.1)
-    assert export.compare(path, whole) > 1e-3
+    assert export.compare(path, whole, "torch") > 1e-3

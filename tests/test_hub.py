@@ -17,7 +17,7 @@ import yaml
 
 from faap import cli, hub
 from faap.errors import FaapError
-from faap.perturbation import load_generator
+from faap.perturbation import load_generator, save_generator
 from faap.promenade import shipped_run
 from faap.runs import Run
 
@@ -106,6 +106,17 @@ def test_what_is_sent_comes_back(served: ThreadingHTTPServer, tmp_path: Path) ->
     assert loaded.returncode == 0, loaded.stderr
     weight = load_generator("promenade").state_dict()["stem.weight"]
     assert float(loaded.stdout) == pytest.approx(weight.double().sum().item(), rel=1e-12)
+    again = subprocess.run([sys.executable, "-P", "-m", "faap", "push", "promenade", "org/name"], **python)
+    assert again.returncode == 0, again.stderr
+    Hub.files["pytorch_model.bin"] = b"a detector"
+    taken = subprocess.run([sys.executable, "-P", "-m", "faap", "push", "promenade", "org/name"], **python)
+    assert taken.returncode == 2
+    assert "holds other files (pytorch_model.bin)" in taken.stderr
+    nobody = python | {"env": environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}}
+    lost = subprocess.run([sys.executable, "-P", "-m", "faap", "push", "promenade", "org/name"], **nobody)
+    assert lost.returncode == 2
+    assert "error: org/name: " in lost.stderr
+    assert "Traceback" not in lost.stderr
     refused = subprocess.run([sys.executable, "-P", "-m", "faap", "push", "promenade", "other/name"], **python)
     assert refused.returncode == 2
     assert "error: other/name: " in refused.stderr
@@ -133,25 +144,48 @@ def test_the_card_holds_the_figures_with_their_intervals() -> None:
     gap = metrics["gap"]["AP"]
     low, high = (f"{bound:+.4f}".replace("-", "−") for bound in gap["ci95"])
     assert f"({low} to {high})" in text
-    for word in ("700 female, 700 male", metrics["provenance"]["split_sha256"], "Ethical", "Limits", "lr_g: '0.005'"):
+    for word in ("700 female, 700 male", metrics["provenance"]["split_sha256"], "Ethical", "Limits", 'lr_g: "0.005"'):
         assert word in text
 
 
 def test_no_path_of_the_machine_and_no_markup_of_a_file_stands_in_the_card(tmp_path: Path) -> None:
     run = Run(shutil.copytree(shipped_run(), tmp_path / "run"))
-    hostile = "[x](http://evil)|<script>\x1b[2J`"
+    hostile = "[x](http://evil)|<script>\x1b[2J`\n\n# Heading"
     text = run.metrics.read_text().replace('"female"', json.dumps(hostile))
     metrics = json.loads(text)
     metrics["provenance"] |= {"dataset": "/home/somebody/secret/people"}
-    metrics["provenance"]["detector"]["name"] = "/home/somebody/detectors/detr"
+    metrics["provenance"]["detector"]["name"] = "C:\\Users\\somebody\\detr"
     run.write_metrics(metrics)
+    settings = run.config.read_text().replace("terms: ''", "terms: /home/somebody/my_terms.py")
+    run.config.write_text(settings)
     card = hub.model_card(run)
     assert "somebody" not in card
     assert "people" in card
     assert "<script>" not in card.split("---\n", 2)[2]
     assert "\x1b" not in card
+    assert "\n# Heading" not in card
+    assert "[x](" not in card.split("---\n", 2)[2]
     rows = [line for line in card.splitlines() if line.startswith("| AP of")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {5}
+
+
+def test_nothing_is_replaced_and_no_figures_of_another_go_along(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("mine")
+    with pytest.raises(FaapError, match=r"config.json: is there, and would be replaced; .*--folder"):
+        hub.write_folder("promenade", tmp_path / "mine")
+    assert [each.name for each in (tmp_path / "mine").iterdir()] == ["config.json"]
+    run = Run(shutil.copytree(shipped_run(), tmp_path / "run"))
+    generator = load_generator(run.path)
+    generator.epsilon = 0.05
+    save_generator(generator, run.generator)
+    with pytest.raises(FaapError, match="is about another generator, or another ε"):
+        hub.write_folder(run.path, tmp_path / "out")
+    metrics = run.read_metrics() | {"changes": {"female": {}, "male": {}}}
+    run.write_metrics(metrics)
+    with pytest.raises(FaapError, match="is not what an evaluation writes"):
+        hub.model_card(run)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_never_measured_is_not_passed_on(tmp_path: Path) -> None:

@@ -270,13 +270,15 @@ def apply(parser: Parser, console: Console) -> None:
     draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
     form = Form(given["jpeg"], seen, draw, given["score"])
     made = apply_files(generator, given["inputs"], given["out"], form, console=console)
-    worst = min(made, key=lambda row: row["kept"])
-    kept = sum(row["kept"] for row in made) / len(made)
-    largest, noise = max(row["linf_pixels"] for row in made), min(row["psnr_db"] for row in made)
-    said = f"{len(made)} files in {given['out']}. As they were written they hold {share(kept)} of the perturbation "
-    said += f"(least: {share(worst['kept'])}, {worst['file']}). "
-    said += f"The largest change of a pixel is {largest:.0f} of 255, the lowest PSNR {noise:.1f} dB."
-    console.print(said, highlight=False)
+    said = f"{len(made)} files in {given['out']}. "
+    if known := [row for row in made if row["kept"] is not None]:
+        worst, mean = min(known, key=lambda row: row["kept"]), sum(row["kept"] for row in known) / len(known)
+        said += f"As they were written they hold {share(mean)} of the perturbation "
+        said += f"(least: {share(worst['kept'])}, {worst['file']}). "
+    said += f"The largest change of a pixel is {max(row['linf_pixels'] for row in made):.0f} of 255"
+    if noise := [row["psnr_db"] for row in made if row["psnr_db"] is not None]:
+        said += f", the lowest PSNR {min(noise):.1f} dB"
+    console.print(f"{said}.", highlight=False, soft_wrap=True)
 
 
 def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | None":
@@ -284,15 +286,17 @@ def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | N
     from faap.config import run_recipe
     from faap.perturbation.storage import place_of
 
-    run, typed = Run.of(place_of(given["generator"])), given["detr_checkpoint"]
-    name = typed
-    if not typed and run and run.config.is_file():
+    place, name = place_of(given["generator"]), given["detr_checkpoint"]
+    run = Run.of(place) if place.exists() else None
+    if not name and run and run.config.is_file():
         name = run_recipe(run).detr_checkpoint
-    if name and (typed or name == "promenade" or Path(name).exists()):
-        return faap.load_detector(name)
-    if needed:
-        raise FaapError(f"{given['generator']}: no detector of its run is here. Give --detr_checkpoint.")
-    return None
+        if name != "promenade" and not Path(name).exists():
+            raise FaapError(
+                f"{run.config}: its detector {name} is not here; say --detr_checkpoint {name}, or where it is."
+            )
+    if not name and needed:
+        raise FaapError(f"{given['generator']}: does not say which detector it is for. Give --detr_checkpoint.")
+    return faap.load_detector(name) if name else None
 
 
 def export(parser: Parser, console: Console) -> None:
@@ -311,8 +315,12 @@ def export(parser: Parser, console: Console) -> None:
     detector = _detector_behind(given, needed=True) if given["with_detector"] else None
     name = "generator_and_detector" if detector else "generator"
     path = Path(given["output"] or f"faap_outputs/{name}.{'onnx' if given['to'] == 'onnx' else 'pt2'}")
-    about = write(generator, path, to=given["to"], detector=detector, run=Run.of(place_of(given["generator"])))
-    console.print(f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False)
+    place = place_of(given["generator"])
+    run = Run.of(place) if place.exists() else None
+    about = write(generator, path, to=given["to"], detector=detector, run=run)
+    console.print(
+        f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False, soft_wrap=True
+    )
 
 
 def push(parser: Parser, console: Console) -> None:
@@ -326,9 +334,11 @@ def push(parser: Parser, console: Console) -> None:
 
     if given["folder"]:
         hub.write_folder(given["run"], given["folder"], given["repository"])
-        console.print(f"{given['folder']}: what would be sent", highlight=False)
+        console.print(f"{given['folder']}: what would be sent", highlight=False, soft_wrap=True)
     else:
-        console.print(hub.push(given["run"], given["repository"], private=given["private"]), highlight=False)
+        console.print(
+            hub.push(given["run"], given["repository"], private=given["private"]), highlight=False, soft_wrap=True
+        )
 
 
 def audit(parser: Parser, console: Console) -> None:
@@ -508,7 +518,7 @@ def _flags_of(name: str) -> list[str]:
     parser = type("Listing", (Parser,), {"given": listed})([], prog="faap")
     with suppress(_Listed):
         COMMANDS[name](parser, Console(quiet=True))
-    return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
+    return sorted({"--quiet", "--verbose", *(flag for flag in parser._option_string_actions if flag.startswith("--"))})
 
 
 Command = Callable[[Parser, Console], int | None]

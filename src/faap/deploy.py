@@ -1,10 +1,13 @@
 """Perturbing pictures and videos, as whoever deploys a generator does, and measuring what of that arrives."""
 
+import errno
 import json
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +21,15 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
 
+from faap.conform import Between, conform
 from faap.data import denormalise, normalise
-from faap.data.images import Preprocessing, evaluation_transform, read_image
+from faap.data.images import Preprocessing, evaluation_transform, read_image, to_rgb
 from faap.data.orientation import open_image
 from faap.data.problems import Problem, opening, place
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError
 from faap.evaluation.detections import perturb_as_deployed
-from faap.files import atomic_write
+from faap.files import atomic_write, file_sha256, read_text
 from faap.perturbation import Generator
 from faap.runs import writing
 from faap.weights import tensors_sha256
@@ -42,6 +46,12 @@ _LOOKED_AT = 20
 _VIDEO_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,matroska,webm,avi"}
 # bytes of EXIF that fit into a JPEG file
 _MOST_EXIF = 65_000
+# tags of a TIFF that are about the picture and not about how it lies in the file
+_DESCRIBES = (270, 271, 272, 305, 306, 315, 33432)
+# sound that MP4 holds as it is
+_SOUNDS = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
+# the folder of drawings in that of the results
+_DRAWN = "drawn"
 # pictures that are drawn side by side: the colour of what is found, and the pixels between them
 _COLOUR, _BETWEEN = "#D55E00", 8
 
@@ -66,9 +76,9 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
         FaapError: if the image is of another kind.
     """
     if isinstance(image, Image.Image):
-        pixels = _planes(np.asarray(image.convert("RGB")))
+        pixels = _planes(np.asarray(to_rgb(image)))
         return Image.fromarray(_rows(_moved(pixels, perturbation(generator, pixels, preprocessing))))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and len(image):
         pixels = _planes(image)
         return _rows(_moved(pixels, perturbation(generator, pixels, preprocessing)))
     if not (
@@ -76,6 +86,7 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
         and (image.dtype == torch.uint8 or image.is_floating_point())
         and image.ndim in (3, 4)
         and image.shape[-3] == 3
+        and image.numel()
     ):
         kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
         wanted = "a Pillow image, an array (H, W, 3) of uint8, or a tensor ([B, ]3, H, W) of uint8 or floats in [0, 1]"
@@ -155,12 +166,19 @@ class Form:
         preprocessing: the detector's, see `apply`.
         draw: a detector that shows what it finds before and after, in pictures in the folder `drawn`; None: none.
         score: of detections that are drawn, the least.
+
+    Raises:
+        FaapError: if quality or score is out of range.
     """
 
     jpeg: int | None = None
     preprocessing: Preprocessing = OWN_SIZE
     draw: FrozenDetector | None = None
     score: float = 0.5
+
+    def __post_init__(self) -> None:
+        conform(self.jpeg, (Between(1, 100, 1), None), "jpeg")
+        conform(self.score, Between(0, 1), "score")
 
 
 def apply_files(
@@ -174,8 +192,9 @@ def apply_files(
     """Perturb pictures, folders of them, and videos into a folder; what is there already is not made again.
 
     EXIF but for the orientation, which is applied, and the colour profile of RGB pictures are kept; transparency is
-    laid on white. Videos become H.264 in MP4, and keep their sound. `applied.jsonl` in the folder says of each file
-    from what it was made, and with which generator.
+    laid on white. Of videos the first picture track becomes H.264 in MP4, with the first sound track; they are not
+    drawn. `applied.jsonl` in the folder says of each file from what it was made, with which generator, and what
+    arrives.
 
     Args:
         generator: with its ε.
@@ -185,104 +204,161 @@ def apply_files(
         console: where to show a bar.
 
     Returns:
-        The line of `applied.jsonl` of each file: "source", "file", what `arrived` says of it as it was written, and
-        what it was made with.
+        The line of `applied.jsonl` of each file: "source", "file", what `arrived` says of it as it was written, None
+        where that is not finite, and what it was made with.
 
     Raises:
-        FaapError: an input is missing or none, two would have one name, a file of the folder is not ours; or, once all
-            others are made, some that could not be read.
+        FaapError: an input is missing or none, two would have one name, a file of the folder is not what faap left
+            there; or, once all others are made, some could not be.
     """
     out = Path(out)
-    pairs, known = _pairs(inputs, out, ".png" if form.jpeg is None else ".jpg"), _ledger(out)
-    for _, name in pairs:
-        if (out / name).exists() and str(name) not in known:
-            raise FaapError(f"{out / name}: is there, and no result of faap; give another folder with --out.")
     how = {"generator": tensors_sha256(generator.state_dict()), "epsilon": generator.epsilon, "jpeg": form.jpeg}
     how |= {"seen": repr(form.preprocessing), "drawn": form.draw and [form.draw.file_sha256, form.score]}
     made, failed = list[dict[str, Any]](), list[str]()
     bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
-    with writing(out), bar:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / LEDGER).open("a", encoding="utf-8") as ledger:
-            for source, name in bar.track(pairs, description="perturbing"):
-                about, before = source.stat(), known.get(str(name), {})
-                row = {"source": str(source), "file": str(name), "bytes": about.st_size, "mtime": about.st_mtime_ns}
-                row |= how
-                if (out / name).is_file() and all(before.get(key) == value for key, value in row.items()):
-                    made.append(before)
-                    continue
-                make = _video if source.suffix.lower() in VIDEOS else _picture
-                try:
-                    row |= make(generator, source, out, name, form)
-                except Problem as problem:
-                    failed.append(str(problem))
-                    continue
-                ledger.write(json.dumps(row) + "\n")
-                ledger.flush()
-                made.append(row)
+    with writing(out, "--out"), bar:
+        pairs, ledger = _pairs(inputs, out, form), _Ledger(out)
+        for source, name in pairs:
+            ledger.check(source, name)
+        for source, name in bar.track(pairs, description="perturbing"):
+            try:
+                about = source.stat()
+                row: dict[str, Any] = {"source": str(source.resolve()), "file": str(name)} | how
+                row |= {"bytes": about.st_size, "mtime": about.st_mtime_ns}
+                if (before := ledger.made(row)) is None:
+                    make = _video if source.suffix.lower() in VIDEOS else _picture
+                    before = make(generator, source, out, name, form, partial(ledger.add, row))
+                made.append(before)
+            except (OSError, ValueError, Problem) as error:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
+                failed.append(str(error) if isinstance(error, Problem) else f"{source}: {error}")
     if failed:
-        raise FaapError(f"{len(failed)} of {len(pairs)} cannot be read, the others are in {out}: {'; '.join(failed)}")
+        raise FaapError(f"{len(failed)} of {len(pairs)} cannot be made, the others are in {out}: {'; '.join(failed)}")
     return made
 
 
-def _pairs(inputs: Sequence[str | Path], out: Path, suffix: str) -> list[tuple[Path, Path]]:
+def _pairs(inputs: Sequence[str | Path], out: Path, form: Form) -> list[tuple[Path, Path]]:
     """Return every file to perturb, and what the result is called within `out`."""
     found: dict[Path, Path] = {}
     for path in map(Path, inputs):
+        if not path.exists():
+            raise FaapError(f"{path}: there is no such file or folder.")
         here = [path]
         if path.is_dir():
+            # results, of this command or an earlier one, are no input
+            ours = {each.parent.resolve() for each in path.rglob(LEDGER)} | {out.resolve()}
             seen = (each for each in sorted(path.rglob("*")) if each.suffix.lower() in PICTURES + VIDEOS)
-            here = [each for each in seen if each.is_file() and out.resolve() not in each.resolve().parents]
+            here = [each for each in seen if each.is_file() and not ours & {*each.resolve().parents}]
             if not here:
-                raise FaapError(f"{path}: there is no picture or video in this folder.")
-        elif not path.is_file():
-            raise FaapError(f"{path}: there is no such file or folder.")
+                raise FaapError(
+                    f"{path}: there is no picture or video in this folder, but perhaps for results of faap."
+                )
         for each in here:
             inside = each.relative_to(path) if path.is_dir() else Path(each.name)
-            name = inside.with_suffix(".mp4" if each.suffix.lower() in VIDEOS else suffix)
+            picture = ".png" if form.jpeg is None else ".jpg"
+            name = inside.with_suffix(".mp4" if each.suffix.lower() in VIDEOS else picture)
             other = found.setdefault(name, each)
             if other.resolve() != each.resolve():
                 raise FaapError(f"{each} and {other} would both become {out / name}; perturb them into two folders.")
             if (out / name).resolve() == each.resolve():
                 raise FaapError(f"{each}: would be replaced by its result; give another folder with --out.")
+            if form.draw and name.parts[0] == _DRAWN:
+                raise FaapError(
+                    f"{each}: its result would lie among the drawings; give the folder {path / _DRAWN} alone."
+                )
     return [(source, name) for name, source in found.items()]
 
 
-def _ledger(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line about each file; one that was cut short says nothing."""
-    rows: dict[str, dict[str, Any]] = {}
-    with suppress(OSError):
-        for line in (out / LEDGER).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, TypeError, KeyError):
+class _Ledger:
+    """What a folder's `applied.jsonl` says of its files; a line is there before its file is, and says what is in it."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.path = out, out / LEDGER
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        text = read_text(self.path) if self.path.exists() else ""
+        for line in text.splitlines():
+            with suppress(ValueError, TypeError, KeyError):  # one that was cut short says nothing
                 row = json.loads(line)
-                rows[str(row["file"])] = row
-    return rows
+                self.rows.setdefault(row["file"], []).append(row | {"sha256": dict(row["sha256"])})
+        if text.strip() and not self.rows:
+            raise FaapError(f"{self.path}: is there, and not faap's; give another folder with --out.")
+        if text and not text.endswith("\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
+
+    def check(self, source: Path, name: Path) -> None:
+        """Raise if a result would take the place of what is not the result of the same source, as it was left."""
+        rows = self.rows.get(str(name), [])
+        for file in (name, Path(_DRAWN, name.with_suffix(".jpg"))):
+            known = {row["sha256"].get(str(file)) for row in rows}
+            if os.path.lexists(self.out / file) and file_sha256(self.out / file) not in known:
+                raise FaapError(f"{self.out / file}: is not what faap left there; move it, or give another --out.")
+        if rows and (self.out / name).exists() and rows[-1]["source"] != str(source.resolve()):
+            raise FaapError(
+                f"{self.out / name}: is the result of {rows[-1]['source']}; give another folder with --out."
+            )
+
+    def made(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the line of a file if all that it says of is there and was made as is wanted."""
+        row = next(reversed(self.rows.get(wanted["file"], [])), None)
+        if row is None or any(row.get(key) != value for key, value in wanted.items()):
+            return None
+        there = all((self.out / f).is_file() and file_sha256(self.out / f) == sha for f, sha in row["sha256"].items())
+        return row if there else None
+
+    def add(self, row: Mapping[str, Any], found: Mapping[str, float], written: Mapping[Path, Path]) -> dict[str, Any]:
+        """Record a file, and those with it: their places, and where they lie until they take them."""
+        numbers = {key: value if math.isfinite(value) else None for key, value in found.items()}
+        digests = {str(name): file_sha256(path) for name, path in written.items()}
+        whole = {**row, **numbers, "sha256": digests}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(whole) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.setdefault(whole["file"], []).append(whole)
+        return whole
 
 
-def _picture(generator: Generator, source: Path, out: Path, name: Path, form: Form) -> dict[str, Any]:
-    image = read_image(source)
+Add = Callable[[Mapping[str, float], Mapping[Path, Path]], dict[str, Any]]
+
+
+def _picture(generator: Generator, source: Path, out: Path, name: Path, form: Form, add: Add) -> dict[str, Any]:
+    image, options = read_image(source), _kept_with(source, form.jpeg is not None)
     pixels = _planes(np.asarray(image))
     delta = perturbation(generator, pixels, form.preprocessing)
-    options = _kept_with(source) | ({} if form.jpeg is None else {"quality": form.jpeg, "subsampling": 0})
-    with atomic_write(out / name) as temporary:
-        kind = "PNG" if form.jpeg is None else "JPEG"
-        Image.fromarray(_rows(_moved(pixels, delta))).save(temporary, kind, **options)
-    again = read_image(out / name)
-    if form.draw is not None:
-        with atomic_write(out / "drawn" / name.with_suffix(".jpg")) as temporary:
-            drawn(form.draw, (image, again), form.score).save(temporary, "JPEG", quality=92)
-    return arrived(image, again, delta, form.preprocessing)
+    options |= {} if form.jpeg is None else {"quality": form.jpeg, "subsampling": 0}
+    with ExitStack() as until:
+        written = {name: until.enter_context(atomic_write(out / name))}
+        Image.fromarray(_rows(_moved(pixels, delta))).save(written[name], "JPEG" if form.jpeg else "PNG", **options)
+        again = read_image(written[name])
+        if form.draw is not None:
+            place = Path(_DRAWN, name.with_suffix(".jpg"))
+            written[place] = until.enter_context(atomic_write(out / place))
+            drawn(form.draw, (image, again), form.score).save(written[place], "JPEG", quality=92)
+        return add(arrived(image, again, delta, form.preprocessing), written)
 
 
-def _kept_with(source: Path) -> dict[str, Any]:
-    """Return of a picture's file what is not pixels and goes with them."""
+def _kept_with(source: Path, jpeg: bool) -> dict[str, Any]:
+    """Return of a picture's file what is not pixels and goes with them.
+
+    Raises:
+        Problem: it holds several pictures.
+    """
     kept: dict[str, Any] = {}
-    with open_image(source) as file, suppress(Exception):  # Pillow's parsers raise many kinds of errors
-        if file.mode in ("RGB", "RGBA") and (profile := file.info.get("icc_profile")):
+    with opening(source, place(source), "image"), open_image(source) as file:
+        # of MPO, which phones write, the first is the photograph
+        if (count := getattr(file, "n_frames", 1)) > 1 and file.format != "MPO":
+            raise place(source)("bad_image", f"holds {count} pictures, of which one file would keep the first")
+        profile = file.info.get("icc_profile")
+        if isinstance(profile, bytes) and profile[16:20] == b"RGB ":  # which is what a result is
             kept["icc_profile"] = profile
-        if exif := file.getexif():
+        with suppress(Exception):  # Pillow's parsers raise many kinds of errors
+            exif = file.getexif()
             exif.pop(ExifTags.Base.Orientation, None)  # it has been applied
-            if len(content := exif.tobytes()) < _MOST_EXIF:
+            for tag in [tag for tag in exif if file.format == "TIFF" and tag not in _DESCRIBES]:
+                del exif[tag]  # how the pixels lay in the file
+            if exif and len(content := exif.tobytes()) < (_MOST_EXIF if jpeg else math.inf):
                 kept["exif"] = content
     return kept
 
@@ -310,40 +386,91 @@ def drawn(detector: FrozenDetector, images: Sequence[Image.Image], score: float)
     return whole
 
 
-def _video(generator: Generator, source: Path, out: Path, name: Path, form: Form) -> dict[str, Any]:
+def _video(generator: Generator, source: Path, out: Path, name: Path, form: Form, add: Add) -> dict[str, Any]:
     try:
         av: Any = import_module("av")
     except ImportError as error:
         raise FaapError(f"{source}: videos take PyAV: pip install 'faap[video]'.") from error
     looked_at: dict[int, tuple[Image.Image, Tensor]] = {}
-    with opening(source, place(source), "video"), av.open(str(source), options=_VIDEO_OPTIONS) as file:
-        stream, sound = file.streams.video[0], next(iter(file.streams.audio), None)
-        every = max(1, (stream.frames or 30 * _LOOKED_AT) // _LOOKED_AT)
-        with atomic_write(out / name) as temporary, av.open(str(temporary), "w", format="mp4") as written:
-            # of even sides, because most players know halved chroma alone
-            odd = stream.width % 2 or stream.height % 2
-            made = written.add_stream("libx264", rate=stream.average_rate, options={"crf": "12"})
-            made.width, made.height, made.pix_fmt = stream.width, stream.height, "yuv444p" if odd else "yuv420p"
-            heard = written.add_stream_from_template(sound) if sound else None
-            number = 0
-            for packet in file.demux([each for each in (stream, sound) if each]):
-                if packet.stream is sound and packet.dts is not None:
-                    packet.stream = heard
-                    written.mux(packet)
-                elif packet.stream is stream:
-                    for frame in packet.decode():
-                        pixels = _planes(frame.to_ndarray(format="rgb24"))
-                        delta = perturbation(generator, pixels, form.preprocessing)
-                        if number % every == 0 and len(looked_at) <= _LOOKED_AT:
-                            looked_at[number] = Image.fromarray(_rows(pixels)), delta
-                        number += 1
-                        new = av.VideoFrame.from_ndarray(_rows(_moved(pixels, delta)), format="rgb24")
-                        new.pts, new.time_base = frame.pts, frame.time_base
-                        written.mux(made.encode(new))
-            written.mux(made.encode())
-    rows = []
-    with av.open(str(out / name)) as file:
-        for number, frame in enumerate(file.decode(video=0)):
-            if number in looked_at:
-                rows.append(arrived(looked_at[number][0], frame.to_image(), looked_at[number][1], form.preprocessing))
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} | {"frames": number + 1}
+    with atomic_write(out / name) as temporary:
+        # "file:", or a name with a colon would be an address
+        with opening(source, place(source), "video"), av.open(f"file:{source}", options=_VIDEO_OPTIONS) as file:
+            if not file.streams.video:
+                raise place(source)("bad_video", "has no pictures")
+            with av.open(f"file:{temporary}", "w", format="mp4") as written:
+                number = _rewrite(av, file, written, partial(_frame, generator, form.preprocessing, looked_at))
+        rows = []
+        with av.open(f"file:{temporary}") as file:
+            for place_of, frame in enumerate(file.decode(video=0)):
+                if place_of in looked_at:
+                    before, delta = looked_at[place_of]
+                    rows.append(arrived(before, frame.to_image(), delta, form.preprocessing))
+        means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        found = means | {"linf_pixels": max(row["linf_pixels"] for row in rows), "frames": number}
+        return add(found | {"frames_measured": len(rows)}, {name: temporary})
+
+
+def _frame(
+    generator: Generator,
+    preprocessing: Preprocessing,
+    looked_at: dict[int, tuple[Image.Image, Tensor]],
+    image: Pixels,
+    number: int,
+    measured: bool,
+) -> Pixels:
+    """Perturb a picture of a video, and remember it if it is to be measured."""
+    pixels = _planes(image)
+    delta = perturbation(generator, pixels, preprocessing)
+    if measured:
+        looked_at[number] = Image.fromarray(_rows(pixels)), delta
+    return _rows(_moved(pixels, delta))
+
+
+def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bool], Pixels]) -> int:
+    """Write a video anew with its pictures changed, upright, at their times; return their number."""
+    stream, sound = file.streams.video[0], next(iter(file.streams.audio), None)
+    made: Any = None
+    heard: Any = None
+    number, last = 0, -1
+    if sound is not None and sound.codec.name in _SOUNDS:
+        heard = written.add_stream_from_template(sound)
+    elif sound is not None:
+        heard = written.add_stream("aac", rate=sound.codec_context.sample_rate)
+    expected = stream.frames or int((file.duration or 0) / av.time_base * float(stream.average_rate or 0))
+    every = max(1, expected // _LOOKED_AT)
+    colours = ("colorspace", "color_range", "color_primaries", "color_trc")
+    for packet in file.demux([each for each in (stream, sound) if each]):
+        if packet.stream is sound and heard.codec.name == sound.codec.name:
+            if packet.dts is not None:
+                packet.stream = heard
+                written.mux(packet)
+            continue
+        for frame in packet.decode():
+            if packet.stream is sound:
+                frame.pts = None
+                written.mux(heard.encode(frame))
+                continue
+            image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            if made is None:
+                made = written.add_stream("libx264", rate=stream.average_rate, options={"crf": "12"})
+                made.height, made.width = image.shape[:2]
+                # of even sides, because most players know halved chroma alone
+                made.pix_fmt = "yuv444p" if made.width % 2 or made.height % 2 else "yuv420p"
+                made.codec_context.time_base = stream.time_base
+                for each in colours:
+                    setattr(made.codec_context, each, getattr(stream.codec_context, each))
+            moved = change(np.ascontiguousarray(image), number, number % every == 0 and number < every * _LOOKED_AT)
+            new = av.VideoFrame.from_ndarray(moved, format="rgb24")
+            if (space := int(frame.colorspace)) in (1, 5, 6):  # BT.709, or one of the two that are BT.601
+                new = new.reformat(format=made.pix_fmt, dst_colorspace=space)
+            step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
+            last = frame.pts if frame.pts is not None and frame.pts > last else last + max(1, step)
+            new.pts, new.time_base = last, stream.time_base
+            written.mux(made.encode(new))
+            number += 1
+    if made is None:
+        raise ValueError("no picture of it can be read")
+    written.mux(made.encode())
+    if heard is not None and sound is not None and heard.codec.name != sound.codec.name:
+        written.mux(heard.encode())
+    return number

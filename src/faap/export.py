@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import faap
 from faap.data.images import MEAN, STD
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError
-from faap.files import atomic_write
+from faap.files import atomic_write, reading
 from faap.perturbation import Generator
 from faap.perturbation.light import STRIDE
 from faap.runs import Run, writing
@@ -32,7 +33,9 @@ INPUT = "pixel_values"
 OUTPUTS = ("perturbed", "logits", "boxes")
 # (batch, height, width) at which it is held against PyTorch; the first is what is traced
 SIZES = ((2, 133, 161), (1, 128, 160), (3, 64, 97), (1, 320, 416))
-_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+KINDS = ("onnx", "torch")
+# stands in every file
+_MARK = b"generator_sha256"
 
 
 class _Whole(nn.Module):
@@ -88,9 +91,11 @@ def export(
     Raises:
         FaapError: a library is missing, the detector cannot be exported, or the file does not do what PyTorch does.
     """
-    if to not in _SUFFIXES:
-        raise FaapError(f"export to {to!r}: it can be one of {', '.join(_SUFFIXES)}.")
+    if to not in KINDS:
+        raise FaapError(f"export to {to!r}: it can be one of {', '.join(KINDS)}.")
     whole, path = _Whole(generator, detector).eval(), Path(path)
+    if path.is_dir() or (path.exists() and _MARK not in path.read_bytes()):
+        raise FaapError(f"{path}: is there, and no export of faap; give another file with --output.")
     about = _about(generator, detector, run)
     write = _write_onnx if to == "onnx" else _write_torch
     images = torch.randn(SIZES[0][0], 3, *SIZES[0][1:], generator=torch.Generator().manual_seed(0))
@@ -103,27 +108,40 @@ def export(
             name = "the generator" if detector is None else f"the detector {detector.name}"
             said = str(error).strip().partition("\n")[0]
             raise FaapError(f"{name} cannot be exported to {to}: {said}. Without --with_detector it may.") from error
-    with writing(path.parent), atomic_write(path) as temporary:
+    with writing(path.parent, "--output"), atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    about["largest_difference"] = compare(path, whole)
-    if not about["largest_difference"] <= TOLERANCE:
-        path.unlink()
-        raise FaapError(f"{path}: differs from PyTorch by {about['largest_difference']:.1e}, and is not kept.")
-    return about
+        with reading(path, "cannot be read again"):
+            difference = compare(temporary, whole, to)
+        if not difference <= TOLERANCE:
+            raise FaapError(f"{path}: differs from PyTorch by {difference:.1e}, and is not kept.")
+    return about | {"largest_difference": difference}
 
 
 def _about(generator: Generator, detector: FrozenDetector | None, run: Run | None) -> dict[str, Any]:
     about: dict[str, Any] = {"faap": faap.__version__, "mean": MEAN, "std": STD, "epsilon": generator.epsilon}
     about |= {"arch": generator.arch, "generator_sha256": tensors_sha256(generator.state_dict())}
     if detector is not None:
-        about |= {"detector": detector.name, "detector_file_sha256": detector.file_sha256}
+        about |= {"detector": plain_name(detector.name), "detector_file_sha256": detector.file_sha256}
         about |= {"labels": detector.labels, "activation": detector.activation}
-    if run is not None and run.metrics.is_file():
+    if run is not None and run.metrics.is_file() and measured_in(run, generator):
         metrics = run.read_metrics()
-        source = metrics.get("provenance", {})
-        about |= {"dataset": source.get("dataset"), "split": metrics["split"], "images": metrics["images"]}
-        about |= {"measured_with": source.get("detector"), "gap": metrics["gap"], "changes": metrics.get("changes")}
+        source = metrics["provenance"]
+        about |= {"dataset": plain_name(source["dataset"]), "split": metrics["split"], "images": metrics["images"]}
+        about["measured_with"] = source["detector"] | {"name": plain_name(source["detector"]["name"])}
+        about |= {"gap": metrics["gap"], "changes": metrics.get("changes")}
     return about
+
+
+def measured_in(run: Run, generator: Generator) -> bool:
+    """Whether a run's figures are those of a generator, with its ε."""
+    known = run.read_metrics().get("provenance", {}).get("generator", {})
+    mine = tensors_sha256(generator.state_dict()), generator.epsilon
+    return (known.get("sha256"), known.get("epsilon")) == mine
+
+
+def plain_name(place: str) -> str:
+    """Return what a data set or a detector is called, without the path of a machine."""
+    return re.split(r"[\\/]", place.rstrip("\\/"))[-1]
 
 
 def _write_onnx(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> bytes:
@@ -133,6 +151,8 @@ def _write_onnx(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> byte
     names: Any = {"input_names": [INPUT], "output_names": list(OUTPUTS if whole.detector else OUTPUTS[:1])}
     program: Any = torch.onnx.export(whole, (images,), dynamo=True, verbose=False, dynamic_shapes=sizes, **names)
     model = program.model_proto
+    for each in (*model.graph.node, *model.graph.value_info, *(n for f in model.functions for n in f.node)):
+        del each.metadata_props[:]  # where in this machine's files it was traced
     for name, value in about.items():
         model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
     content: bytes = model.SerializeToString()
@@ -142,6 +162,8 @@ def _write_onnx(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> byte
 def _write_torch(whole: _Whole, images: Tensor, about: Mapping[str, Any]) -> bytes:
     free = torch.export.Dim.AUTO
     program = torch.export.export(whole, (images,), dynamic_shapes={INPUT: {0: free, 2: free, 3: free}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"faap.json": json.dumps(about)})
     return buffer.getvalue()
@@ -160,9 +182,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def load_exported(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def load_exported(path: Path, to: str = "onnx") -> Callable[[Tensor], list[Tensor]]:
     """Return a function of an exported file: images (B, 3, H, W) to the list of its outputs."""
-    if path.suffix == _SUFFIXES["torch"]:
+    if to == "torch":
         module = torch.export.load(path).module()
         return lambda images: list(module(images))
     runtime = import_module("onnxruntime")
@@ -173,9 +195,9 @@ def load_exported(path: Path) -> Callable[[Tensor], list[Tensor]]:
 
 
 @torch.no_grad()
-def compare(path: Path, whole: nn.Module, sizes: Sequence[tuple[int, int, int]] = SIZES) -> float:
+def compare(path: Path, whole: nn.Module, to: str = "onnx", sizes: Sequence[tuple[int, int, int]] = SIZES) -> float:
     """Return by how much an exported file differs from PyTorch at most."""
-    exported, largest = load_exported(path), 0.0
+    exported, largest = load_exported(path, to), 0.0
     for batch, height, width in sizes:
         images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
         for mine, theirs in zip(whole(images), exported(images), strict=True):

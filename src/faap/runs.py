@@ -244,15 +244,16 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what keeps the block from writing into an output folder into a FaapError."""
+def writing(folder: Path, flag: str = "--output_dir") -> Iterator[None]:
+    """Turn what keeps the block from writing into an output folder, which a flag names, into a FaapError."""
     try:
         yield
     except FaapError:
         raise
     except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
-        said = f"output_dir {folder}: cannot be made or written to ({getattr(error, 'strerror', None) or error})"
-        advice = "give a folder of your own with --output_dir"
+        what, why = flag.removeprefix("--"), getattr(error, "strerror", None) or error
+        said = f"{what} {folder}: cannot be made or written to ({why})"
+        advice = f"give a place of your own with {flag}"
         if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
             advice = "what was written before is whole: make room, and repeat the command"
         raise FaapError(f"{said}; {advice}.") from error

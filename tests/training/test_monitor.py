@@ -76,6 +76,27 @@ def test_a_disk_that_is_full_for_tensorboard_is_said_like_any_other(
     monkeypatch.setattr(tracker.writer, "add_scalar", full)
     with pytest.raises(FaapError, match=said):
         monitor.step(1, {"contrastive_weight": 0.0})
-    monkeypatch.setattr(tracker.writer, "close", full)
-    with pytest.raises(FaapError, match=said):
-        monitor.close()
+
+
+def test_a_tracker_that_fails_is_told_no_more_and_ends_nothing(tmp_path: Path) -> None:
+    class Far:
+        name, told = "far", 0
+
+        def log(self, *rest: object) -> None:
+            self.told += 1
+            raise ConnectionError("nobody there")
+
+        def finish(self) -> None:
+            raise ConnectionError("nobody there either")
+
+    out = Terminal(file=io.StringIO(), width=300)
+    monitor = Monitor(Run(tmp_path), load_recipe("infonce_4th"), 0, 100, out)
+    far = Far()
+    monitor.trackers.append(far)
+    for number in range(3):
+        monitor.step(number, {"contrastive_weight": 0.0})
+    assert far.told == 1
+    assert "far is told no more: output_dir" in out.file.getvalue() or "nobody there" in out.file.getvalue()
+    monitor.trackers.append(far)
+    monitor.close()
+    assert "far was not closed: nobody there either" in out.file.getvalue()

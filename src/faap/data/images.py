@@ -92,19 +92,23 @@ def read_image(path: str | Path) -> Image.Image:
     path = Path(path)
     with opening(path, place(path), "image"), open_image(path) as file:
         file.load()  # which turns a TIFF, and so comes first
-        image: Image.Image = file
         if (orientation := orientation_of(file)) > 1:
-            image = file.transpose(Image.Transpose[TURNS[orientation - 2]])
-        if image.mode == "F":
-            raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
-            wide = np.asarray(image, dtype=np.float64) / 257
-            image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
-        elif image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+            return to_rgb(file.transpose(Image.Transpose[TURNS[orientation - 2]]))
+        return to_rgb(file)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn a picture of any mode into 8-bit RGB as `read_image` does; a ValueError says which it cannot be."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
+        wide = np.asarray(image, dtype=np.float64) / 257
+        image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def normalise(pixels: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

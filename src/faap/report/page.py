@@ -108,18 +108,21 @@ def render(template: str, **values: Any) -> str:
 
 
 def _shown_in(record: Record, detections: Detections) -> list[dict[str, Any]]:
-    """Detections above the threshold, each with a place for its score: above its box, or below what stands there."""
+    """Detections above the threshold, each with a place for its score: above its box, or below what stands there.
+
+    Where there is none, the best one: it is `under` the threshold.
+    """
     width, height = record.width / 9, record.width / 18
     shown: list[dict[str, Any]] = []
-    for i in np.argsort(-detections.scores, kind="stable"):
-        if detections.scores[i] >= SCORE_THRESHOLD:
-            box = detections.boxes[i].tolist()
-            x, y = min(box[0], record.width - width), max(box[1] - height, 0.0)
-            while y < record.height - 2 * height and any(
-                abs(x - other["x"]) < width and abs(y - other["y"]) < height for other in shown
-            ):
-                y += height
-            shown.append({"box": box, "score": f"{detections.scores[i]:.2f}", "x": x, "y": y})
+    best = np.argsort(-detections.scores, kind="stable")
+    for i in best[: max(1, int((detections.scores >= SCORE_THRESHOLD).sum()))]:
+        box, score = detections.boxes[i].tolist(), detections.scores[i]
+        x, y = min(box[0], record.width - width), max(box[1] - height, 0.0)
+        while y < record.height - 2 * height and any(
+            abs(x - other["x"]) < width and abs(y - other["y"]) < height for other in shown
+        ):
+            y += height
+        shown.append({"box": box, "score": f"{score:.2f}", "x": x, "y": y, "under": score < SCORE_THRESHOLD})
     return shown
 
 

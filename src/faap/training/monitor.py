@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +28,8 @@ from faap.training.stopping import Stopping
 
 COLLAPSE_STEPS = 50
 COLLAPSE_SIMILARITY = 0.98
+# the tracker that writes into the run's folder
+_OURS = "tensorboard"
 # between two times that is written how far it is
 STATUS_SECONDS = 5
 
@@ -77,7 +79,7 @@ class NullMonitor:
     def epoch(self, row: dict[str, Any], state: Mapping[str, Any]) -> None:
         """Take one epoch's line of the log, and the trainer's state after it."""
 
-    def show(self, images: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
+    def show(self, images: Callable[[], Mapping[str, "np.ndarray[Any, Any]"]]) -> None:
         """Take pictures of what the generator does."""
 
     def close(self) -> None:
@@ -170,25 +172,40 @@ class Monitor(NullMonitor):
             names = ", ".join(each["images"][:8])
             self.console.print(f"left out, as it was not finite: step {each['step']} ({names})", markup=False)
 
-    def show(self, images: Mapping[str, "np.ndarray[Any, Any]"]) -> None:
-        """Track pictures, (H, W, 3) uint8."""
-        for each in self.trackers:
-            if hasattr(each, "log_images"):
-                form = {"dataformats": "NHWC"} if each.name == "tensorboard" else {}
-                with writing(self.run.path):
-                    each.log_images({k: v[None] for k, v in images.items()}, len(self.rows) * self.per_epoch, **form)
+    def show(self, images: Callable[[], Mapping[str, "np.ndarray[Any, Any]"]]) -> None:
+        """Track pictures, (H, W, 3) uint8, where somebody takes them."""
+        if any(hasattr(each, "log_images") for each in self.trackers):
+            found, step = {name: image[None] for name, image in images().items()}, len(self.rows) * self.per_epoch
+
+            def told(tracker: Any) -> None:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images(found, step, **({"dataformats": "NHWC"} if tracker.name == _OURS else {}))
+
+            self._tell(told)
 
     def _track(self, values: Mapping[str, float | None], step: int) -> None:
         known = {name: value for name, value in values.items() if value is not None}
-        with writing(self.run.path):
-            for each in self.trackers:
-                each.log(known, step)
+        self._tell(lambda tracker: tracker.log(known, step))
+
+    def _tell(self, what: Callable[[Any], object]) -> None:
+        """Tell all trackers; one that fails is told no more, as no training is worth ending for it, but for a disk."""
+        for each in [*self.trackers]:
+            try:
+                with writing(self.run.path):
+                    what(each)
+            except Exception as error:
+                if each.name == _OURS:
+                    raise
+                self.trackers.remove(each)
+                self.console.print(f"{each.name} is told no more: {error}", style="yellow", markup=False)
 
     def close(self) -> None:
-        """Close what tracks."""
-        with writing(self.run.path):
-            for each in self.trackers:
+        """Close what tracks, however the training ends."""
+        for each in self.trackers:
+            try:
                 each.finish()
+            except Exception as error:
+                self.console.print(f"{each.name} was not closed: {error}", style="yellow", markup=False)
 
 
 def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
@@ -196,7 +213,7 @@ def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
     if name not in LOGGER_TYPE_TO_CLASS:
         hint = nearest(name, LOGGER_TYPE_TO_CLASS)
         raise FaapError(f"log_with is {name!r}; it must be of {', '.join(LOGGER_TYPE_TO_CLASS)}.{hint}")
-    kind, own = LOGGER_TYPE_TO_CLASS[name], name == "tensorboard"
+    kind, own = LOGGER_TYPE_TO_CLASS[name], name == _OURS
     place = [str(run.path)] if kind.requires_logging_directory else []
     try:
         tracker = kind(run.events.name if own else "faap", *place, **({"purge_step": steps or None} if own else {}))

@@ -153,8 +153,7 @@ def _train(
             with stopping.held():
                 monitor.epoch(row, trainer.state_dict())
                 trainer.good = {}  # there is a newer one
-                if not distributed.rank():
-                    monitor.show(_pictures(trainer.kept, images, validation))
+                monitor.show(lambda: _pictures(trainer.kept, images, validation))
     except Stop:
         if trainer.good:
             monitor.save(trainer.good)
