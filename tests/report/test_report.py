@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from faap.errors import FaapError
-from faap.report import write_report
+from faap.report import words, write_report
 from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
 
 CONFIG = {
@@ -197,10 +197,11 @@ def test_an_evaluation_without_training_has_no_curves(tmp_path, metrics, write_r
     assert "Success criteria" in page.words
 
 
-def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
-    rows = log(1)
-    rows[0]["train"]["sim_f2f"] = rows[0]["train"]["infonce"] = None
-    rows[0]["validation"]["gap"]["AR"] = rows[0]["validation"]["perturbed"]["male"]["AR100"] = None
+def test_missing_values_are_dashes_and_one_epoch_is_no_curve(tmp_path, metrics, log, write_run):
+    rows = log(2)
+    for row in rows:
+        row["train"]["sim_f2f"] = row["train"]["infonce"] = None
+        row["validation"]["gap"]["AR"] = row["validation"]["perturbed"]["male"]["AR100"] = None
     data = metrics()
     for which in ("baseline", "perturbed"):
         data[which]["female"]["APs"] = None
@@ -215,6 +216,30 @@ def test_one_epoch_with_missing_values(tmp_path, metrics, log, write_run):
     titles = [image["alt"] for image in page.all("img")]
     assert not any(title.startswith(("InfoNCE", "AR gap")) for title in titles)
     assert any(title.startswith("Similarity") for title in titles)
+    (tmp_path / "one").mkdir()
+    page = read(write_report(write_run(tmp_path / "one", data, rows[:1])))
+    assert not page.all("img")
+    assert "Of 1 epoch, counted from 0, epoch 0 was chosen" in page.words
+
+
+def test_the_page_says_what_was_done_and_how_sure_each_groups_change_is(tmp_path, metrics, write_run):
+    data = metrics()
+    data["provenance"]["dataset"] = "/somewhere/people"
+    page = read(write_report(write_run(tmp_path, data)))
+    detector = data["provenance"]["detector"]["name"].split("/")[-1]
+    assert f"before {detector}, on people" in page.words
+    for group, row in data["changes"].items():
+        assert f"{group} AP {words.change(row['AP'])[2][0]} ({words.change(row['AP'])[2][1]})" in page.words
+
+
+def test_where_nothing_is_sure_the_best_detection_is_drawn_with_its_score(tmp_path, metrics, write_run, example):
+    shown = example()
+    scores = np.full(len(shown.after.scores), 0.06)
+    unsure = dataclasses.replace(shown, after=dataclasses.replace(shown.after, scores=scores))
+    page = write_report(write_run(tmp_path, metrics()), [unsure]).read_text()
+    assert page.count('class="found under"') == 1
+    assert ">0.06</text>" in page
+    assert "0 detections" in page
 
 
 def test_the_chosen_epoch_is_the_one_of_the_selection_rule(tmp_path, metrics, log, write_run):
