@@ -413,6 +413,20 @@ def test_a_video_that_lies_on_its_side_is_put_upright(generator: Generator, monk
     assert (made.width, made.height) == (48, 64)
 
 
+def test_a_detector_that_changes_while_it_draws_is_an_error(
+    generator: Generator, folder: Path, tiny_detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, real = faap.load_detector(tiny_detector), deploy.drawn
+
+    def drifting(*rest: Any) -> Image.Image:
+        next(detector.parameters()).add_(1e-6)
+        return real(*rest)
+
+    monkeypatch.setattr(deploy, "drawn", drifting)
+    with pytest.raises(FaapError, match=r"the frozen detector .* has changed while it was used"):
+        apply_files(generator, [folder], tmp_path / "out", Form(draw=detector))
+
+
 def test_without_pyav_a_video_is_said_to_take_it(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -348,7 +348,9 @@ def main() -> int:
     parser.add_argument(
         "--dir", help="where; a folder in memory is fastest (default: the system's for temporary files)"
     )
-    parser.add_argument("--recipes", default="equal,infonce_4th,wgan_7th,moco_4th,contrastive_1st,infonce_3rd_fix2")
+    parser.add_argument(
+        "--recipes", default="equal,infonce_4th,wgan_7th,moco_4th,contrastive_1st,infonce_3rd,infonce_3rd_fix2"
+    )
     parser.add_argument(
         "--data", default="", help="data set and detector, as in DATA:DETECTOR (default: a tiny Promenade)"
     )

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -27,6 +27,7 @@ from faap.data.images import Preprocessing, evaluation_transform, read_image, to
 from faap.data.orientation import open_image
 from faap.data.problems import Problem, opening, place
 from faap.detectors import FrozenDetector
+from faap.detectors.base import unchanged
 from faap.errors import FaapError
 from faap.evaluation.detections import perturb_as_deployed
 from faap.files import atomic_write, file_sha256, read_text
@@ -208,15 +209,15 @@ def apply_files(
         where that is not finite, and what it was made with.
 
     Raises:
-        FaapError: an input is missing or none, two would have one name, a file of the folder is not what faap left
-            there; or, once all others are made, some could not be.
+        FaapError: the detector has changed; an input is missing or none, two would have one name, a file of the folder
+            is not what faap left there; or, once all others are made, some could not be.
     """
     out = Path(out)
     how = {"generator": tensors_sha256(generator.state_dict()), "epsilon": generator.epsilon, "jpeg": form.jpeg}
     how |= {"seen": repr(form.preprocessing), "drawn": form.draw and [form.draw.file_sha256, form.score]}
     made, failed = list[dict[str, Any]](), list[str]()
     bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
-    with writing(out, "--out"), bar:
+    with writing(out, "--out"), bar, unchanged(form.draw) if form.draw else nullcontext():
         pairs, ledger = _pairs(inputs, out, form), _Ledger(out)
         for source, name in pairs:
             ledger.check(source, name)
