@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from faap.conform import Between, conform
 from faap.data import denormalise, normalise
-from faap.data.images import Preprocessing, evaluation_transform, read_image, to_rgb
+from faap.data.images import Preprocessing, evaluation_transform, planes, read_image, to_rgb
 from faap.data.orientation import open_image
 from faap.data.problems import Problem, opening, place
 from faap.detectors import FrozenDetector
@@ -77,10 +77,10 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
         FaapError: if the image is of another kind.
     """
     if isinstance(image, Image.Image):
-        pixels = _planes(np.asarray(to_rgb(image)))
+        pixels = planes(np.asarray(to_rgb(image)))
         return Image.fromarray(_rows(_moved(pixels, perturbation(generator, pixels, preprocessing))))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and len(image):
-        pixels = _planes(image)
+        pixels = planes(image)
         return _rows(_moved(pixels, perturbation(generator, pixels, preprocessing)))
     if not (
         isinstance(image, Tensor)
@@ -128,10 +128,6 @@ def _unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 
-def _planes(image: Pixels) -> Tensor:
-    return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
-
-
 def _rows(pixels: Tensor) -> Pixels:
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -149,7 +145,7 @@ def arrived(before: Image.Image, after: Image.Image, delta: Tensor, preprocessin
         "kept": the share of the perturbation that the detector gets, 1 for all of it: the projection of what changed
         onto it; nan for a perturbation of nothing. "linf_pixels": the largest change of a pixel, of 255. "psnr_db".
     """
-    images = [_unit(_planes(np.asarray(image))) for image in (before, after)]
+    images = [_unit(planes(np.asarray(image))) for image in (before, after)]
     change = _seen(images[1], preprocessing) - _seen(images[0], preprocessing)
     delta = delta.to(change)
     size, error = float(delta.square().sum()), float((images[1] - images[0]).square().mean())
@@ -326,7 +322,7 @@ Add = Callable[[Mapping[str, float], Mapping[Path, Path]], dict[str, Any]]
 
 def _picture(generator: Generator, source: Path, out: Path, name: Path, form: Form, add: Add) -> dict[str, Any]:
     image, options = read_image(source), _kept_with(source, form.jpeg is not None)
-    pixels = _planes(np.asarray(image))
+    pixels = planes(np.asarray(image))
     delta = perturbation(generator, pixels, form.preprocessing)
     options |= {} if form.jpeg is None else {"quality": form.jpeg, "subsampling": 0}
     with ExitStack() as until:
@@ -369,7 +365,7 @@ def drawn(detector: FrozenDetector, images: Sequence[Image.Image], score: float)
     width, height = images[0].size
     whole = Image.new("RGB", (len(images) * width + (len(images) - 1) * _BETWEEN, height), "white")
     for number, image in enumerate(images):
-        seen = _seen(_unit(_planes(np.asarray(image))), detector.preprocessing)
+        seen = _seen(_unit(planes(np.asarray(image))), detector.preprocessing)
         pixels = normalise(seen.to(next(detector.parameters()).device))[None]
         with torch.no_grad():
             out = detector(*detector.adapt(pixels, None))
@@ -420,7 +416,7 @@ def _frame(
     measured: bool,
 ) -> Pixels:
     """Perturb a picture of a video, and remember it if it is to be measured."""
-    pixels = _planes(image)
+    pixels = planes(image)
     delta = perturbation(generator, pixels, preprocessing)
     if measured:
         looked_at[number] = Image.fromarray(_rows(pixels)), delta

@@ -135,7 +135,7 @@ def evaluation_transform(image: Picture, boxes: Boxes, preprocessing: Preprocess
     image = np.asarray(image)
     size = _size(image)
     resized = _resize(image, _fitted(size, preprocessing, preprocessing.shortest_edge), preprocessing)
-    return _planes(resized), _relative(boxes, size)
+    return planes(resized), _relative(boxes, size)
 
 
 def training_transform(
@@ -180,7 +180,7 @@ def training_transform(
         bottom_right = (boxes[:, :2] + boxes[:, 2:] - plan.crop[:2]).clip(0, _size(image))
         kept = (bottom_right > top_left).all(1)
         boxes, labels = np.concatenate([top_left, bottom_right - top_left], 1)[kept], labels[kept]
-    return _planes(_resize(image, plan.size, preprocessing)), _relative(boxes, _size(image)), labels
+    return planes(_resize(image, plan.size, preprocessing)), _relative(boxes, _size(image)), labels
 
 
 def plan_training(
@@ -243,7 +243,8 @@ def _resize(image: Pixels, size: tuple[int, int], preprocessing: Preprocessing) 
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling(preprocessing.resample)))
 
 
-def _planes(image: Pixels) -> Tensor:
+def planes(image: Pixels) -> Tensor:
+    """Turn pixels (h, w, 3) into a tensor (3, h, w) of its own."""
     return torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
 
 
