@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import LoggerType
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -557,8 +558,13 @@ def test_trackers_are_told_of_steps_epochs_settings_and_pictures(
 
 
 def test_what_cannot_track_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = replace(recipe, dataset_root="/nowhere")  # it is said before data and detector are loaded
     with pytest.raises(FaapError, match=r"log_with is 'wandbb'; .* Did you mean 'wandb'\?"):
-        train(replace(recipe, log_with="wandbb"), console=QUIET)
+        train(replace(nowhere, log_with="wandbb"), console=QUIET)
+    with monkeypatch.context() as patched:
+        patched.setattr("faap.training.monitor.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+        with pytest.raises(FaapError, match=r"log_with: wandb is not installed here \(pip install wandb\)"):
+            train(replace(nowhere, log_with="tensorboard,wandb"), console=QUIET)
 
     class Offline(Tracked):
         def start(self) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 from rich.console import Console
 from rich.markup import escape
 
@@ -102,7 +103,7 @@ class Monitor(NullMonitor):
         self.rows = run.read_log()
         self.alarm = CollapseAlarm()
         with writing(run.path):
-            self.trackers = [_tracker(name, run, recipe, steps) for name in recipe.log_with.split(",") if name]
+            self.trackers = [_tracker(name, run, recipe, steps) for name in trackers_of(recipe)]
         self.saved = self.told = self.started = time.monotonic()
         self.steps, self.per_epoch = steps, per_epoch
         self.tell(steps % per_epoch)
@@ -208,11 +209,24 @@ class Monitor(NullMonitor):
                 self.console.print(f"{each.name} was not closed: {error}", style="yellow", markup=False)
 
 
+def trackers_of(recipe: Recipe) -> list[str]:
+    """Return the names of a recipe's trackers.
+
+    Raises:
+        FaapError: there is no such tracker, or its package is not installed.
+    """
+    names = [name for name in recipe.log_with.split(",") if name]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            hint = nearest(name, LOGGER_TYPE_TO_CLASS)
+            raise FaapError(f"log_with is {name!r}; it must be of {', '.join(LOGGER_TYPE_TO_CLASS)}.{hint}")
+        if name in LoggerType and LoggerType(name) not in get_available_trackers():
+            raise FaapError(f"log_with: {name} is not installed here (pip install {name}).")
+    return names
+
+
 def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
     """Start one of accelerate's trackers; TensorBoard's forgets what it has of later steps."""
-    if name not in LOGGER_TYPE_TO_CLASS:
-        hint = nearest(name, LOGGER_TYPE_TO_CLASS)
-        raise FaapError(f"log_with is {name!r}; it must be of {', '.join(LOGGER_TYPE_TO_CLASS)}.{hint}")
     kind, own = LOGGER_TYPE_TO_CLASS[name], name == _OURS
     place = [str(run.path)] if kind.requires_logging_directory else []
     try:

@@ -35,7 +35,7 @@ from faap.report.measure import measure, to_uint8
 from faap.report.page import Pixels
 from faap.runs import AUTO, Run, differences, writing
 from faap.training.checkpoints import newest_state, read_checkpoint
-from faap.training.monitor import Monitor, NullMonitor, keep_best
+from faap.training.monitor import Monitor, NullMonitor, keep_best, trackers_of
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
 
@@ -74,14 +74,15 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
         The run directory, the test metrics and the chosen epoch.
 
     Raises:
-        FaapError: if data, detector, output folder or the checkpoint to resume from cannot be used, another process is
-            at work in the folder, or the loss stops being finite.
+        FaapError: if data, detector, output folder, a tracker or the checkpoint to resume from cannot be used, another
+            process is at work in the folder, or the loss stops being finite.
         Stop: SIGTERM or SIGINT came; the state is kept, and the same call goes on from it.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", recipe.precision):
         said = f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}"
         raise FaapError(f"{said}: say it with --precision (no or bf16) and leave accelerate's at no.")
+    trackers_of(recipe)  # before what takes long
     stopping = Stopping()
     try:
         with seeded(recipe.seed), ExitStack() as until, stopping.listening():
