@@ -27,7 +27,7 @@ from faap.data.images import Preprocessing, evaluation_transform, planes, read_i
 from faap.data.orientation import open_image
 from faap.data.problems import Problem, opening, place
 from faap.detectors import FrozenDetector
-from faap.detectors.base import unchanged
+from faap.detectors.base import RawDetections, unchanged
 from faap.errors import FaapError
 from faap.evaluation.detections import perturb_as_deployed
 from faap.files import atomic_write, file_sha256, read_text
@@ -360,17 +360,20 @@ def _kept_with(source: Path, jpeg: bool) -> dict[str, Any]:
     return kept
 
 
+@torch.no_grad()
+def found_in(detector: FrozenDetector, image: Image.Image) -> RawDetections:
+    """Return what a detector finds in a picture, RGB, that comes to it as a file does."""
+    seen = _seen(_unit(planes(np.asarray(image))), detector.preprocessing)
+    out = detector(*detector.adapt(normalise(seen.to(next(detector.parameters()).device))[None], None))
+    return detector.detections(out, torch.tensor([image.size[::-1]]))[0]
+
+
 def drawn(detector: FrozenDetector, images: Sequence[Image.Image], score: float) -> Image.Image:
     """Draw pictures side by side, with what a detector finds in each: boxes, classes, scores."""
     width, height = images[0].size
     whole = Image.new("RGB", (len(images) * width + (len(images) - 1) * _BETWEEN, height), "white")
     for number, image in enumerate(images):
-        seen = _seen(_unit(planes(np.asarray(image))), detector.preprocessing)
-        pixels = normalise(seen.to(next(detector.parameters()).device))[None]
-        with torch.no_grad():
-            out = detector(*detector.adapt(pixels, None))
-            (found,) = detector.detections(out, torch.tensor([[height, width]]))
-        shown = image.copy()
+        found, shown = found_in(detector, image), image.copy()
         pen, line = ImageDraw.Draw(shown), max(1, round(max(width, height) / 300))
         for value, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
             if value >= score:
