@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 known = session.get_modelmeta().custom_metadata_map
@@ -24,4 +24,5 @@ def perturb(image: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    perturb(Image.open(sys.argv[2])).save("perturbed.png")  # or my_detector(perturb(image))
+    image = ImageOps.exif_transpose(Image.open(sys.argv[2]))  # upright, as cameras mean it
+    perturb(image).save("perturbed.png")  # or my_detector(perturb(image))

@@ -311,6 +311,8 @@ def test_a_dash_is_as_good_as_an_underscore(places: list[str], tmp_path: Path) -
         (["compare", "infonce_4th", "--sedes", "2"], "--seeds"),
         (["train", "infonce_4th", "--detach_reference", "perhaps"], "detach_reference"),
         (["trian"], "'train'"),
+        (["--json", "recipes"], "--json stands before a command; flags come after it"),
+        (["--quiet", "recipe"], "'recipes'"),
     ],
 )
 def test_mistakes_are_one_line_that_says_what_is_right(
@@ -437,6 +439,8 @@ def test_quiet_prints_errors_alone_and_verbose_where_they_arose(
 ) -> None:
     words = ["train", "infonce_4th", *places, *SMALL, f"--output_dir={tmp_path / 'run'}", "--quiet"]
     assert cli.main(words) == 0
+    assert capsys.readouterr().out == ""
+    assert cli.main(["--quiet", "recipes"]) == 0
     assert capsys.readouterr().out == ""
     for more, traced in (["--quiet"], False), (["--verbose"], True):
         assert cli.main(["check", "/nowhere", *more]) == 2

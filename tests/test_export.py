@@ -11,13 +11,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import faap
 from faap import cli, export
 from faap.deploy import apply
 from faap.errors import FaapError
-from faap.perturbation import Generator, build_generator
+from faap.perturbation import Generator, build_generator, save_generator
 from faap.promenade import shipped_run
 from faap.runs import Run
 
@@ -80,7 +80,9 @@ def test_the_file_says_what_it_is_and_stands_alone(tmp_path: Path, capsys: pytes
     assert len(gap["ci95"]) == 2
     assert json.loads(known["measured_with"])["name"] == "promenade"
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (40, 56, 3), dtype=np.uint8))
-    image.save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
     script = Path(__file__).parents[1] / "examples" / "onnx_detector.py"
     subprocess.run([sys.executable, str(script), str(path), "a.png"], cwd=tmp_path, check=True)
     by_example = np.asarray(Image.open(tmp_path / "perturbed.png")).astype(int)
@@ -102,6 +104,20 @@ def test_a_file_tells_nothing_of_the_machine_and_no_figures_of_another_generator
     assert str(Path(faap.__file__).parent).encode() not in content
     generator.epsilon = 0.05  # of which nothing is known
     assert "gap" not in export.export(generator, tmp_path / "g", to=to, run=run)
+
+
+def test_the_command_says_where_figures_are_of_another_generator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(shutil.copytree(shipped_run(), tmp_path / "run"))
+    command = ["export", str(run.path), f"--output={tmp_path / 'g.onnx'}"]
+    assert cli.main(command) == 0
+    assert "another generator" not in capsys.readouterr().out
+    save_generator(moving("light"), run.generator)  # in place of the one that was measured
+    assert cli.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "metrics.json is about another generator, or another ε: its figures are left out." in said
+    assert "gap" not in onnxruntime.InferenceSession(tmp_path / "g.onnx").get_modelmeta().custom_metadata_map
 
 
 def test_what_is_not_an_export_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

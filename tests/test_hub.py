@@ -181,6 +181,13 @@ def test_nothing_is_replaced_and_no_figures_of_another_go_along(tmp_path: Path) 
     save_generator(generator, run.generator)
     with pytest.raises(FaapError, match="is about another generator, or another ε"):
         hub.write_folder(run.path, tmp_path / "out")
+    generator.epsilon = 0.1
+    save_generator(generator, run.generator)
+    hub.write_folder(run.path, tmp_path / "same")
+    generator.out.bias.data.add_(1e-3)
+    save_generator(generator, run.generator)
+    with pytest.raises(FaapError, match="is about another generator, or another ε"):
+        hub.write_folder(run.path, tmp_path / "out")
     metrics = run.read_metrics() | {"changes": {"female": {}, "male": {}}}
     run.write_metrics(metrics)
     with pytest.raises(FaapError, match="is not what an evaluation writes"):

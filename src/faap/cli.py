@@ -318,6 +318,10 @@ def export(parser: Parser, console: Console) -> None:
     place = place_of(given["generator"])
     run = Run.of(place) if place.exists() else None
     about = write(generator, path, to=given["to"], detector=detector, run=run)
+    if run and run.metrics.is_file() and "gap" not in about:
+        console.print(
+            f"{run.metrics} is about another generator, or another ε: its figures are left out.", style="yellow"
+        )
     console.print(
         f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False, soft_wrap=True
     )
@@ -507,6 +511,8 @@ def completion(parser: Parser, console: Console) -> None:
     print("\n".join(lines))
 
 
+# flags of every command
+_EVERYWHERE = ("--quiet", "--verbose")
 # commands after which the name of a recipe is typed
 _NAMES_RECIPES = ("train", "compare", "recipes")
 
@@ -518,7 +524,7 @@ def _flags_of(name: str) -> list[str]:
     parser = type("Listing", (Parser,), {"given": listed})([], prog="faap")
     with suppress(_Listed):
         COMMANDS[name](parser, Console(quiet=True))
-    return sorted({"--quiet", "--verbose", *(flag for flag in parser._option_string_actions if flag.startswith("--"))})
+    return sorted({*_EVERYWHERE, *(flag for flag in parser._option_string_actions if flag.startswith("--"))})
 
 
 Command = Callable[[Parser, Console], int | None]
@@ -535,7 +541,7 @@ def _usage() -> str:
 
 def run(name: str, words: Sequence[str], prog: str | None = None) -> int:
     """Run one command with its arguments; return the exit status."""
-    command, rest = COMMANDS[name], [word for word in words if word not in ("--quiet", "--verbose")]
+    command, rest = COMMANDS[name], [word for word in words if word not in _EVERYWHERE]
     every = "--quiet prints errors alone; --verbose tells where in the program an error arose."
     parser = Parser(rest, prog=prog or f"faap {name}", description=command.__doc__, epilog=every)
     # of several processes only the first prints
@@ -549,14 +555,19 @@ def main(words: Sequence[str] | None = None) -> int:
     # what files are called, and what is written in them, may not be printable
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    name, *rest = list(sys.argv[1:] if words is None else words) or ["--help"]
+    words = list(sys.argv[1:] if words is None else words)
+    before = list(takewhile(lambda word: word in _EVERYWHERE, words))
+    name, *rest = words[len(before) :] or ["--help"]
     if name in COMMANDS:
-        return run(name, rest)
+        return run(name, [*rest, *before])
     if name in ("-h", "--help", "help"):
         print(_usage())
         return 0
     if name == "--version":
         print(f"faap {faap.__version__}")
         return 0
-    print(f"error: unknown command {name!r}.{nearest(name, COMMANDS)} See faap --help.", file=sys.stderr)
+    said = f"unknown command {name!r}.{nearest(name, COMMANDS)}"
+    if name.startswith("-"):
+        said = f"{name} stands before a command; flags come after it, as in faap recipes --json."
+    print(f"error: {said} See faap --help.", file=sys.stderr)
     return 2
