@@ -405,6 +405,17 @@ def test_what_was_run_is_told(comparison):
     assert "temperature: 0.07 · epochs: 10" in words
 
 
+def test_data_detector_and_versions_are_named(comparison):
+    data = comparison()
+    source = {"dataset": "/somewhere/people", "split_sha256": "ab" * 32, "versions": {"faap": "0.9", "torch": "2.8"}}
+    source["detector"] = {"name": "models/detr.pth", "file_sha256": "cd" * 32, "tensors_sha256": "ef" * 32}
+    words = read(data | {"provenance": source}).words
+    assert "the same frozen detector, detr.pth, on people." in words
+    assert f"data /somewhere/people, test split {'ab' * 32}" in words
+    assert f"detector models/detr.pth, file {'cd' * 32}, tensors {'ef' * 32}" in words
+    assert "measured faap 0.9, torch 2.8" in words
+
+
 def test_the_input_is_left_as_it_is(comparison):
     data = comparison()
     before = copy.deepcopy(data)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from faap.errors import FaapError
-from faap.report import words, write_report
+from faap.report import charts, words, write_report
 from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
 
 CONFIG = {
@@ -227,7 +227,7 @@ def test_the_page_says_what_was_done_and_how_sure_each_groups_change_is(tmp_path
     data["provenance"]["dataset"] = "/somewhere/people"
     page = read(write_report(write_run(tmp_path, data)))
     detector = data["provenance"]["detector"]["name"].split("/")[-1]
-    assert f"before {detector}, on people" in page.words
+    assert f"before the detector {detector}, on people" in page.words
     for group, row in data["changes"].items():
         assert f"{group} AP {words.change(row['AP'])[2][0]} ({words.change(row['AP'])[2][1]})" in page.words
 
@@ -372,3 +372,57 @@ def test_a_crowd_is_not_counted_among_those_to_be_found(tmp_path, metrics, examp
     page = read(write_report(write_run(tmp_path, metrics()), [crowded]))
     assert f"of {len(crowd) - 1} found (IoU of .50)" in page.words
     assert f"of {len(crowd)} found" not in page.words
+
+
+@pytest.fixture
+def curves():
+    def each(share):
+        values = np.linspace(1, 0, 101)
+        return {
+            group: {"precision": np.stack([values**power, values**power - 0.1, values**power + 0.1]) * share,
+                    "recall": np.stack([values * share] * 3)}
+            for group, power in (("female", 2), ("male", 1))
+        }  # fmt: skip
+
+    return each(0.5), each(1.0)
+
+
+def test_precision_and_recall_of_each_group_before_and_after(tmp_path, metrics, write_run, curves):
+    page = read(write_report(write_run(tmp_path, metrics()), curves=curves))
+    assert "Thresholds" in page.words
+    precision, recall = (each["alt"] for each in page.all("img"))
+    halves = ("female: 0.5000, 0.1250, 0.0000", "male: 0.5000, 0.2500, 0.0000")
+    assert precision.startswith("Precision over recall. before " + "; before ".join(halves))
+    assert "after female: 1.0000, 0.2500, 0.0000; after male: 1.0000, 0.5000, 0.0000" in precision
+    assert recall.endswith("after male: 1.0000, 0.5000, 0.0000")
+
+
+def test_bands_and_lines_of_a_group_have_its_colour(curves):
+    (_, _, figure), _ = charts.draw_curves(*curves)
+    for axes, found in zip(figure.axes, curves, strict=True):
+        for line, band, colour, group in zip(
+            axes.get_lines(), axes.collections, (ANCHOR_COLOUR, REFERENCE_COLOUR), found, strict=True
+        ):
+            assert line.get_color() == colour
+            np.testing.assert_array_equal(line.get_ydata(), found[group]["precision"][0])
+            edge = band.get_paths()[0].vertices[:, 1]
+            assert edge.max() == pytest.approx(found[group]["precision"][2].max())
+
+
+def test_the_values_of_a_figure_are_those_that_are_drawn():
+    figure = charts.Figure()
+    left, right = figure.subplots(1, 2)
+    left.set_title("one", loc="left")
+    left.plot([0, 1, 2], [0.5, np.nan, 0.75], label=" women")
+    left.axhline(0.1)
+    right.plot([1], [0.25], "x", label="baseline")
+    right.plot([1, 2], [0.3, 0.4], "o")
+    assert charts.values_in(figure) == "one women: 0.5000, 0.7500, 0.7500; baseline: 1.0000, 0.2500"
+
+
+def test_every_colour_has_a_light_and_a_dark_value(tmp_path, metrics, write_run):
+    text = write_report(write_run(tmp_path, metrics())).read_text()
+    assert "screen and (prefers-color-scheme: dark)" in text
+    named = set(re.findall(r"var\(--(\w+)\)", text))
+    light, dark = (set(re.findall(r"--(\w+):", block)) for block in re.findall(r":root \{([^}]*)\}", text))
+    assert named <= light == dark

@@ -48,7 +48,7 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
         The content of compare.json: split, anchor, reference, images, rule, detector_sha256, baseline and
         validation_baseline {ap_gap, ar_gap, anchor_ap, reference_ap}, shared (fields that no recipe differs in),
         recipes (each with summary, success and verdicts {key: runs}, cost and runs with their curves), warnings of the
-        runs' measurements, and failed.
+        runs' measurements, provenance of the first (dataset, split_sha256, detector, versions), and failed.
 
     Raises:
         FaapError: if what a run left cannot be read, or two runs have different baselines, so that nothing can be
@@ -77,6 +77,8 @@ def gather(runs: Sequence[Recipe], failed: Mapping[str, str]) -> dict[str, Any]:
     result["validation_baseline"] = headline(log[0]["validation"]["baseline"], *groups)
     result["shared"] = {k: v for k, v in first.items() if all(each.get(k) == v for each in settings.values())}
     result |= {"recipes": rows, "warnings": _warnings(found)}
+    if source := metrics.get("provenance"):
+        result["provenance"] = {key: source[key] for key in ("dataset", "split_sha256", "detector", "versions")}
     result["failed"] = [{"recipe": run.name, "seed": run.seed, "error": failed[run.output_dir]} for run in lost]
     return result
 

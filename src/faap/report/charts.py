@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from faap.evaluation import HEADLINE, headline
+from faap.evaluation.curves import LEVELS, Curves
 from faap.report.words import number
 
 # Okabe and Ito's palette, which stays distinct for colour-blind readers; a group has its colour on the whole page
@@ -80,6 +81,51 @@ def embed(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return data_uri("svg+xml", buffer)
+
+
+def values_in(figure: Figure) -> str:
+    """Say what the lines of a figure show, by panel and name: first, middle and last value of each; of marks x, y."""
+    said = []
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            points = np.ma.filled(np.ma.asarray(line.get_xydata(), dtype=np.float64), np.nan)
+            points = points[np.isfinite(points).all(axis=1)]
+            label, marks = str(line.get_label()).strip(), line.get_linestyle() == "None"
+            named = not label.startswith("_")
+            if line.get_transform() != axes.transData or not len(points) or line.get_color() == _FAINT:
+                continue  # a mark at the edge, a line across, another panel's line
+            if marks and not named:
+                continue  # the single runs
+            first, middle, last = (number(points[i, 1]) for i in (0, len(points) // 2, -1))
+            what = ", ".join(map(number, points[0])) if marks else f"{first}, {middle}, {last}"
+            name = " ".join(part for part in (axes.get_title(loc="left"), label * named) if part)
+            said.append(f"{name}: {what}".replace("\n", " "))
+    return "; ".join(said)
+
+
+@style()
+def draw_curves(before: Curves, after: Curves) -> list[Drawn]:
+    """Draw the groups' precision over recall, and recall over scores, before and after side by side."""
+    charts = (
+        ("precision", "Precision over recall", "recall", "precision"),
+        ("recall", "Share of what there is to find that has a score of so much or more", "score", "recall"),
+    )
+    colours = colours_of(before, GROUP_COLOURS)
+    drawn = []
+    for slug, title, x, y in charts:
+        figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, name, curves in zip(panels, ("before", "after"), (before, after), strict=True):
+            axes.set(title=name, xlabel=x, xlim=(0, 1), ylim=(0, 1.02))
+            axes.grid()
+            for group, found in curves.items():
+                value, low, high = found[slug]
+                axes.fill_between(LEVELS, low, high, color=colours[group], alpha=0.25, linewidth=0)
+                axes.plot(LEVELS, value, color=colours[group], linewidth=1.5, label=f" {group}")
+        panels[0].set_ylabel(y)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(before))
+        drawn.append((slug, title, figure))
+    return drawn
 
 
 def draw_training(comparison: Mapping[str, Any], gaps: Sequence[str] = ("ap_gap",)) -> dict[str, list[Drawn]]:

@@ -19,7 +19,12 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
     Returns:
         The path.
     """
-    return write_text(path, render("comparison.html", comparison=comparison, drawn=_draw(comparison)))
+    return write_text(path, comparison_page(comparison))
+
+
+def comparison_page(comparison: Mapping[str, Any]) -> str:
+    """Return the page of `write_comparison`."""
+    return render("comparison.html", comparison=comparison, drawn=_draw(comparison))
 
 
 def comparison_figures(comparison: Mapping[str, Any]) -> list[Drawn]:

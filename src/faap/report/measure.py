@@ -16,6 +16,7 @@ from faap.detectors.base import unchanged
 from faap.errors import FaapError
 from faap.evaluation import Detections, detect, detect_baseline, evaluate
 from faap.evaluation.arrival import AS_MADE, Arrival
+from faap.evaluation.curves import curves_of
 from faap.evaluation.detections import perturb_as_deployed
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.matching import count_found
@@ -88,7 +89,8 @@ def measure(
             run.write_metrics(metrics)
             if trained_in and is_test(images):
                 trained_in.add_reading(images.name, metrics["provenance"])
-            write_report(run, examples_of(detector, generator, images, before, after, arrival))
+            examples = examples_of(detector, generator, images, before, after, arrival)
+            write_report(run, examples, curves_of(images, before, after))
     return metrics
 
 

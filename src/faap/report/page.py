@@ -1,7 +1,7 @@
 """One self-contained HTML page about a run."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
 from faap.evaluation import METRICS, Detections, best_epoch
+from faap.evaluation.curves import Curves
 from faap.evaluation.matching import count_found
 from faap.files import write_text
 from faap.report import charts, words
@@ -55,13 +56,14 @@ class Example:
         return self.perturbed.astype(np.int16) - self.pixels
 
 
-def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Path:
+def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves: Sequence[Curves] = ()) -> Path:
     """Write `report.html` into a run directory.
 
     Args:
         run: holds metrics.json, and, after a training, config.yaml and train_log.jsonl; what is missing is left out of
             the page.
         examples: images to show; the first six are.
+        curves: of `curves_of`, before and after.
 
     Returns:
         Path of the page.
@@ -93,7 +95,12 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = ()) -> Pat
         "config": config,
         "drawn": drawn,
     }
-    about |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
+    about |= {
+        "curves": charts.draw_curves(*curves) if curves else [],
+        "examples": shown,
+        "factor": factor,
+        "threshold": SCORE_THRESHOLD,
+    }
     return write_text(run.report, render("report.html", **about))
 
 
@@ -107,22 +114,24 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def _shown_in(record: Record, detections: Detections) -> list[dict[str, Any]]:
-    """Detections above the threshold, each with a place for its score: above its box, or below what stands there.
+def _shown_in(record: Record, detections: Detections, names: Mapping[int, str] = {}) -> list[dict[str, Any]]:
+    """Detections above the threshold, each with a place for its name and score: above its box, or below what stands there.
 
     Where there is none, the best one: it is `under` the threshold.
     """
-    width, height = record.width / 9, record.width / 18
+    height = record.width / 18
     shown: list[dict[str, Any]] = []
     best = np.argsort(-detections.scores, kind="stable")
     for i in best[: max(1, int((detections.scores >= SCORE_THRESHOLD).sum()))]:
         box, score = detections.boxes[i].tolist(), detections.scores[i]
+        text = f"{names.get(int(detections.labels[i]), '')} {score:.2f}".strip()
+        width = len(text) * record.width / 36
         x, y = min(box[0], record.width - width), max(box[1] - height, 0.0)
         while y < record.height - 2 * height and any(
             abs(x - other["x"]) < width and abs(y - other["y"]) < height for other in shown
         ):
             y += height
-        shown.append({"box": box, "score": f"{score:.2f}", "x": x, "y": y, "under": score < SCORE_THRESHOLD})
+        shown.append({"box": box, "text": text, "x": x, "y": y, "under": score < SCORE_THRESHOLD})
     return shown
 
 

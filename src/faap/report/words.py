@@ -148,17 +148,25 @@ def criteria_rows(metrics: Mapping[str, Any], anchor: str, reference: str) -> li
 
 
 def provenance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where a measurement comes from, as rows of text; before it was recorded in full, the detector's hash alone."""
+    """Where a measurement, or a comparison, comes from; before it was recorded in full, the detector's hash alone."""
     source = metrics.get("provenance")
     if source is None:
-        return [("detector", metrics["detector_sha256"])]
-    detector, generator = source["detector"], source["generator"]
-    return [
+        return [("detector", metrics["detector_sha256"] or "–")]
+    detector = source["detector"]
+    rows = [
         ("data", f"{source['dataset']}, {metrics['split']} split {source['split_sha256']}"),
         ("detector", f"{detector['name']}, file {detector['file_sha256']}, tensors {detector['tensors_sha256']}"),
-        ("generator", f"{generator['arch']}, ε {generator['epsilon']:g}, {generator['sha256']}"),
-        ("measured", ", ".join([source["date"], *(f"{name} {what}" for name, what in source["versions"].items())])),
     ]
+    if generator := source.get("generator"):
+        rows += [("generator", f"{generator['arch']}, ε {generator['epsilon']:g}, {generator['sha256']}")]
+    versions = (f"{name} {what}" for name, what in source["versions"].items())
+    return [*rows, ("measured", ", ".join([*([source["date"]] if "date" in source else []), *versions]))]
+
+
+def last_part(name: str) -> str:
+    """Name a detector or data set as a title does: without its folder, and Promenade without its version."""
+    last = name.rstrip("/").rpartition("/")[2] or name
+    return "Promenade" if last.startswith("promenade-") else last
 
 
 def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
