@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: demo test bench lint sbom release clean
+.PHONY: install demo test bench lint docs sbom release clean
+
+install: $(STAMP)
 
 # Threads that wait should spin a little, but not starve each other when the machine is busy.
 demo: export GOMP_SPINCOUNT := 10000
@@ -24,6 +26,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site in build/site, made in an environment of its own: the pages need nothing of the package but its sources.
+docs: build/docs/.installed
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
+
+build/docs/.installed: docs/requirements.txt
+	test -x build/docs/bin/python || $(PYTHON) -m venv build/docs
+	build/docs/bin/python -m pip install --quiet -r docs/requirements.txt
+	touch $@
 
 # What a user gets with the package, in an environment of its own, and as a CycloneDX list in dist/faap.cdx.json.
 sbom:

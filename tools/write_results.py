@@ -9,7 +9,8 @@
 
 Without arguments it uses what docs/results holds. It draws the plots that docs/results.md names. A table stands between
 `<!-- NAME: test -->` (or `validation`, or `paired`) and `<!-- end -->`; that of `equal`'s runs, from the seeds.json of
-the generator that ships (tools/ship_generator.py), after `<!-- equal: seeds -->`, there and in both READMEs.
+the generator that ships (tools/ship_generator.py), after `<!-- equal: seeds -->`, there, in docs/recipes/equal.md and
+both READMEs; every run of a published recipe after `<!-- NAME: runs -->`, on its page in docs/recipes.
 """
 
 import json
@@ -267,6 +268,22 @@ def coverage_table(measured: dict[str, Any]) -> list[str]:
     ]
 
 
+def runs_table(name: str, comparisons: dict[str, dict[str, Any]]) -> list[str]:
+    """Every run of a published recipe: as it was published, and at `equal`'s training."""
+    base = comparisons["systems"]["baseline"]
+    lines = [
+        row("", "images", "AP gap", "its change", "women's AP", "men's AP"),
+        row("---", *["---:"] * 5),
+        row("detector alone", "", number(base["ap_gap"]), "", number(base["anchor_ap"]), number(base["reference_ap"])),
+    ]
+    for place, suffix, training in (("systems", "", "as published"), ("long", "_long", "at `equal`'s training")):
+        for run in (run for r in comparisons[place]["recipes"] if r["name"] == name + suffix for run in r["runs"]):
+            change = within(run["ap_gap_change"], run["ap_gap_ci95"], sign=True)
+            cells = number(run["ap_gap"]), change, number(run["anchor_ap"]), number(run["reference_ap"])
+            lines.append(row(f"{training}, seed {run['seed']}", f"{run['images']:,}", *cells))
+    return lines
+
+
 def fill_in(text: str, mark: str, table: list[str]) -> tuple[str, int]:
     """Put a table between a mark and the next end; return how often there was such a place."""
     content = mark + "\n".join(table) + "\n"
@@ -312,6 +329,9 @@ def main() -> None:
             picture = f"images/results_{name}_{slug}.png"
             if picture in text:
                 figure.savefig(DOCS / picture, dpi=110)
+    for recipe in comparisons["systems"]["recipes"]:
+        mark = f"<!-- {recipe['name']}: runs -->\n"
+        fill_page(DOCS / "recipes" / f"{recipe['name']}.md", mark, runs_table(recipe["name"], comparisons))
     rows = json.loads((RECORDED / "survival.json").read_text())
     draw_bounds(rows, DOCS / "images" / "survival_bounds.png")
     for name, table in (("arrivals", arrivals_table(rows)), ("bounds", bounds_table(rows))):
@@ -320,7 +340,8 @@ def main() -> None:
     fill_page(DOCS / "evaluation.md", "<!-- coverage -->\n", coverage_table(coverage))
     shipped = Run(shipped_run())
     table = seeds_table(json.loads((shipped.path / "seeds.json").read_text()), shipped.read_metrics())
-    for page in (DOCS / "results.md", DOCS.parent / "README.md", DOCS.parent / "README.ko.md"):
+    readmes = (DOCS.parent / "README.md", DOCS.parent / "README.ko.md")
+    for page in (DOCS / "results.md", DOCS / "recipes" / "equal.md", *readmes):
         fill_page(page, SEEDS_MARK, table)
 
 
