@@ -218,6 +218,10 @@ FLAGS = {
         --output_dir --predictions --reference_group --samples --scenes --score --skip_bad --split --generator --i_know
         --transfer
     """,
+    "app": """
+        --anchor_group --annotations --data --detr_checkpoint --device --generators --group_csv --group_field --host
+        --images_dir --port --reference_group --runs --scenes --skip_bad
+    """,
     "apply": "--detr_checkpoint --device --draw --epsilon --jpeg --out --score",
     "export": "--detr_checkpoint --epsilon --output --to --with_detector",
     "push": "--folder --private",

@@ -270,6 +270,9 @@ def apply(parser: Parser, console: Console) -> None:
     draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
     form = Form(given["jpeg"], seen, draw, given["score"])
     made = apply_files(generator, given["inputs"], given["out"], form, console=console)
+    for row in made:
+        for note in row.get("notes", ()):  # an earlier faap had none
+            console.print(f"{row['source']}: {note}", style="yellow", soft_wrap=True)
     said = f"{len(made)} files in {given['out']}. "
     if known := [row for row in made if row["kept"] is not None]:
         worst, mean = min(known, key=lambda row: row["kept"]), sum(row["kept"] for row in known) / len(known)
@@ -380,6 +383,30 @@ def audit(parser: Parser, console: Console) -> None:
         places = write_text(root / "audit.json", json.dumps(result, indent=2) + "\n"), root / "audit.html"
         write_text(places[1], page)
     console.print("numbers: {}\nreport:  {}".format(*places), highlight=False, markup=False, soft_wrap=True)
+
+
+def app(parser: Parser, console: Console) -> None:
+    """Show in the browser what a generator does to a picture, audit data, and lay runs side by side."""
+    places: dict[str, Any] = {"nargs": "+", "default": ["promenade"], "metavar": "PLACE"}
+    parser.add_argument("--generators", help="runs, generators' folders or files (default: promenade)", **places)
+    parser.add_argument("--detr_checkpoint", help="detectors to choose from (default: promenade)", **places)
+    parser.add_argument("--data", help="data sets that can be audited (default: promenade)", **places)
+    _data_flags(parser, "dataset_root", "detr_checkpoint")
+    here = "folder in which runs are looked for (default: %(default)s)"
+    parser.add_argument("--runs", default="faap_outputs", metavar="DIR", help=here)
+    near = "address to listen at; whoever can reach it can use the page (default: %(default)s)"
+    parser.add_argument("--host", default="127.0.0.1", help=near)
+    parser.add_argument(
+        "--port", type=int, default=7860, metavar="N", help="0: any that is free (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.given()
+    from faap.app import Shelf, serve
+    from faap.config import data_arguments
+
+    choices = (given["generators"], given["detr_checkpoint"], given["data"], given["runs"])
+    shelf = Shelf(*choices, groups=data_arguments(given), device=given["device"])
+    serve(shelf, given["host"], given["port"], console=console)
 
 
 def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
@@ -530,7 +557,22 @@ def _flags_of(name: str) -> list[str]:
 Command = Callable[[Parser, Console], int | None]
 COMMANDS: dict[str, Command] = {
     each.__name__: each
-    for each in (train, demo, status, check, audit, evaluate, apply, export, push, compare, bench, recipes, completion)
+    for each in (
+        train,
+        demo,
+        status,
+        check,
+        audit,
+        app,
+        evaluate,
+        apply,
+        export,
+        push,
+        compare,
+        bench,
+        recipes,
+        completion,
+    )
 }
 
 

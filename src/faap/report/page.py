@@ -115,7 +115,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def _shown_in(record: Record, detections: Detections, names: Mapping[int, str] = {}) -> list[dict[str, Any]]:
-    """Detections above the threshold, each with a place for its name and score: above its box, or below what stands there.
+    """Detections above the threshold, each with a place for its text: above its box, or below what stands there.
 
     Where there is none, the best one: it is `under` the threshold.
     """
