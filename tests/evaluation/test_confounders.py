@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from faap.audit import confounders
 from faap.audit.confounders import CELLS, FEWEST, balance, cells_of, describe, effective_size
 from faap.audit.side import Side
 from faap.evaluation import Detections
@@ -180,3 +181,20 @@ def test_boxes_are_described(record, tmp_path):
     # the Laplacian is a step down and a step up, in two of 200 columns
     np.testing.assert_allclose(found["sharpness"], [np.sqrt(2 / 200) * level / (level / 2)] * 3, rtol=1e-6)
     assert describe(replace(record(2, "male", []), path=one.path))["covered"].shape == (0,)
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 10**7])
+def test_covered_is_the_largest_share_under_any_other_box(pairs, record, tmp_path, monkeypatch):
+    monkeypatch.setattr(confounders, "_PAIRS", pairs)
+    Image.new("RGB", (200, 150)).save(tmp_path / "a.png")
+    rng = np.random.default_rng(pairs)
+    boxes = np.concatenate([rng.uniform(0, 120, (40, 2)), rng.uniform(1, 60, (40, 2))], axis=1).round()
+    boxes = np.concatenate([boxes, boxes[:3], [[199, 0, 1, 1]]])  # some twice, one alone
+    found = describe(replace(record(1, "male", boxes), path=tmp_path / "a.png"))["covered"]
+    for i, (left, top, width, height) in enumerate(boxes):
+        shares = [
+            max(0, min(left + width, x + w) - max(left, x)) * max(0, min(top + height, y + h) - max(top, y))
+            for j, (x, y, w, h) in enumerate(boxes)
+            if j != i
+        ]
+        assert found[i] == pytest.approx(max(shares) / (width * height))

@@ -36,12 +36,15 @@ def describe(record: Record) -> dict[str, Floats]:
     light, spread, edges = (float(value) for value in (luma.mean(), luma.std(), laplace(luma).std()))
     left, top, width, height = record.boxes.T
     right, bottom, n = left + width, top + height, len(record.boxes)
-    covered = np.zeros(n)
-    for some in np.array_split(np.arange(n), n * n // _PAIRS + 1):
-        across = np.minimum(right[some, None], right) - np.maximum(left[some, None], left)
-        down = np.minimum(bottom[some, None], bottom) - np.maximum(top[some, None], top)
-        shared = across.clip(0) * down.clip(0)
-        shared[np.arange(len(some)), some] = 0  # of a box with itself
+    covered, order = np.zeros(n), np.argsort(left)
+    begins, reach = left[order], np.maximum.accumulate(right[order])  # as far as this box, or one before it, goes
+    for some in np.array_split(order, n * n // _PAIRS + 1):
+        # what ends before them or begins after them covers none of them
+        first = np.searchsorted(reach, left[some].min(initial=np.inf))
+        near = order[first : np.searchsorted(begins, right[some].max(initial=0))]
+        across = np.minimum(right[some, None], right[near]) - np.maximum(left[some, None], left[near])
+        down = np.minimum(bottom[some, None], bottom[near]) - np.maximum(top[some, None], top[near])
+        shared = across.clip(0) * down.clip(0) * (some[:, None] != near)
         covered[some] = shared.max(axis=1, initial=0.0) / (width * height)[some]
     border = (left < 1) | (top < 1) | (right > record.width - 1) | (bottom > record.height - 1)
     found = {
