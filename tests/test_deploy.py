@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from fractions import Fraction
@@ -295,14 +296,22 @@ def film(
     size: tuple[int, int] = (64, 48),
     *,
     times: Any = None,
-    sound: str = "aac",
+    sounds: tuple[str, ...] = ("aac",),
+    words: str = "",
+    second: bool = False,
     hd: bool = False,
+    **options: str,
 ) -> None:
-    codec = sound
-    with av.open(f"file:{path}", "w") as file:
-        stream, sound = file.add_stream("libx264", rate=15, options={"crf": "5"}), file.add_stream(codec, rate=16000)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
+    """Write a film with sound in several languages beside the pictures, perhaps a second picture track, and words."""
+    with av.open(f"file:{path}", "w", options=options) as file:
+        pictures = [file.add_stream("libx264", rate=15, options={"crf": "5"}) for _ in range(1 + second)]
+        stream, heard = pictures[0], [file.add_stream(codec, rate=16000) for codec in sounds]
+        text = file.add_mux_stream(words) if words else None
+        for each in pictures:
+            each.width, each.height = size
+            each.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
+        for each, language in zip(heard, ("kor", "deu"), strict=False):
+            each.metadata["language"] = language
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if hd:
@@ -315,12 +324,17 @@ def film(
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             if hd:
                 frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=1)
-            for packet in stream.encode(frame):
-                file.mux(packet)
-        heard = av.AudioFrame.from_ndarray(np.zeros((1, 16000 * frames // 15), np.float32), "fltp", "mono")
-        heard.sample_rate = 16000
-        for packet in [*stream.encode(), *sound.encode(heard), *sound.encode()]:
+            noise = np.random.default_rng(number).normal(0, 0.1, (1, 16000 // 15)).astype(np.float32)
+            sound = av.AudioFrame.from_ndarray(noise, "fltp", "mono")
+            sound.sample_rate, sound.pts = 16000, number * noise.size
+            file.mux([packet for each in pictures for packet in each.encode(frame)])
+            file.mux([packet for each in heard for packet in each.encode(sound)])
+        if text is not None:
+            packet = av.Packet(b"\0\5hello" if words == "mov_text" else b"hello")
+            packet.stream, packet.time_base, packet.pts, packet.dts = text, Fraction(1, 1000), 100, 100
+            packet.duration = 500
             file.mux(packet)
+        file.mux([packet for each in (*pictures, *heard) for packet in each.encode()])
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 47)])
@@ -332,8 +346,16 @@ def test_a_video_keeps_its_frames_its_times_and_its_sound(
     assert row["frames"] == 45
     assert row["frames_measured"] == 20
     assert row["kept"] > 0.5
+    assert row["notes"] == []
+
+    def heard(file: Any) -> list[bytes]:
+        found = [bytes(packet) for packet in file.demux(audio=0) if packet.size]
+        file.seek(0)
+        return found
+
     with av.open(str(tmp_path / "walk.mkv")) as before, av.open(str(tmp_path / "out" / "walk.mp4")) as after:
         assert after.streams.audio[0].codec.name == before.streams.audio[0].codec.name
+        assert heard(before) == heard(after)
         pairs = list(zip(before.decode(video=0), after.decode(video=0), strict=True))
     for one, other in pairs:
         assert (other.width, other.height) == size
@@ -356,11 +378,67 @@ def test_a_video_with_a_colon_in_its_name_and_sound_that_mp4_cannot_hold(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    film(Path("10:30.mkv"), frames=15, sound="pcm_s16le")
+    film(Path("10:30.mkv"), frames=15, sounds=("pcm_s16le",))
     apply_files(generator, ["10:30.mkv"], "out")
     with av.open("file:out/10:30.mp4") as after:
         assert after.streams.audio[0].codec.name == "aac"
         assert len(list(after.decode(video=0))) == 15
+
+
+@pytest.mark.parametrize(
+    ("name", "sounds", "words", "kept", "lost"),
+    [
+        ("walk.mkv", ("mp3", "pcm_s16le"), "subrip", ["mp3float", "aac"], ["not kept: video h264, subtitle srt"]),
+        ("walk.mp4", ("aac", "mp3"), "mov_text", ["aac", "mp3float", "mov_text"], ["not kept: video h264"]),
+    ],
+)
+def test_every_track_of_a_video_is_kept_or_named(
+    generator: Generator,
+    tmp_path: Path,
+    name: str,
+    sounds: tuple[str, ...],
+    words: str,
+    kept: list[str],
+    lost: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    film(tmp_path / name, frames=15, sounds=sounds, words=words, second=True)
+    (row,) = apply_files(generator, [tmp_path / name], tmp_path / "out")
+    assert row["notes"] == lost
+    with av.open(str(tmp_path / "out" / "walk.mp4")) as after:
+        pictures, *others = after.streams
+        assert pictures.codec.name == "h264"
+        assert [each.codec_context.name for each in others] == kept
+        assert [each.language for each in others[:2]] == ["kor", "deu"]
+        heard = [packet for packet in after.demux(others[1]) if packet.size]
+        assert sum(packet.duration * packet.time_base for packet in heard) > 0.99  # to the last of a second
+        after.seek(0)
+        if words == "mov_text":
+            assert b"hello" in b"".join(bytes(packet) for packet in after.demux(others[2]))
+    save_generator(generator, tmp_path / "generator")
+    assert cli.main(["apply", str(tmp_path / "generator"), str(tmp_path / name), f"--out={tmp_path / 'out'}"]) == 0
+    assert f"{tmp_path / name}: {lost[0]}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("a.mkv", 0.5), ("a.mkv", 0.97), ("a.mp4", 0.5), ("a.mp4", 0.97), ("a.avi", 0.6)]
+)
+def test_a_video_that_was_cut_off_is_made_and_said_to_be(
+    generator: Generator, tmp_path: Path, name: str, share: float
+) -> None:
+    film(tmp_path / name, movflags="faststart")
+    whole = (tmp_path / name).read_bytes()
+    for again in ("first", "second"):  # FFmpeg says the same thing once, unless it is told to repeat it
+        (tmp_path / again).mkdir()
+        (tmp_path / again / name).write_bytes(whole[: int(share * len(whole))])
+        (row,) = apply_files(generator, [tmp_path / again / name], tmp_path / again / "out")
+        (note,) = row["notes"]
+        assert re.fullmatch(r"cut off or damaged \(.+\): its first (.*) seconds are made", note)
+        with av.open(str(tmp_path / again / "out" / "a.mp4")) as after:
+            *_, frame = after.decode(video=0)
+        assert 0 < row["frames"] <= 45 * (share + 0.05)
+        assert float(note.split()[-4]) == pytest.approx(frame.time + 1 / 15, abs=0.06)
+    assert av.logging.get_level() is None  # as it was
 
 
 def test_the_colours_of_a_video_stay_those_of_its_kind(generator: Generator, tmp_path: Path) -> None:
@@ -384,14 +462,17 @@ def test_a_video_that_lies_on_its_side_is_put_upright(generator: Generator, monk
             return stored
 
     class Packet:
+        is_corrupt = False
+
         def decode(self) -> list[Frame]:
             return [Frame()]
 
     seen: list[Any] = []
 
     class File:
-        class streams:
-            audio: tuple[Any, ...] = ()
+        class streams(list):
+            def best(self, kind: str) -> Any:
+                return self[0]
 
         duration = None
 
@@ -399,14 +480,14 @@ def test_a_video_that_lies_on_its_side_is_put_upright(generator: Generator, monk
             return [packet]
 
     packet, file, written = Packet(), File(), MagicMock()
-    packet.stream = MagicMock(frames=1, average_rate=Fraction(15), time_base=Fraction(1, 15))
-    file.streams.video = (packet.stream,)
+    packet.stream = MagicMock(index=0, type="video", frames=1, average_rate=Fraction(15), time_base=Fraction(1, 15))
+    file.streams = File.streams([packet.stream])
 
     def change(image: Any, number: int, measured: bool) -> Any:
         seen.append(image)
         return image
 
-    assert deploy._rewrite(av, file, written, change) == 1
+    assert deploy._rewrite(av, file, written, change) == (1, [])
     (image,) = seen
     assert np.array_equal(image, np.rot90(stored, -1))
     made = written.add_stream.return_value

@@ -4,8 +4,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -50,7 +50,7 @@ _MOST_EXIF = 65_000
 # tags of a TIFF that are about the picture and not about how it lies in the file
 _DESCRIBES = (270, 271, 272, 305, 306, 315, 33432)
 # sound that MP4 holds as it is
-_SOUNDS = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
+_SOUNDS = ("aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac")
 # the folder of drawings in that of the results
 _DRAWN = "drawn"
 # pictures that are drawn side by side: the colour of what is found, and the pixels between them
@@ -189,9 +189,9 @@ def apply_files(
     """Perturb pictures, folders of them, and videos into a folder; what is there already is not made again.
 
     EXIF but for the orientation, which is applied, and the colour profile of RGB pictures are kept; transparency is
-    laid on white. Of videos the first picture track becomes H.264 in MP4, with the first sound track; they are not
-    drawn. `applied.jsonl` in the folder says of each file from what it was made, with which generator, and what
-    arrives.
+    laid on white. Of videos the main picture track becomes H.264 in MP4, with sound and what subtitles MP4 can hold;
+    they are not drawn. `applied.jsonl` in the folder says of each file from what it was made, with which generator,
+    what arrives, and what is lost.
 
     Args:
         generator: with its ε.
@@ -202,7 +202,8 @@ def apply_files(
 
     Returns:
         The line of `applied.jsonl` of each file: "source", "file", what `arrived` says of it as it was written, None
-        where that is not finite, and what it was made with.
+        where that is not finite, what it was made with, and "notes": of a video, which tracks are not in the result,
+        and that it is cut off or damaged.
 
     Raises:
         FaapError: the detector has changed; an input is missing or none, two would have one name, a file of the folder
@@ -304,11 +305,13 @@ class _Ledger:
         there = all((self.out / f).is_file() and file_sha256(self.out / f) == sha for f, sha in row["sha256"].items())
         return row if there else None
 
-    def add(self, row: Mapping[str, Any], found: Mapping[str, float], written: Mapping[Path, Path]) -> dict[str, Any]:
-        """Record a file, and those with it: their places, and where they lie until they take them."""
+    def add(
+        self, row: Mapping[str, Any], found: Mapping[str, float], written: Mapping[Path, Path], notes: Sequence[str]
+    ) -> dict[str, Any]:
+        """Record a file, and those with it: their places, and where they lie until they take them; and what is lost."""
         numbers = {key: value if math.isfinite(value) else None for key, value in found.items()}
         digests = {str(name): file_sha256(path) for name, path in written.items()}
-        whole = {**row, **numbers, "sha256": digests}
+        whole = {**row, **numbers, "sha256": digests, "notes": [*notes]}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(whole) + "\n")
             file.flush()
@@ -317,7 +320,7 @@ class _Ledger:
         return whole
 
 
-Add = Callable[[Mapping[str, float], Mapping[Path, Path]], dict[str, Any]]
+Add = Callable[[Mapping[str, float], Mapping[Path, Path], Sequence[str]], dict[str, Any]]
 
 
 def _picture(generator: Generator, source: Path, out: Path, name: Path, form: Form, add: Add) -> dict[str, Any]:
@@ -333,7 +336,7 @@ def _picture(generator: Generator, source: Path, out: Path, name: Path, form: Fo
             place = Path(_DRAWN, name.with_suffix(".jpg"))
             written[place] = until.enter_context(atomic_write(out / place))
             drawn(form.draw, (image, again), form.score).save(written[place], "JPEG", quality=92)
-        return add(arrived(image, again, delta, form.preprocessing), written)
+        return add(arrived(image, again, delta, form.preprocessing), written, ())
 
 
 def _kept_with(source: Path, jpeg: bool) -> dict[str, Any]:
@@ -398,7 +401,8 @@ def _video(generator: Generator, source: Path, out: Path, name: Path, form: Form
             if not file.streams.video:
                 raise place(source)("bad_video", "has no pictures")
             with av.open(f"file:{temporary}", "w", format="mp4") as written:
-                number = _rewrite(av, file, written, partial(_frame, generator, form.preprocessing, looked_at))
+                change = partial(_frame, generator, form.preprocessing, looked_at)
+                number, notes = _rewrite(av, file, written, change)
         rows = []
         with av.open(f"file:{temporary}") as file:
             for place_of, frame in enumerate(file.decode(video=0)):
@@ -407,7 +411,7 @@ def _video(generator: Generator, source: Path, out: Path, name: Path, form: Form
                     rows.append(arrived(before, frame.to_image(), delta, form.preprocessing))
         means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         found = means | {"linf_pixels": max(row["linf_pixels"] for row in rows), "frames": number}
-        return add(found | {"frames_measured": len(rows)}, {name: temporary})
+        return add(found | {"frames_measured": len(rows)}, {name: temporary}, notes)
 
 
 def _frame(
@@ -426,51 +430,87 @@ def _frame(
     return _rows(_moved(pixels, delta))
 
 
-def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bool], Pixels]) -> int:
-    """Write a video anew with its pictures changed, upright, at their times; return their number."""
-    stream, sound = file.streams.video[0], next(iter(file.streams.audio), None)
-    made: Any = None
-    heard: Any = None
+def _tracks(file: Any, written: Any) -> tuple[Any, Any, dict[int, Any], dict[int, Any], list[str]]:
+    """Return a video's main picture track, its new one, those of others by index, copied or encoded, what is lost."""
+    stream, copied, encoded, lost = file.streams.best("video"), dict[int, Any](), dict[int, Any](), list[str]()
+    made = written.add_stream("libx264", rate=stream.average_rate, options={"crf": "12"})
+    for each in file.streams:
+        name = each.codec_context.name if each.codec_context else ""  # FFmpeg does not know it
+        with suppress(ValueError):  # MP4 has no place for it
+            if (name and each.type == "subtitle") or (each.type == "audio" and name in _SOUNDS):
+                copied[each.index] = written.add_stream_from_template(each)
+            elif name and each.type == "audio":
+                encoded[each.index] = written.add_stream("aac", rate=each.codec_context.sample_rate)
+        if (new := copied.get(each.index) or encoded.get(each.index)) is not None:
+            new.metadata["language"] = each.language or "und"
+        elif each.index != stream.index:
+            lost.append(f"{each.type} {name}".strip())
+    return stream, made, copied, encoded, [f"not kept: {', '.join(lost)}"] if lost else []
+
+
+@contextmanager
+def _complaints(av: Any) -> Iterator[list[Any]]:
+    """Collect what FFmpeg calls an error and goes on after."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # or the same complaint about the next file is none
+    try:
+        with av.logging.Capture(False) as said:
+            yield said
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips)
+
+
+def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bool], Pixels]) -> tuple[int, list[str]]:
+    """Write a video anew with its pictures changed, upright, at their times; return their number, and what is lost."""
+    stream, made, copied, encoded, notes = _tracks(file, written)
+    waiting, damage = list[Any](), list[str]()  # the file is begun when the pictures' size is known
     number, last = 0, -1
-    if sound is not None and sound.codec.name in _SOUNDS:
-        heard = written.add_stream_from_template(sound)
-    elif sound is not None:
-        heard = written.add_stream("aac", rate=sound.codec_context.sample_rate)
     expected = stream.frames or int((file.duration or 0) / av.time_base * float(stream.average_rate or 0))
     every = max(1, expected // _LOOKED_AT)
+    step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
     colours = ("colorspace", "color_range", "color_primaries", "color_trc")
-    for packet in file.demux([each for each in (stream, sound) if each]):
-        if packet.stream is sound and heard.codec.name == sound.codec.name:
-            if packet.dts is not None:
-                packet.stream = heard
-                written.mux(packet)
-            continue
-        for frame in packet.decode():
-            if packet.stream is sound:
-                frame.pts = None
-                written.mux(heard.encode(frame))
+    with _complaints(av) as said:
+        for packet in file.demux([stream, *(file.streams[index] for index in (*copied, *encoded))]):
+            if packet.is_corrupt:
+                damage.append("a part is incomplete")
                 continue
-            image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            if made is None:
-                made = written.add_stream("libx264", rate=stream.average_rate, options={"crf": "12"})
-                made.height, made.width = image.shape[:2]
-                # of even sides, because most players know halved chroma alone
-                made.pix_fmt = "yuv444p" if made.width % 2 or made.height % 2 else "yuv420p"
-                made.codec_context.time_base = stream.time_base
-                for each in colours:
-                    setattr(made.codec_context, each, getattr(stream.codec_context, each))
-            moved = change(np.ascontiguousarray(image), number, number % every == 0 and number < every * _LOOKED_AT)
-            new = av.VideoFrame.from_ndarray(moved, format="rgb24")
-            if (space := int(frame.colorspace)) in (1, 5, 6):  # BT.709, or one of the two that are BT.601
-                new = new.reformat(format=made.pix_fmt, dst_colorspace=space)
-            step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
-            last = frame.pts if frame.pts is not None and frame.pts > last else last + max(1, step)
-            new.pts, new.time_base = last, stream.time_base
-            written.mux(made.encode(new))
-            number += 1
-    if made is None:
+            if (new := copied.get(packet.stream.index)) is not None:
+                if packet.dts is not None:
+                    packet.stream = new
+                    waiting.append(packet)
+                continue
+            for frame in packet.decode():
+                if (new := encoded.get(packet.stream.index)) is not None:
+                    frame.pts = None
+                    waiting += new.encode(frame)
+                    continue
+                image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                if not number:
+                    made.height, made.width = image.shape[:2]
+                    # of even sides, because most players know halved chroma alone
+                    made.pix_fmt = "yuv444p" if made.width % 2 or made.height % 2 else "yuv420p"
+                    made.codec_context.time_base = stream.time_base
+                    for each in colours:
+                        setattr(made.codec_context, each, getattr(stream.codec_context, each))
+                moved = change(np.ascontiguousarray(image), number, number % every == 0 and number < every * _LOOKED_AT)
+                frame_out = av.VideoFrame.from_ndarray(moved, format="rgb24")
+                if (space := int(frame.colorspace)) in (1, 5, 6):  # BT.709, or one of the two that are BT.601
+                    frame_out = frame_out.reformat(format=made.pix_fmt, dst_colorspace=space)
+                last = frame.pts if frame.pts is not None and frame.pts > last else last + max(1, step)
+                frame_out.pts, frame_out.time_base = last, stream.time_base
+                waiting += made.encode(frame_out)
+                number += 1
+            if number:
+                written.mux(waiting)
+                waiting.clear()
+        damage += [text.strip() for _, _, text in said]
+    if not number:
         raise ValueError("no picture of it can be read")
-    written.mux(made.encode())
-    if heard is not None and sound is not None and heard.codec.name != sound.codec.name:
-        written.mux(heard.encode())
-    return number
+    for new in (made, *encoded.values()):
+        written.mux(new.encode())
+    if damage:
+        end = float((last + step) * stream.time_base)
+        notes.append(f"cut off or damaged ({damage[0]}): its first {end:.1f} seconds are made")
+    return number, notes
