@@ -76,9 +76,12 @@ class Gate:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         method, path, host = scope["method"], scope["path"], headers.get("host", "")
         origin = headers.get("origin")
-        known = not self.hosts or urlsplit(f"//{host}").hostname in self.hosts
-        if not known or (origin is not None and urlsplit(origin).netloc != host):
-            return 403
+        try:
+            known = not self.hosts or urlsplit(f"//{host}").hostname in self.hosts
+            if not known or (origin is not None and urlsplit(origin).netloc != host):
+                return 403
+        except ValueError:
+            return 400
         if method in ("GET", "HEAD"):
             right = _READ.fullmatch(path) and ".." not in path.split("/")
             return 0 if right and self._ours(path.removeprefix(_FILE) if _FILE in path else self.folder) else 404

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from faap.app.gate import MOST_BYTES, Gate
-from faap.app.shelf import Shelf, levels
+from faap.app.shelf import Shelf, chosen, levels
 from faap.deploy import PICTURES
 from faap.errors import FaapError
 from faap.report.page import render
@@ -59,7 +59,8 @@ def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, *, console: C
             return fastapi.Response(content, media_type="application/octet-stream", headers=kind)
 
         behind.get("/made/{token}")(made)
-        own = {"theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
+        theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+        own = {"theme": theme.set(block_info_text_color="*neutral_600", block_label_text_color="*neutral_600")}
         own |= {"css": render("app.html", part="style"), "max_file_size": MOST_BYTES, "footer_links": []}
         gr.mount_gradio_app(behind, blocks(gr, shelf), "/", show_error=False, run_history=False, ssr_mode=False, **own)
         hosts = (*_LOOPBACK, host) if host in _LOOPBACK else ()
@@ -100,7 +101,7 @@ def blocks(gr: Any, shelf: Shelf) -> Any:
         return {"maximum": bound, "value": bound, "step": bound / 20, "info": info}
 
     def pick(event: gr.SelectData) -> tuple[str, None]:
-        return examples[event.index], None
+        return chosen(dict(zip(map(str, range(len(examples))), examples, strict=True)), str(event.index)), None
 
     def audit(data: str, detector: str, progress: Any = bar) -> str:
         return shelf.audit(data, detector, lambda share, said: progress(share, desc=said))
@@ -124,21 +125,23 @@ def blocks(gr: Any, shelf: Shelf) -> Any:
                 shown = gr.HTML()
         with gr.Tab("A data set"):
             with gr.Row(equal_height=True):
-                audited = gr.Dropdown(data, value=data[0], label="Data set")
-                whose = gr.Dropdown(detectors, value=detectors[0], label="Detector")
-                start = gr.Button("Audit", variant="primary")
+                audited = gr.Dropdown(data, value=data[0], label="Data set", scale=2)
+                whose = gr.Dropdown(detectors, value=detectors[0], label="Detector", scale=2)
+                start = gr.Button("Audit", variant="primary", min_width=120)
             verdict = gr.HTML()
         with gr.Tab("Runs"):
             table = gr.HTML()
             with gr.Row(equal_height=True):
-                runs = gr.Dropdown([], multiselect=True, label="Runs: one for its report, several to compare them")
-                again, show = gr.Button("Look again"), gr.Button("Show", variant="primary")
+                label = "Runs: one for its report, several to compare them"
+                runs = gr.Dropdown([], multiselect=True, label=label, scale=4, min_width=280)
+                again = gr.Button("Look again", min_width=120)
+                show = gr.Button("Show", variant="primary", min_width=120)
             compared = gr.HTML()
         looking = {"fn": told(shelf.look), "inputs": [upload, example, detector, generator, epsilon], "outputs": shown}
         looking |= line
         gr.on([page.load, upload.upload, upload.clear, detector.change], **looking)
         epsilon.change(trigger_mode="always_last", show_progress="hidden", **looking)
-        gallery.select(pick, None, [example, upload], **line).then(**looking)
+        gallery.select(told(pick), None, [example, upload], **line).then(**looking)
         generator.change(lambda name: gr.Slider(**slider(name)), generator, epsilon, **line).then(**looking)
         start.click(told(audit), [audited, whose], verdict, **line)
         gr.on([page.load, again.click], told(renew), None, [table, runs], **line)

@@ -20,6 +20,7 @@ from faap import recipes
 from faap.audit import audit_data
 from faap.compare.gather import gather
 from faap.config import run_recipe
+from faap.conform import Between, conform
 from faap.data import Record, load_dataset
 from faap.data.images import STD, read_image
 from faap.data.problems import Problem
@@ -86,14 +87,13 @@ class Shelf:
         try:
             image = read_image(upload) if upload else chosen(self.examples, example)
         except Problem as problem:  # of which the folder is nobody's business
-            raise FaapError(f"{Path(upload or example).name}: {problem.reason}.") from problem
+            raise FaapError(str(problem).replace(f"{Path(upload or '.').parent}/", "")) from problem
         return image, _detections(chosen(self.detectors, detector), image)
 
     def look(self, upload: str | None, example: str, detector: str, generator: str, epsilon: float) -> str:
         """Show a picture before and after; without an uploaded file, an example."""
         model, moving = chosen(self.detectors, detector), chosen(self.generators, generator)
-        if not 0 <= epsilon <= self.bounds[generator]:
-            raise FaapError(f"ε is {epsilon:g}; it should be from 0 to {self.bounds[generator]:g}.")
+        conform(epsilon, Between(0, self.bounds[generator]), "ε")
         image, before = self._seen(detector, upload, example)
         moving.epsilon = epsilon
         changed = apply(moving, image, preprocessing=model.preprocessing)
@@ -139,7 +139,7 @@ class Shelf:
             if run.config.is_file():
                 row["recipe"] = recipes.read(run.config)["name"]
         except FaapError as error:
-            row["error"] = str(error)
+            row["error"] = str(error).removeprefix(f"{run.path}/")
         return row
 
     def table(self) -> str:
