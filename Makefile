@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: install demo test bench lint docs sbom release clean
+.PHONY: install demo test bench lint app app-test docs sbom release clean
 
 install: $(STAMP)
 
@@ -26,6 +26,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# faap app, in an environment of its own: gradio takes no newer Pillow. ARGS are its flags.
+app: build/app/.installed
+	build/app/bin/faap app $(ARGS)
+
+app-test: build/app/.installed
+	build/app/bin/python -m pytest tests/test_app.py tests/test_app_browser.py
+
+build/app/.installed: pyproject.toml constraints.txt constraints-app.txt
+	test -x build/app/bin/python || $(PYTHON) -m venv build/app
+	grep -v '^pillow==' constraints.txt > build/app/constraints.txt
+	build/app/bin/python -m pip install --quiet -c build/app/constraints.txt torch
+	build/app/bin/python -m pip install --quiet -c build/app/constraints.txt -c constraints-app.txt \
+		-e '.[app]' playwright pytest
+	touch $@
 
 # The site in build/site, made in an environment of its own: the pages need nothing of the package but its sources.
 docs: build/docs/.installed
