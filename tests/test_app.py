@@ -154,7 +154,9 @@ def test_an_audit_is_shown_in_a_frame_with_its_progress(
     shown = shelf.audit(str(tiny_promenade), str(tiny_detector), lambda share, said: heard.append((share, said)))
     assert {"detecting", "reading the images"} <= {said for _, said in heard}
     assert max(share for share, _ in heard) == 1
-    assert download(shelf, shown).decode().startswith("<!doctype html>")
+    page = download(shelf, shown).decode()
+    assert page.startswith("<!doctype html>")
+    assert "Promenade, test split:" in page
     assert re.search(r"<iframe sandbox title=", shown)
     assert html.escape('<html lang="en">', quote=True).replace("&quot;", "&#34;") in shown
     with pytest.raises(FaapError, match="not in the list"):
