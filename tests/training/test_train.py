@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import LoggerType
 from rich.console import Console
@@ -514,6 +516,7 @@ class Tracked:
         seen.append(self)
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
+        get_logger(__name__).debug("as wandb's does")
         self.settings = values
 
     def log(self, values: dict[str, Any], step: int) -> None:
@@ -534,7 +537,8 @@ def test_trackers_are_told_of_steps_epochs_settings_and_pictures(
 ) -> None:
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tracked", Tracked)
     seen.clear()
-    recipe = replace(recipe, epochs=2, log_with="tensorboard,tracked")
+    PartialState._reset_state()  # as it is before any of accelerate's is used
+    recipe = replace(recipe, epochs=2, log_with="tracked,tensorboard")
     run = Run(train(recipe, console=QUIET).run_dir)
     (tracked,) = seen
     assert tracked.finished

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
 from rich.console import Console
@@ -229,6 +230,7 @@ def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
     """Start one of accelerate's trackers; TensorBoard's forgets what it has of later steps."""
     kind, own = LOGGER_TYPE_TO_CLASS[name], name == _OURS
     place = [str(run.path)] if kind.requires_logging_directory else []
+    PartialState()  # without it some, as wandb's, cannot say what they do
     try:
         tracker = kind(run.events.name if own else "faap", *place, **({"purge_step": steps or None} if own else {}))
         tracker.start()
