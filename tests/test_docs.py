@@ -382,7 +382,7 @@ def site() -> dict[str, Any]:
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
-    listed = re.findall(r"[\w/]+\.md", json.dumps(site()["nav"]))
+    listed = re.findall(r"[\w/.]+\.md", json.dumps(site()["nav"]))
     assert len(listed) == len(set(listed))
     there = {path.relative_to(ROOT / "docs").as_posix() for path in DOCS}
     assert {name for name in listed if not name.startswith("source/")} == there

@@ -3,6 +3,7 @@
 So links are written as they work where the pages are read as plain files: ../examples/slurm.sh, ../NOTICE.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -12,7 +13,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-WANTED = ("CONTRIBUTING.md", "CHANGELOG.md")  # in the navigation, whoever links to them
+NOTEBOOKS = [f"examples/notebooks/{name}.ipynb" for name in ("train_and_read", "audit_your_detector", "deploy")]
+WANTED = ("CONTRIBUTING.md", "CHANGELOG.md", *NOTEBOOKS)  # in the navigation, whoever links to them
 LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
@@ -39,6 +41,21 @@ def linked_again(text: str, path: str) -> tuple[str, set[str]]:
     return LINK.sub(again, text), outside
 
 
+def notebook_page(text: str) -> str:
+    """A notebook with its outputs, as Markdown."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if picture := "".join(data.get("image/png", "")).replace("\n", ""):
+                parts.append(f"![What this shows](data:image/png;base64,{picture})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files that pages link to."""
     linked = [linked_again(each.content_string, f"docs/{each.src_uri}")[1] for each in files.documentation_pages()]
@@ -48,7 +65,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             continue
         made.add(path)
         content = (ROOT / path).read_text(encoding="utf-8")
-        if path.endswith(".md"):
+        if path.endswith((".md", ".ipynb")):
+            content = notebook_page(content) if path.endswith(".ipynb") else content
             content, more = linked_again(content, path)
             waiting += more
         else:
