@@ -186,8 +186,8 @@ def typed(command: str) -> int:
 
 
 def launched(command: str) -> int:
-    """Run a command that starts processes, two of them, on data that is there: they know nothing of this one."""
-    program, *words = shlex.split(command.replace("--num_processes 4", "--cpu --num_processes 2"))
+    """Run a command that starts processes on data that is there, since they know nothing of this one."""
+    program, *words = shlex.split(command.replace("--num_processes 4", "--cpu --num_processes 1"))
     given = [*SMALLER["train"], "--dataset_root", "path/to/data", "--detr_checkpoint", "path/to/detector"]
     place = Path(sys.executable).with_name(program.rpartition("/")[2])
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
