@@ -83,6 +83,17 @@ def test_what_is_downloaded_has_the_bits_that_apply_writes(
     assert not np.array_equal(offered, np.asarray(Image.open(photo)))
 
 
+def test_a_photograph_for_a_detector_that_resizes_none_is_made_smaller_and_that_is_said(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    for width, said in ((1024, False), (2048, True)):
+        Image.new("RGB", (width, 64), "grey").save(tmp_path / "wide.png")
+        path = (tmp_path / "wide.png").rename(tmp_path / f"{width}.png")
+        shown = shelf.look(**LOOK | {"upload": str(path)}, epsilon=0.1)
+        assert pixels(download(shelf, shown)).shape == ((32, 1024, 3) if said else (64, 1024, 3))
+        assert ("The picture was made 1024 × 32 pixels first" in shown) == said
+
+
 def test_without_epsilon_nothing_moves(shelf: Shelf) -> None:
     shown = shelf.look(**LOOK, epsilon=0)
     assert np.array_equal(pixels(download(shelf, shown)), np.asarray(shelf.examples["scene 0, female"]))

@@ -21,9 +21,11 @@ import pytest
 from PIL import Image
 
 import faap
+from faap.app import Shelf
+from faap.app.page import blocks
 from faap.promenade import shipped_run
 
-pytest.importorskip("gradio", reason="gradio is not installed: make app-test")
+gradio = pytest.importorskip("gradio", reason="gradio is not installed: make app-test")
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make app-test")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -261,13 +263,20 @@ def test_hostile_requests_read_nothing_and_fetch_nothing(
     assert request(address, "POST", "/gradio_api/upload", b"x" * 100, Content_Length=str(2**30))[0] == 413
 
 
-def test_everything_waits_in_one_line_and_what_is_not_in_the_list_is_refused(
-    server: tuple[str, Path], page: Any
-) -> None:
+def test_everything_waits_in_one_line() -> None:
+    page = blocks(gradio, Shelf())
+    working = [function for function in page.fns.values() if function.fn is not None]
+    assert len(working) > 8
+    assert {(each.concurrency_id, each.concurrency_limit, each.api_visibility) for each in working} == {
+        ("one", 1, "private")
+    }
+    assert page._queue.max_size == 20
+    assert page.delete_cache[1] == 3600
+
+
+def test_what_is_not_in_the_list_is_refused(server: tuple[str, Path], page: Any) -> None:
     config = json.loads(request(server[0], "GET", "/config")[1])
     working = [each for each in config["dependencies"] if each["backend_fn"]]
-    assert len(working) > 8
-    assert {each["api_visibility"] for each in working} == {"private"}
     looks = next(each["id"] for each in working if len(each["inputs"]) == 5)
     asked = {"data": [None, None, "/etc", "promenade", 0.1], "fn_index": looks, "session_hash": "stranger"}
     assert request(server[0], "POST", "/gradio_api/queue/join", asked)[0] == 200

@@ -33,6 +33,7 @@ from faap.evaluation.criteria import verdict_of
 from faap.files import read_text, reading
 from faap.perturbation import load_generator
 from faap.promenade import compose
+from faap.promenade.build import SEED
 from faap.report.audit import audit_page
 from faap.report.comparison import comparison_page
 from faap.report.page import SCORE_THRESHOLD, Example, render
@@ -42,6 +43,8 @@ from faap.runs import Run
 _SCENES, _GROUPS = range(4), ("female", "male")
 # scores below the first are of no interest, and no more than so many that moved are listed
 _LEAST, _LISTED = 0.1, 12
+# pixels of the longer side of a picture for a detector that resizes none, which would take minutes over a photograph
+_LONGEST = 1024
 # results that can still be downloaded
 _KEPT = 4
 
@@ -75,34 +78,38 @@ class Shelf:
         self.bounds = {name: each.epsilon for name, each in self.generators.items()}
         self.detectors = {name: load_detector(name, self.device) for name in detectors}
         self.data, self.runs, self.groups = {name: name for name in data}, Path(runs), dict(groups or {})
-        scenes = [(number, group) for group in _GROUPS for number in _SCENES]
-        self.examples = {
-            f"scene {n}, {group}": Image.fromarray(compose(0, "test", n, group).image) for n, group in scenes
-        }
+        scenes = {f"scene {number}, {group}": (number, group) for group in _GROUPS for number in _SCENES}
+        self.examples = {name: Image.fromarray(compose(SEED, "test", *each).image) for name, each in scenes.items()}
         self._made: dict[str, tuple[str, Callable[[], bytes]]] = {}
         # while ε moves, the picture and what is found in it stay
         self._seen = lru_cache(8)(self._see)
 
-    def _see(self, detector: str, upload: str | None, example: str) -> tuple[Image.Image, Detections]:
+    def _see(self, detector: str, upload: str | None, example: str) -> tuple[Image.Image, bool, Detections]:
+        """Return a picture, whether it was made smaller, and what is found in it."""
         try:
             image = read_image(upload) if upload else chosen(self.examples, example)
         except Problem as problem:  # of which the folder is nobody's business
             raise FaapError(str(problem).replace(f"{Path(upload or '.').parent}/", "")) from problem
-        return image, _detections(chosen(self.detectors, detector), image)
+        model = chosen(self.detectors, detector)
+        resizes = model.preprocessing.shortest_edge or model.preprocessing.size
+        if smaller := not resizes and max(image.size) > _LONGEST:
+            image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+        return image, smaller, _detections(model, image)
 
     def look(self, upload: str | None, example: str, detector: str, generator: str, epsilon: float) -> str:
         """Show a picture before and after; without an uploaded file, an example."""
         model, moving = chosen(self.detectors, detector), chosen(self.generators, generator)
         conform(epsilon, Between(0, self.bounds[generator]), "ε")
-        image, before = self._seen(detector, upload, example)
+        image, smaller, before = self._seen(detector, upload, example)
         moving.epsilon = epsilon
         changed = apply(moving, image, preprocessing=model.preprocessing)
         after, none = _detections(model, changed), np.zeros(0)
         record = Record(0, Path(upload or example), *image.size, "", np.zeros((0, 4)), none.astype(int), none, none > 0)
         shown = Example(record, np.asarray(image), np.asarray(changed), before, after)
-        values: dict[str, Any] = {"example": shown, "rows": moved(before, after), "names": model.labels}
-        values |= {"threshold": SCORE_THRESHOLD, "factor": 127 // max(1, int(np.abs(shown.change).max()))}
-        return render("app.html", part="look", place=self._offer("perturbed.png", lambda: _png(changed)), **values)
+        values: dict[str, Any] = {"example": shown, "smaller": smaller, "names": model.labels}
+        values |= {"rows": moved(before, after), "factor": 127 // max(1, int(np.abs(shown.change).max()))}
+        values |= {"threshold": SCORE_THRESHOLD, "place": self._offer("perturbed.png", lambda: _png(changed))}
+        return render("app.html", part="look", **values)
 
     def audit(self, data: str, detector: str, tell: Callable[[float, str], None]) -> str:
         """Audit a detector on the test split of a data set, or on all of one that is not divided.
