@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -235,7 +236,7 @@ def test_without_gradio_one_line_says_what_to_install(
     monkeypatch.setenv("FAAP_MAX_PIXELS", "1000")
     for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
         monkeypatch.setenv(name, "")
-    assert cli.main(["app"]) == 2
+    assert cli.main(["app", "--port", "0"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: faap app takes gradio")
     assert "make app, or pip install 'faap[app]'" in error
@@ -247,6 +248,16 @@ def test_without_gradio_one_line_says_what_to_install(
 def test_what_is_typed_wrongly_is_said_before_anything_is_shown(flag: str, said: str, capsys: Any) -> None:
     assert cli.main(["app", flag, "/nowhere"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_be_had_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["app", "--port", str(port)]) == 2
+    assert f"127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+    for flags, said in ((["--port", "70000"], "port"), (["--host", "192.0.2.1"], "192.0.2.1, port 7860: ")):
+        assert cli.main(["app", *flags]) == 2
+        assert said in capsys.readouterr().err
 
 
 Ask = Callable[..., tuple[int, bytes, dict[str, str]]]

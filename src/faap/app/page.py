@@ -16,6 +16,7 @@ from rich.console import Console
 
 from faap.app.gate import MOST_BYTES, Gate
 from faap.app.shelf import Shelf, chosen, levels
+from faap.conform import Between, conform
 from faap.deploy import PICTURES
 from faap.errors import FaapError
 from faap.report.page import render
@@ -39,10 +40,9 @@ def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, *, console: C
         console: where to say at which address the page is.
 
     Raises:
-        FaapError: gradio is not installed.
-        OSError: the address is taken, or none of this machine.
+        FaapError: the address is taken, or none of this machine; gradio is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="faap-app-") as folder:
+    with _listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="faap-app-") as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
         os.environ.setdefault("FAAP_MAX_PIXELS", str(_MOST_PIXELS))
         try:
@@ -64,16 +64,24 @@ def serve(shelf: Shelf, host: str = "127.0.0.1", port: int = 7860, *, console: C
         own |= {"css": render("app.html", part="style"), "max_file_size": MOST_BYTES, "footer_links": []}
         gr.mount_gradio_app(behind, blocks(gr, shelf), "/", show_error=False, run_history=False, ssr_mode=False, **own)
         hosts = (*_LOOPBACK, host) if host in _LOOPBACK else ()
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-            name = f"[{host}]" if ":" in host else host
-            console.print(f"http://{name}:{listener.getsockname()[1]} (Ctrl-C ends it)", highlight=False)
-            if not hosts:
-                console.print("Whoever can reach this address can use the page: there is no password.", style="yellow")
-            config = uvicorn.Config(Gate(behind, Path(folder), hosts), log_level="warning", timeout_graceful_shutdown=1)
-            # uvicorn ends in order and then raises the signal again
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            with suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run(sockets=[listener])
+        name = f"[{host}]" if ":" in host else host
+        console.print(f"http://{name}:{listener.getsockname()[1]} (Ctrl-C ends it)", highlight=False)
+        if not hosts:
+            console.print("Whoever can reach this address can use the page: there is no password.", style="yellow")
+        config = uvicorn.Config(Gate(behind, Path(folder), hosts), log_level="warning", timeout_graceful_shutdown=1)
+        # uvicorn ends in order and then raises the signal again
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    conform(port, Between(0, 65535, 1), "port")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        said = f"{host}, port {port}: {error.strerror}"
+        raise FaapError(f"{said}; give another with --host or --port, 0 for any that is free.") from error
 
 
 def blocks(gr: Any, shelf: Shelf) -> Any:
