@@ -41,8 +41,8 @@ from faap.runs import Run
 
 # scenes of Promenade's test split that are examples, with women and with men
 _SCENES, _GROUPS = range(4), ("female", "male")
-# scores below the first are of no interest, and no more than so many that moved are listed
-_LEAST, _LISTED = 0.1, 12
+# scores below the first are of no interest, changes below the second none, and no more than so many are listed
+_LEAST, _VISIBLE, _LISTED = 0.1, 0.005, 12
 # pixels of the longer side of a picture for a detector that resizes none, which would take minutes over a photograph
 _LONGEST = 1024
 # results that can still be downloaded
@@ -224,10 +224,11 @@ def moved(before: Detections, after: Detections) -> list[dict[str, Any]]:
     rows = []
     for pair in pairs:
         scores = [None if i is None else float(side.scores[i]) for side, i in zip(sides, pair, strict=True)]
-        if max(score or 0 for score in scores) >= _LEAST:
+        change = (scores[1] or 0) - (scores[0] or 0)
+        if max(score or 0 for score in scores) >= _LEAST and abs(change) >= _VISIBLE:
             side, i = next((side, i) for side, i in zip(sides[::-1], pair[::-1], strict=True) if i is not None)
-            row = {"label": int(side.labels[i]), "box": side.boxes[i].tolist(), "before": scores[0], "after": scores[1]}
-            rows.append(row | {"change": (scores[1] or 0) - (scores[0] or 0)})
+            row = {"label": int(side.labels[i]), "box": side.boxes[i].tolist(), "change": change}
+            rows.append(row | dict(zip(("before", "after"), scores, strict=True)))
     return sorted(rows, key=lambda row: -abs(row["change"]))[:_LISTED]
 
 
