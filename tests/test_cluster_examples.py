@@ -1,6 +1,7 @@
-"""The scripts for clusters, with stand-ins for the cluster."""
+"""The scripts for clusters, with stand-ins for the cluster, and what images are built from."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import yaml
 from faap import cli
 from faap.runs import Run
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 # starts two tasks, passes the signal that ends a step on to both, and ends with the highest status of theirs
 SRUN = """#!/bin/bash
 export SLURM_NTASKS=2
@@ -78,3 +80,17 @@ def test_what_kubernetes_is_told_is_a_command_of_ours(capsys: pytest.CaptureFixt
     assert program == "faap"
     assert cli.main(words) == 2
     assert "data set /data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_an_image_is_of_what_is_there_and_runs_without_rights(name: str) -> None:
+    lines = (ROOT / "docker" / name).read_text().splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = [source for first, *rest in words if first == "COPY" and rest[0] != "--from=build" for source in rest[:-1]]
+    assert {"src", "pyproject.toml", "constraints.txt"} <= {*copied}
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in allowed
+    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", each[1]) for each in words if each[0] == "FROM")
+    assert [each[1] for each in words if each[0] == "USER"] == ["1000:1000"]
