@@ -172,8 +172,9 @@ def test_an_audit_is_shown_in_a_frame_with_its_progress(
     assert "Promenade, test split:" in page
     assert re.search(r"<iframe sandbox title=", shown)
     assert html.escape('<html lang="en">', quote=True).replace("&quot;", "&#34;") in shown
-    with pytest.raises(FaapError, match="not in the list"):
-        shelf.audit("/", str(tiny_detector), lambda *_: None)
+    for others in (("/", str(tiny_detector)), (str(tiny_promenade), "promenade")):
+        with pytest.raises(FaapError, match="not in the list"):
+            shelf.audit(*others, lambda *_: None)
 
 
 def test_bars_are_told_while_they_fill() -> None:
