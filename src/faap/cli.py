@@ -322,9 +322,8 @@ def export(parser: Parser, console: Console) -> None:
     run = Run.of(place) if place.exists() else None
     about = write(generator, path, to=given["to"], detector=detector, run=run)
     if run and run.metrics.is_file() and "gap" not in about:
-        console.print(
-            f"{run.metrics} is about another generator, or another ε: its figures are left out.", style="yellow"
-        )
+        said = f"{run.metrics} is about another generator, or another ε: its figures are left out."
+        console.print(said, style="yellow", soft_wrap=True)
     console.print(
         f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False, soft_wrap=True
     )

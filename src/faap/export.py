@@ -23,6 +23,7 @@ from faap.detectors import FrozenDetector
 from faap.errors import FaapError
 from faap.files import atomic_write, reading
 from faap.perturbation import Generator
+from faap.perturbation.budget import add_within_budget
 from faap.perturbation.light import STRIDE
 from faap.runs import Run, writing
 from faap.weights import tensors_sha256
@@ -54,9 +55,11 @@ class _Whole(nn.Module):
         more = (0, (width // STRIDE + 1) * STRIDE - width, 0, (height // STRIDE + 1) * STRIDE - height)
         if self.generator.arch == "light":
             mask = F.pad(torch.ones_like(pixel_values[:, 0]), more) > 0
-            perturbed = self.generator.perturb(F.pad(pixel_values, more), mask)[..., :height, :width]
+            raw = self.generator(F.pad(pixel_values, more), mask)[..., :height, :width]
         else:
-            perturbed = self.generator.perturb(pixel_values)
+            raw = self.generator(pixel_values)
+        # a copy, for what is written into a part of a tensor is taken apart and put together again in other programs
+        perturbed = add_within_budget(pixel_values, raw.clone(), self.generator.epsilon)
         if self.detector is None:
             return (perturbed,)
         out = self.detector(*self.detector.adapt(perturbed))
