@@ -115,6 +115,7 @@ def test_every_flag_and_recipe_of_a_command_in_a_sentence_exists(page: Path, mon
 
 # Commands that are run elsewhere, or not: by what, or why.
 ELSEWHERE = {
+    "make app": "tests/test_app_browser.py",
     "make demo": "tests/test_end_to_end.py",
     "make install": "",
     "make test": "",
@@ -135,6 +136,7 @@ ELSEWHERE = {
     ".venv/bin/faap export promenade --to onnx --with_detector --output both.onnx": "tests/test_export.py",
     ".venv/bin/faap export promenade --to torch --output generator.pt2": "tests/test_export.py",
     ".venv/bin/python examples/onnx_detector.py generator.onnx picture.jpg": "tests/test_export.py",
+    ".venv/bin/python examples/onnx_detector.py faap_outputs/generator.onnx photo.jpg": "tests/test_export.py",
     ".venv/bin/faap push faap_outputs/faap_outputs_equal organisation/name": "tests/test_hub.py",
     ".venv/bin/faap compare infonce_4th --ablate --seeds 3 --ray": "tests/compare/test_ray.py",
 }
