@@ -4,9 +4,12 @@ It needs numpy, Pillow and onnxruntime, and nothing of faap.
 """
 
 import json
+import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or onnxruntime tells Microsoft of its use
 import onnxruntime
 from PIL import Image, ImageOps
 

@@ -156,6 +156,10 @@ def test_a_download_is_kept_for_a_while_and_nobody_can_guess_where(shelf: Shelf)
     tokens = [re.findall(r"made/([^\"]+)", each)[0] for each in shown]
     assert [shelf.made(token) is not None for token in tokens] == [False, True, True, True, True]
     assert min(map(len, tokens)) > 40
+    page = shelf._offer("audit.html", lambda: b"")
+    for _ in range(5):
+        shelf._offer("perturbed.png", lambda: b"")
+    assert shelf.made(page.removeprefix("made/")) is not None
     assert shelf.made("perturbed.png") is None
 
 
@@ -224,6 +228,7 @@ def test_one_run_is_its_report_in_which_nothing_runs_and_several_are_compared(ru
     assert "over 2 seeds" in page
     for names, said in (
         ([], "Choose one run"),
+        (None, "Choose one run"),  # a request written by hand
         (["../equal"], "not in the list"),
         (["equal/seed_0", "evaluated"], "config.yaml"),
     ):
@@ -370,6 +375,8 @@ def test_requests_are_bounded(ask: Ask) -> None:
     assert ask("POST", "/gradio_api/queue/join", b"{}", content_length=str(2**17))[0] == 413
     assert ask("POST", "/gradio_api/upload", b"", content_length=None)[0] == 411
     assert ask("POST", "/gradio_api/upload", b"", content_length="-1")[0] == 411
+    # of the two, a server would believe the second
+    assert ask("POST", "/gradio_api/upload", b"", content_length="9", transfer_encoding="chunked")[0] == 411
 
 
 @pytest.mark.parametrize(

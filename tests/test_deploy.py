@@ -433,7 +433,7 @@ def test_a_video_that_was_cut_off_is_made_and_said_to_be(
         (tmp_path / again / name).write_bytes(whole[: int(share * len(whole))])
         (row,) = apply_files(generator, [tmp_path / again / name], tmp_path / again / "out")
         (note,) = row["notes"]
-        assert re.fullmatch(r"cut off or damaged \(.+\): its first (.*) seconds are made", note)
+        assert re.fullmatch(r"cut off or damaged \(.+\): what can be read of its first (.*) seconds is made", note)
         with av.open(str(tmp_path / again / "out" / "a.mp4")) as after:
             *_, frame = after.decode(video=0)
         assert 0 < row["frames"] <= 45 * (share + 0.05)
@@ -557,3 +557,33 @@ def test_three_lines_put_a_generator_into_a_pipeline_of_transformers(generator: 
     ours = detector(generator.perturb(normalise(moved))).logits
     assert torch.allclose(after, ours, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_sound_that_is_made_anew_keeps_its_times(generator: Generator, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "late.mkv"), "w") as file:
+        pictures, heard = file.add_stream("libx264", rate=15), file.add_stream("pcm_s16le", rate=16000)
+        pictures.width, pictures.height, pictures.pix_fmt, heard.layout = 64, 48, "yuv420p", "mono"
+        for _ in range(45):
+            file.mux(pictures.encode(av.VideoFrame.from_image(picture(64, 48))))
+        for number in (*range(10), *range(15, 30)):  # from the first second on, with a pause
+            sound = av.AudioFrame.from_ndarray(np.full((1, 1000), number, np.int16), "s16", "mono")
+            sound.sample_rate, sound.pts, sound.time_base = 16000, 16000 + 1000 * number, Fraction(1, 16000)
+            file.mux(heard.encode(sound))
+        file.mux([*pictures.encode(), *heard.encode()])
+    apply_files(generator, [tmp_path / "late.mkv"], tmp_path / "out")
+    with av.open(str(tmp_path / "out" / "late.mp4")) as file:
+        times = np.array([float(each.pts * each.time_base) for each in file.demux(audio=0) if each.pts is not None])
+    assert times[0] == pytest.approx(1, abs=0.1)
+    assert np.diff(times).max() == pytest.approx(5 / 16, abs=0.1)
+
+
+def test_of_a_video_that_is_damaged_within_the_rest_is_made(generator: Generator, tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", movflags="faststart")
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    begin, end = 6 * len(content) // 10, 7 * len(content) // 10
+    content[begin:end] = bytes(end - begin)
+    (tmp_path / "a.mp4").write_bytes(content)
+    (row,) = apply_files(generator, [tmp_path / "a.mp4"], tmp_path / "out")
+    (note,) = row["notes"]
+    assert note.startswith("cut off or damaged (")
+    assert 20 < row["frames"] < 45

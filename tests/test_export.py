@@ -1,6 +1,7 @@
 """What is exported does what PyTorch does, at any size, and says what it is."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -167,3 +168,17 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
     with torch.no_grad():
         whole.generator.out.bias.add_(0.1)
     assert export.compare(path, whole, "torch") > 1e-3
+
+
+def test_onnxruntime_is_told_to_tell_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def imported(name: str) -> None:
+        said.append((name, os.environ.get("ORT_DISABLE_TELEMETRY")))
+        raise ImportError
+
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setattr(export, "import_module", imported)
+    with pytest.raises(ImportError):
+        export.load_exported(tmp_path / "g.onnx")
+    assert said == [("onnxruntime", "1")]

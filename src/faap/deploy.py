@@ -481,9 +481,13 @@ def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bo
                     packet.stream = new
                     waiting.append(packet)
                 continue
-            for frame in packet.decode():
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError as error:
+                damage.append(error.strerror or "a part cannot be read")
+                continue
+            for frame in frames:
                 if (new := encoded.get(packet.stream.index)) is not None:
-                    frame.pts = None
                     waiting += new.encode(frame)
                     continue
                 image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
@@ -512,5 +516,5 @@ def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bo
         written.mux(new.encode())
     if damage:
         end = float((last + step) * stream.time_base)
-        notes.append(f"cut off or damaged ({damage[0]}): its first {end:.1f} seconds are made")
+        notes.append(f"cut off or damaged ({damage[0]}): what can be read of its first {end:.1f} seconds is made")
     return number, notes

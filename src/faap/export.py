@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,6 +191,7 @@ def load_exported(path: Path, to: str = "onnx") -> Callable[[Tensor], list[Tenso
     if to == "torch":
         module = torch.export.load(path).module()
         return lambda images: list(module(images))
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its builds tell Microsoft of their use unless told not to
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

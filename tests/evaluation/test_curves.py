@@ -8,6 +8,7 @@ import pytest
 from faap.evaluation import MetricFrame
 from faap.evaluation.curves import LEVELS, curves_of
 from faap.evaluation.metrics import by_group, shared_categories
+from faap.report.charts import draw_curves, values_in
 
 
 def above(found, score):
@@ -61,3 +62,19 @@ def test_bands_are_of_the_images_that_are_redrawn(split_of):
     again, other = (curves_of(split, detections, samples=60, seed=seed)[0] for seed in (5, 6))
     np.testing.assert_array_equal(again["female"]["recall"], found["female"]["recall"])
     assert not np.array_equal(other["female"]["recall"][1:], found["female"]["recall"][1:])
+
+
+def test_a_rare_category_takes_no_band_and_what_no_two_groups_share_is_nowhere(split_of):
+    split, detections, _ = split_of(2, images=30)
+    rare = [record.with_boxes((record.labels == 1) | (record.image_id % 30 < 3)) for record in split.records]
+    split = replace(split, records=tuple(rare))
+    drawn = MetricFrame(split, detections, detections, samples=60)
+    (found,) = curves_of(split, detections, samples=60)
+    for group, row in drawn.by_group.items():
+        assert row["AP50"]["baseline_ci95"] is not None
+        assert np.isfinite(found[group]["precision"]).all()
+        assert found[group]["precision"][0].mean() == pytest.approx(row["AP50"]["baseline"], abs=1e-9)
+    apart = [record.with_boxes(record.labels == (1 if record.group == "female" else 7)) for record in split.records]
+    (found,) = curves_of(replace(split, records=tuple(apart)), detections, samples=9)
+    assert all(np.isnan(each).all() for curves in found.values() for each in curves.values())
+    assert [values_in(figure) for _, _, figure in draw_curves(found, found)] == ["", ""]

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from faap.report import summary
-from faap.report.words import gap_sentence, group_sentence, number
+from faap.report.words import gap_sentence, group_sentence, last_part, number
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,16 @@ def test_the_terminal_says_loudly_what_is_wrong_and_where_it_comes_from(metrics)
     console = Console(file=io.StringIO(), width=200)
     console.print(summary(data))
     assert "detector: 5f5f5f5f5f5f…" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("/home/me/.cache/faap/promenade-23ec9ba83af9", "Promenade"),
+        ("/data/promenade-2024", "promenade-2024"),
+        ("org/detr/", "detr"),
+        ("promenade", "promenade"),
+    ],
+)
+def test_what_is_named_in_a_title(name, said):
+    assert last_part(name) == said

@@ -87,7 +87,7 @@ class Gate:
             return 0 if right and self._ours(path.removeprefix(_FILE) if _FILE in path else self.folder) else 404
         if method != "POST" or path not in _SENT:
             return 404
-        length = headers.get("content-length", "")
+        length = headers.get("content-length", "") if "transfer-encoding" not in headers else ""
         return 411 if not length.isdecimal() else 413 if int(length) > _SENT[path] else 0
 
     def _ours(self, path: object) -> bool:

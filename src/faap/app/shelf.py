@@ -156,8 +156,7 @@ class Shelf:
     def side_by_side(self, names: Sequence[str]) -> str:
         """Show the report of one run, or the comparison of several."""
         known = {row["name"]: row["run"] for row in self.found()}
-        runs = {name: chosen(known, name) for name in names}
-        if not runs:
+        if not isinstance(names, list) or not (runs := {str(name): chosen(known, name) for name in names}):
             raise FaapError("Choose one run for its report, or several for their comparison.")
         if len(runs) == 1:
             return self._framed(read_text(runs[names[0]].report), f"Report of {names[0]}", "report.html")
@@ -176,7 +175,8 @@ class Shelf:
     def _offer(self, name: str, content: Callable[[], bytes]) -> str:
         """Keep what can be downloaded, for a while; return where, which nobody can guess."""
         self._made[token := secrets.token_urlsafe()] = name, content
-        for old in list(self._made)[:-_KEPT]:
+        # of each kind, for a slider makes many pictures while an audit is read
+        for old in [token for token, (kind, _) in self._made.items() if kind == name][:-_KEPT]:
             del self._made[old]
         return f"made/{token}"
 

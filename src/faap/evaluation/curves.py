@@ -9,7 +9,7 @@ from faap.data import Split
 from faap.evaluation.bootstrap import draw
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import match_image
-from faap.evaluation.metrics import Images, by_group, shared_categories
+from faap.evaluation.metrics import Images, by_group, category_means
 from faap.evaluation.statistics import Floats, percentile_interval
 
 # where the curves are known: recalls of the first, scores of the second
@@ -21,7 +21,7 @@ Curves = dict[str, dict[str, Floats]]
 
 
 def curves_of(split: Split, *detections: Sequence[Detections], samples: int = _SAMPLES, seed: int = 0) -> list[Curves]:
-    """Draw each group's curves at IoU .50, the mean over the categories that the groups are compared in.
+    """Draw each group's curves at IoU .50, means over the categories of which every group has ground truth.
 
     Args:
         split: the images.
@@ -34,13 +34,17 @@ def curves_of(split: Split, *detections: Sequence[Detections], samples: int = _S
         and "recall", the share of the objects found with a score of `LEVELS` or more; each (3, 101): the value and its
         95 % band, nan where there is none.
     """
-    copies, categories = draw(split, samples, seed), shared_categories(split)
+    copies = draw(split, samples, seed)
 
-    def measured(images: Images) -> dict[str, Floats]:
-        each = np.array([_measure(images, one, copies[images[0]]) for one in categories])  # (categories, 2, R, 101)
-        return dict(zip(("precision", "recall"), map(_band, each.mean(axis=0)), strict=True))
+    def measured(found: Sequence[Detections]) -> Curves:
+        each = {
+            group: np.array([_measure(images, one, copies[images[0]]) for one in split.categories])
+            for group, images in by_group(split, found).items()
+        }  # (categories, 2, R, 101)
+        means = category_means(each).items()
+        return {group: dict(zip(("precision", "recall"), map(_band, mean), strict=True)) for group, mean in means}
 
-    return [{group: measured(images) for group, images in by_group(split, found).items()} for found in detections]
+    return list(map(measured, detections))
 
 
 def _measure(images: Images, category: int, copies: Any) -> Floats:

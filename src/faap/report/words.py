@@ -1,6 +1,7 @@
 """What the numbers say, in words."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,7 +167,7 @@ def provenance_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 def last_part(name: str) -> str:
     """Name a detector or data set as a title does: without its folder, and Promenade without its version."""
     last = name.rstrip("/").rpartition("/")[2] or name
-    return "Promenade" if last.startswith("promenade-") else last
+    return "Promenade" if re.fullmatch(r"promenade-[0-9a-f]{12}", last) else last
 
 
 def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
