@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
@@ -21,6 +23,15 @@ from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.promenade import build_promenade
 
 KINDS = ("detr", "conditional_sigmoid", "conditional_softmax")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A picture of another size than Promenade's, whose name has a blank."""
+    path = tmp_path / "my photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((220, 150), Image.Resampling.BICUBIC).save(path)
+    return path
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,15 +34,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(runs=tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A picture of another size than the examples."""
-    path = tmp_path / "photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((220, 150), Image.Resampling.BICUBIC).save(path)
-    return path
-
-
 def download(shelf: Shelf, shown: str) -> bytes:
     """What the link of a result leads to."""
     (token,) = re.findall(r'href="made/([^"]+)"', shown)
@@ -80,7 +71,7 @@ def test_what_is_downloaded_has_the_bits_that_apply_writes(
     form = Form(preprocessing=detector.preprocessing)
     apply_files(faap.load_generator("promenade", epsilon=epsilon), [photo], tmp_path / "out", form)
     assert offered.shape == (150, 220, 3)
-    assert np.array_equal(offered, np.asarray(Image.open(tmp_path / "out" / "photo.png")))
+    assert np.array_equal(offered, np.asarray(Image.open(tmp_path / "out" / photo.name)))
     assert not np.array_equal(offered, np.asarray(Image.open(photo)))
 
 

@@ -106,14 +106,6 @@ def upload(page: Any, path: Path) -> None:
     page.locator("input[type=file]").set_input_files(path)
 
 
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "my photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((220, 150), Image.Resampling.BICUBIC).save(path)
-    return path
-
-
 def test_the_first_example_is_there_at_once_and_others_a_click_away(page: Any) -> None:
     assert caption(page, "before") == "before: 0 detections"
     page.get_by_role("button", name="Thumbnail 6 of 8").click()

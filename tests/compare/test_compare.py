@@ -69,6 +69,9 @@ def test_numbers_are_those_of_the_runs(finished: Any) -> None:
             [json.loads(line) for line in (root / recipe["name"] / f"seed_{s}" / "train_log.jsonl").open()]
             for s in (0, 1)
         ]
+        for each in metrics:
+            assert result["provenance"].items() <= each["provenance"].items()
+            assert result["provenance"].keys() == {"dataset", "split_sha256", "detector", "versions"}
         gaps = [m["perturbed"]["male"]["AP"] - m["perturbed"]["female"]["AP"] for m in metrics]
         before = metrics[0]["baseline"]["male"]["AP"] - metrics[0]["baseline"]["female"]["AP"]
         summary = recipe["summary"]

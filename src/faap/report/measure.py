@@ -76,6 +76,7 @@ def measure(
     found: Any = {"baseline": before, "perturbed": after, "arrival": arrival}
     with console.status("drawing the images anew, for intervals") if console is not None else nullcontext():
         metrics = evaluate(detector, generator, dataset, split, absolute=absolute, **found)
+        curves = curves_of(images, before, after) if distributed.rank() == 0 else ()
     metrics["warnings"] += [*warnings, *(read_before(trained_in, metrics["provenance"]) if is_test(images) else [])]
     for name in beside:
         other = load_generator(name).to(next(generator.parameters()).device)
@@ -90,7 +91,7 @@ def measure(
             if trained_in and is_test(images):
                 trained_in.add_reading(images.name, metrics["provenance"])
             examples = examples_of(detector, generator, images, before, after, arrival)
-            write_report(run, examples, curves_of(images, before, after))
+            write_report(run, examples, curves)
     return metrics
 
 
