@@ -49,7 +49,7 @@ def test_trainings_that_are_killed_end_as_if_they_had_not_been() -> None:
 
 
 def test_a_training_that_forgets_its_optimizer_would_be_seen() -> None:
-    status, last = ran("kill_test.py", "12", "--jobs", "1", "--recipes", "moco_4th", "--seed", "3", before=FORGETFUL)
+    status, last = ran("kill_test.py", "6", "--jobs", "1", "--recipes", "moco_4th", "--seed", "3", before=FORGETFUL)
     assert status == 1
     assert not last.endswith(" 0 mismatches")
 

@@ -81,7 +81,7 @@ class Watch:
 
     def __init__(self, inside: Path) -> None:
         own = (sys.prefix, sys.base_prefix, str(Path(faap.__file__).parents[1]), "/proc", "/sys", "/usr", "/etc/ssl")
-        self.allowed = (str(inside), *own, "/dev/null", "/dev/urandom")
+        self.allowed = tuple(map(os.path.realpath, (inside, *own, "/dev/null", "/dev/urandom")))
         self.escapes: list[str] = []
         self.on = False
         sys.addaudithook(self._hook)

@@ -110,8 +110,9 @@ def export(
             raise FaapError(f"export to {to}: {error}; pip install 'faap[onnx]'.") from error
         except Exception as error:  # of many kinds, by what a detector does that has no counterpart
             name = "the generator" if detector is None else f"the detector {detector.name}"
-            said = str(error).strip().partition("\n")[0]
-            raise FaapError(f"{name} cannot be exported to {to}: {said}. Without --with_detector it may.") from error
+            said = str(error.__cause__ or error).strip().partition("\n")[0]  # not in which of its steps
+            other = "" if detector is None else " Without --with_detector it may."
+            raise FaapError(f"{name} cannot be exported to {to}: {said}.{other}") from error
     with writing(path.parent, "--output"), atomic_write(path) as temporary:
         temporary.write_bytes(content)
         with reading(path, "cannot be read again"):
