@@ -107,6 +107,22 @@ def _recipe_flags(parser: Parser, usage: str, names: Sequence[str]) -> None:
     parser.usage = f"{parser.prog} {usage}[--FIELD VALUE ...]"
 
 
+# arguments of several commands
+_SHARED: dict[str, dict[str, Any]] = {
+    "generator": {"help": "a run directory, a generator's folder or file, or promenade"},
+    "--epsilon": {"type": float, "metavar": "X", "help": "in place of the generator's own bound"},
+    "--device": {"default": "auto", "help": "auto, cpu, cuda or cuda:N (default: auto)"},
+    "--split": {"default": "test", "help": "train, val, test, or all of an undivided file (default: test)"},
+    "--i_know": {"action": "store_true", "help": "measure one more generator of a run on the test split"},
+    "--num_workers": {"type": int, "default": 0, "metavar": "N", "help": "processes that load images (default: 0)"},
+}
+
+
+def _shared(parser: Parser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(name, **_SHARED[name])
+
+
 def _before_flags(words: Sequence[str]) -> list[str]:
     return list(takewhile(lambda word: not word.startswith("-"), words))
 
@@ -205,21 +221,14 @@ def evaluate(parser: Parser, console: Console) -> None:
 
     A run knows the data, the groups and the detector it was trained with; what is given takes their place.
     """
-    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
+    _shared(parser, "generator", "--epsilon", "--device", "--split", "--i_know", "--num_workers")
     _data_flags(parser)
-    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     here, kept = "faap_outputs/evaluate", "gets metrics.json and report.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="as JPEG files of this quality, 1 to 100")
     parser.add_argument("--resize", type=float, metavar="X", help="resized by this factor, and back")
     parser.add_argument("--shift", type=_count, metavar="N", help="shifted by so many pixels to the right and down")
-    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
-    parser.add_argument(
-        "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
-    )
-    parser.add_argument("--i_know", action="store_true", help="measure one more generator of a run on the test split")
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap import distributed
     from faap.config import data_arguments
@@ -243,18 +252,16 @@ def evaluate(parser: Parser, console: Console) -> None:
 
 def apply(parser: Parser, console: Console) -> None:
     """Perturb pictures, folders of them, and videos with a trained generator, and say what of that arrives."""
-    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
+    _shared(parser, "generator", "--epsilon", "--device")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders of them, videos")
     parser.add_argument("--out", default="faap_outputs/applied", help="gets the results (default: %(default)s)")
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="write JPEG of this quality, 1 to 100, not PNG")
-    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
     what = "the detector that they are for, which says how it resizes images (default: the run's)"
     parser.add_argument("--detr_checkpoint", metavar="TEXT", help=what)
     parser.add_argument(
         "--draw", action="store_true", help="draw what the detector finds before and after, side by side"
     )
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="of what is drawn (default: 0.5)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap import distributed
     from faap.deploy import OWN_SIZE, Form, apply_files
@@ -304,10 +311,9 @@ def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | N
 
 def export(parser: Parser, console: Console) -> None:
     """Write a trained generator, alone or with its detector, as one ONNX or torch.export file."""
-    parser.add_argument("generator", help="a run directory, a generator's folder or file, or promenade")
+    _shared(parser, "generator", "--epsilon")
     parser.add_argument("--to", choices=("onnx", "torch"), default="onnx", help="the format (default: onnx)")
     parser.add_argument("--output", metavar="FILE", help="the file (default: faap_outputs/generator.onnx or .pt2)")
-    parser.add_argument("--epsilon", type=float, metavar="X", help="in place of the generator's own bound")
     parser.add_argument("--with_detector", action="store_true", help="the detector behind it, in the same file")
     parser.add_argument("--detr_checkpoint", metavar="TEXT", help="that detector (default: the run's)")
     given = parser.given()
@@ -349,21 +355,16 @@ def push(parser: Parser, console: Console) -> None:
 
 def audit(parser: Parser, console: Console) -> None:
     """Say whether a detector finds two groups unequally well, how sure that is, and where it comes from."""
+    _shared(parser, "--device", "--split", "--i_know", "--num_workers")
     parser.add_argument("dataset_root", help="the data set: a folder or file, or promenade")
     _data_flags(parser, "dataset_root")
     parser.add_argument("--predictions", metavar="FILE", help="a COCO results file, in place of a detector")
     parser.add_argument("--generator", default="", metavar="PLACE", help="what this run, folder or file changes, too")
     parser.add_argument("--transfer", default="", metavar="DETECTOR", help="the generator before this detector, too")
-    parser.add_argument("--i_know", action="store_true", help="measure one more generator of a run on the test split")
-    parser.add_argument("--split", default="test", help="train, val, test, or all of an undivided file (default: test)")
     here, kept = "faap_outputs/audit", "gets audit.json and audit.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="threshold in use (default: 0.5)")
     parser.add_argument("--samples", type=_count, default=500, metavar="N", help="bootstrap replicates (default: 500)")
-    parser.add_argument(
-        "--num_workers", type=int, default=0, metavar="N", help="processes that load images (default: 0)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap.audit import audit_data
     from faap.config import data_arguments
@@ -386,6 +387,7 @@ def audit(parser: Parser, console: Console) -> None:
 
 def app(parser: Parser, console: Console) -> None:
     """Show in the browser what a generator does to a picture, audit data, and lay runs side by side."""
+    _shared(parser, "--device")
     places: dict[str, Any] = {"nargs": "+", "default": ["promenade"], "metavar": "PLACE"}
     parser.add_argument("--generators", help="runs, generators' folders or files (default: promenade)", **places)
     parser.add_argument("--detr_checkpoint", help="detectors to choose from (default: promenade)", **places)
@@ -398,7 +400,6 @@ def app(parser: Parser, console: Console) -> None:
     parser.add_argument(
         "--port", type=int, default=7860, metavar="N", help="0: any that is free (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.given()
     from faap.app import Shelf, serve
     from faap.config import data_arguments
@@ -469,8 +470,8 @@ def _count(text: str) -> int:
 
 def bench(parser: Parser, console: Console) -> None:
     """Measure what faap costs beside the detector alone, as ratios."""
+    _shared(parser, "--device")
     parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
     parser.add_argument("--onnx", action="store_true", help="measure exported files in onnxruntime, too")
     parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
