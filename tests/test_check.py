@@ -288,3 +288,38 @@ def test_categories_are_named_and_those_of_one_group_only(tmp_path):
     assert "split test: only male has dog; gaps are of the categories that both groups have" in text
     assert "only female" not in text
     assert "split test: female has one image" in text
+
+
+def test_pictures_of_a_still_camera_are_named_once_each(tmp_path):
+    """Each looks like all others: what is counted is images, and not pairs of them."""
+    scene = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    images = []
+    for number in range(10):
+        pixels = np.array(Image.fromarray(scene).resize((128, 96)))
+        pixels[0, number] = 255 - pixels[0, number]
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        entry = {"id": number, "file_name": f"{number}.png", "width": 128, "height": 96}
+        images.append(entry | {"gender": ("female", "male")[number % 2], "split": "train" if number < 6 else "val"})
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [9, 9, 50, 50]} for n in range(10)]
+    data = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    found = [each for each in check(load_dataset(tmp_path))["problems"] if each["kind"] == "near_duplicate"]
+    assert [each["file"].rpartition("/")[2] for each in found] == ["6.png", "7.png", "8.png", "9.png"]
+    assert all("bits differ) and 5 more: one picture in train and val" in each["reason"] for each in found)
+
+
+def test_a_category_that_a_third_group_takes_away_is_said(tmp_path):
+    images = [
+        {"id": n, "file_name": f"{n}.png", "width": 40, "height": 30, "gender": ("female", "male", "unsure")[n % 3]}
+        for n in range(6)
+    ]
+    boxes = [{"image_id": n, "category_id": 1, "bbox": [1, 1, 10, 20]} for n in range(6)]
+    boxes += [{"image_id": n, "category_id": 2, "bbox": [20, 1, 10, 20]} for n in range(6) if n % 3 < 2]
+    for entry in images:
+        Image.new("RGB", (40, 30), (40 * entry["id"], 0, 0)).save(tmp_path / entry["file_name"])
+        entry["split"] = "test"
+    names = [{"id": number, "name": name} for number, name in enumerate(("person", "dog"), start=1)]
+    boxes = [{"id": n, **box} for n, box in enumerate(boxes)]
+    (tmp_path / "data.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
+    notes = check(load_dataset(tmp_path), images=False)["notes"]
+    assert "split test: unsure has no dog; gaps are of the categories that all have" in notes

@@ -15,6 +15,7 @@ from rich.text import Text
 from faap.data import Dataset, Problem, Record, Split, read_image
 from faap.data.layouts import WHOLE, clash
 from faap.data.problems import noting, place
+from faap.evaluation.metrics import comparable_categories
 from faap.files import file_sha256
 
 # Perceptual hashes of 256 bits: pictures of other scenes differ in about 128, a smaller or re-encoded copy in a few.
@@ -73,11 +74,15 @@ def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
 
 
 def _unequal(split: Split) -> Iterator[str]:
-    """Say what is there for one group only, or too little of."""
+    """Say what is there for some groups only, or too little of."""
     found = {group: split.objects(group) for group in (split.anchor, split.reference)}
     for group, other in (tuple(found), tuple(found)[::-1]):
         if found[other] and (alone := ", ".join(sorted(set(found[group]) - set(found[other])))):
             yield f"split {split.name}: only {group} has {alone}; gaps are of the categories that both groups have"
+    for name, lacking in comparable_categories(split)[1].items() if all(found.values()) else ():
+        if not {*found} & {*lacking}:
+            yield f"split {split.name}: {', '.join(lacking)} has no {name}; gaps are of the categories that all have"
+    for group in found:
         if len(split.positions(group)) == 1:
             yield f"split {split.name}: {group} has one image; of how far its numbers can be off, one says nothing"
 
@@ -157,11 +162,12 @@ def _decode_and_find_copies(dataset: Dataset, splits: list[str], console: Consol
             digest = file_sha256(record.path)
             here = hashes[len(seen)] = np.packbits(bits).view(np.uint64)
             distances = np.bitwise_count(hashes[: len(seen)] ^ here).sum(1)
-            for i in np.flatnonzero(distances <= NEAR).tolist():
-                split, first, theirs = seen[i]
-                if name != split and theirs != digest:
-                    where = f"({distances[i]} of 256 bits differ): one picture in {split} and {name}"
-                    problems.append(at("near_duplicate", f"looks like {first.path} {where}"))
+            alike = [i for i in np.flatnonzero(distances <= NEAR) if seen[i][0] != name and seen[i][2] != digest]
+            if alike:  # of a still camera's, each looks like all
+                split, first, _ = seen[nearest := min(alike, key=distances.__getitem__)]
+                more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+                where = f"({distances[nearest]} of 256 bits differ){more}: one picture in {split} and {name}"
+                problems.append(at("near_duplicate", f"looks like {first.path} {where}"))
             seen.append((name, record, digest))
             split, first = exact.setdefault(digest, (name, record))
             if first is not record:

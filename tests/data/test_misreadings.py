@@ -5,6 +5,9 @@ import json
 import os
 import shutil
 import struct
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from faap.data import Problem, load_dataset, read_image
+from faap.data.orientation import open_image
 from faap.data.problems import lfs_pointer, opening
 from faap.data.problems import place as located
 from faap.errors import FaapError
@@ -468,3 +472,224 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path, monkeypatch):
     shutil.copytree(secret, tmp_path / "real" / "images")
     (tmp_path / "whole").symlink_to(tmp_path / "real")
     assert look(images_dir=str(tmp_path / "whole")) == 2
+
+
+def divided(count=12):
+    """One file for all, whose splits lie in folders of their own and use the same names."""
+    data = content(count)
+    for entry in data["images"]:
+        place = (entry["id"] - 1) // 4
+        entry |= {"split": ("train", "val", "test")[place], "file_name": f"{(entry['id'] - 1) % 4}.jpg"}
+    return data
+
+
+@pytest.mark.parametrize("listed", [12, 8])
+@pytest.mark.parametrize("options", [{}, {"images_dir": "{split}"}])
+def test_names_that_splits_reuse_are_files_of_the_images_own_split(tmp_path, listed, options):
+    data = divided()
+    for number, part in enumerate(("train", "Val", "test")):
+        write(tmp_path, content(4), folder=part, names=[f"{n}.jpg" for n in range(4)])
+        for n in range(4):
+            Image.new("RGB", SIZE, (number, n, 0)).save(tmp_path / part / f"{n}.jpg", quality=100)
+    data["images"] = data["images"][-listed:]
+    data["annotations"] = data["annotations"][-listed:]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    dataset = load_dataset(tmp_path, **options)
+    for split in ("val", "test"):
+        assert {record.path.parent.name.lower() for record in dataset.split(split).records} == {split}
+    for entry in data["images"]:
+        del entry["split"]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    with pytest.raises(FaapError, match=r"0\.jpg' may be .*train/0.jpg and .*Val/0.jpg and .*; its field split"):
+        load_dataset(tmp_path, **options).split("all")
+
+
+def renumbered():
+    """Exporters count anew: image 6 is 1.jpg; boys are in the even files."""
+    data = content(6)
+    for entry in data["images"]:
+        del entry["gender"]
+        entry["file_name"] = f"{7 - entry['id']}.jpg"
+    return data
+
+
+@pytest.mark.parametrize(
+    "header", ["file_name,gender", "id,image_name,gender", "id,name,gender", "FileName,gender", "path,gender"]
+)
+def test_a_table_of_names_is_not_read_by_ids(tmp_path, header):
+    write(tmp_path, renumbered())
+    for ending in (".jpg", ""):
+        rows = [f"{'9,' * header.startswith('id')}{n}{ending},{('female', 'male')[n % 2]}" for n in range(1, 7)]
+        (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
+        if ending:
+            dataset = load_dataset(tmp_path, group_csv="t.csv")
+            split = dataset.split("all")
+            assert all(record.group == ("female", "male")[int(record.path.stem) % 2] for record in split.records)
+            assert any("the table names images by their names" in note for note in dataset.usable("all"))
+        else:
+            with pytest.raises(FaapError, match="the table says no group for it"):
+                groups(tmp_path, group_csv="t.csv")
+
+
+def test_a_table_of_ids_is_read_by_ids_and_says_so(tmp_path):
+    write(tmp_path, renumbered())
+    rows = [f"000{n},{('female', 'male')[n % 2]}" for n in range(1, 7)]
+    (tmp_path / "t.csv").write_text("\n".join(["Image_ID,Gender", *rows]))
+    dataset = load_dataset(tmp_path, group_csv="t.csv", group_field="Gender")
+    split = dataset.split("all")
+    assert all(record.group == ("female", "male")[record.image_id % 2] for record in split.records)
+    assert any("the table names images by their ids" in note for note in dataset.usable("all"))
+
+
+def test_an_image_of_two_groups_in_a_table_is_in_none(tmp_path):
+    data = content(6)
+    for entry in data["images"]:
+        del entry["gender"]
+    write(tmp_path, data)
+    rows = [f"{n},{('male', 'female')[n % 2]}" for n in range(1, 7)]
+    (tmp_path / "t.csv").write_text("\n".join(["image_id,gender", *rows, "1,male", "1,female"]))
+    with pytest.raises(FaapError, match="image 1 is in group 'male' here and in 'female' in an earlier line"):
+        groups(tmp_path, group_csv="t.csv")
+    found = load_dataset(tmp_path, group_csv="t.csv", skip_bad=True).split("all")
+    assert [record.image_id for record in found.records] == [2, 3, 4, 5, 6]
+
+
+def test_a_row_that_may_be_of_two_images_is_of_none(tmp_path):
+    data = content(4)
+    for entry, name in zip(data["images"], ("a/0.jpg", "b/0.jpg", "a\\1.jpg", "b/2.jpg"), strict=True):
+        entry["file_name"] = name
+        del entry["gender"]
+    write(tmp_path, data, names=["a/0.jpg", "b/0.jpg", "a/1.jpg", "b/2.jpg"])
+    (tmp_path / "t.csv").write_text("file_name,gender\n0.jpg,male\n1.jpg,female\n2.jpg,male\n")
+    with pytest.raises(FaapError, match=r"image 2: the table's '0\.jpg' may be it or a/0\.jpg"):
+        groups(tmp_path, group_csv="t.csv")
+
+
+def test_what_annotations_say_themselves_is_said_to_come_before_a_table(tmp_path):
+    data = content(4)
+    for image, annotation in zip(data["images"], data["annotations"], strict=True):
+        annotation["gender"] = image.pop("gender")
+    write(tmp_path, data)
+    (tmp_path / "t.csv").write_text("image_id,gender\n" + "\n".join(f"{n},male" for n in range(1, 5)))
+    dataset = load_dataset(tmp_path, group_csv="t.csv")
+    assert dataset.split("all").counts() == {"female": 2, "male": 2}
+    assert any("annotations say the group themselves; the table counts for" in note for note in dataset.usable("all"))
+
+
+def test_drawn_splits_do_not_hang_on_how_a_disk_spells_names(tmp_path):
+    drawn = []
+    nfc, nfd = (partial(unicodedata.normalize, form) for form in ("NFC", "NFD"))
+    for number, spell in enumerate((nfc, nfd, str.upper)):
+        data = content(30)
+        for entry in data["images"]:
+            entry["file_name"] = f"사진é{entry['id']}.jpg"
+        root = write(tmp_path / str(number), data, names=[spell(entry["file_name"]) for entry in data["images"]])
+        dataset = load_dataset(root)
+        splits = [dataset.read(name) for name in ("train", "val", "test")]
+        assert all(split.records for split in splits)
+        drawn.append([[record.image_id for record in split.records] for split in splits])
+        drawn[-1].append(dataset.split("all").fingerprint())
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_girls_and_boys_say_their_group_and_who_does_not_is_said(tmp_path):
+    data = content(6)
+    for entry in data["images"]:
+        del entry["gender"]
+    names = ("Man", "Woman", "Girl", "Boy", "Child", "Person")
+    data["categories"] = [{"id": n, "name": name} for n, name in enumerate(names)]
+    for annotation in data["annotations"]:
+        annotation["category_id"] = annotation["id"] % 2
+    extra = [{"id": 50 + n, "image_id": 1, "category_id": n, "bbox": [200, 100, 50, 60]} for n in (2, 4, 5)]
+    data["annotations"] += extra
+    dataset = load_dataset(write(tmp_path, data))
+    first = dataset.split("all").records[0]
+    assert first.owner_of == ("female", "female", "")
+    assert any("categories that say no group are left out: Child (1)" in note for note in dataset.usable("all"))
+
+
+def test_corners_are_refused_as_a_whole_even_where_broken_records_are_left_out(tmp_path):
+    data = content(8)
+    for n, annotation in enumerate(data["annotations"]):
+        annotation["bbox"] = [200, 100, 290, 200] if n % 2 else [20, 30, 130, 180]
+        del annotation["area"]
+    with pytest.raises(
+        FaapError, match=r"of 4 boxes that can tell, 4 are not \[x, y, width, height\]: .*it would fit as"
+    ):
+        groups(write(tmp_path, data), skip_bad=True)
+    for annotation in data["annotations"][2:]:
+        annotation["bbox"] = [200, 100, 90, 50]
+    assert groups(write(tmp_path, data), skip_bad=True) == {"female": 4, "male": 4}
+
+
+def test_pillows_own_bound_stays_however_many_threads_read(tmp_path, monkeypatch):
+    write(tmp_path, content(2))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # so that every image here is a bomb to Pillow
+    paths = [tmp_path / "1.jpg", tmp_path / "2.jpg"] * 300
+    with ThreadPoolExecutor(8) as pool:
+        assert {image.size for image in pool.map(open_image, paths)} == {SIZE}
+    assert Image.MAX_IMAGE_PIXELS == 10_000
+
+
+@pytest.mark.parametrize("place", ["annotations/instances_{}.json", "{}/_annotations.coco.json", "labels/{}.json"])
+def test_splits_may_be_capitalised(tmp_path, place):
+    for part in ("Train", "Validation", "Test"):
+        data = content(4)
+        for entry in data["images"]:
+            entry["file_name"] = f"{part}{entry['id']}.jpg"
+        write(tmp_path, data, place=place.format(part), folder=f"images/{part}")
+    options = {"annotations": "labels/{split}.json"} if place.startswith("labels") else {}
+    dataset = load_dataset(tmp_path, **options)
+    assert dataset.splits == ("train", "val", "test")
+    assert dataset.split("val").records[0].path.name == "Validation1.jpg"
+
+
+def test_groups_are_one_in_either_unicode_form(tmp_path):
+    data = content(4)
+    for entry, group in zip(data["images"], ("여성", "남성", "여성", "남성"), strict=True):
+        entry["gender"] = unicodedata.normalize("NFD", group)
+    write(tmp_path, data)
+    assert groups(tmp_path, anchor="여성", reference="남성") == {"여성": 2, "남성": 2}
+
+
+@pytest.mark.parametrize("name", ["{root}/img/{n}.jpg", "../img/{n}.jpg"])
+def test_a_name_that_stays_in_the_data_set_is_found_however_it_is_written(tmp_path, name):
+    data, place = content(4), tmp_path / "annotations" / "p.json"
+    write(tmp_path, data, "annotations/p.json", folder="img")
+    for entry in data["images"]:
+        entry["file_name"] = name.format(root=tmp_path, n=entry["id"])
+    place.write_text(json.dumps(data))
+    assert groups(tmp_path) == {"female": 2, "male": 2}
+    data["images"][0]["file_name"] = str(tmp_path.parent / "out.jpg")
+    (tmp_path.parent / "out.jpg").touch()
+    place.write_text(json.dumps(data))
+    with pytest.raises(FaapError, match=rf"leaves the folder {tmp_path}.*; it should be relative to it"):
+        groups(tmp_path)
+
+
+def test_the_whole_file_needs_no_splits(tmp_path):
+    data = content(4)
+    for entry in data["images"]:
+        entry["split"] = "restval"
+    write(tmp_path, data)
+    assert groups(tmp_path) == {"female": 2, "male": 2}
+    with pytest.raises(FaapError, match="split should be train, val or test, found 'restval'"):
+        groups(tmp_path, split="train")
+    for entry in data["images"]:
+        entry["split"] = ["train"]
+    write(tmp_path, data, "test.json")
+    (tmp_path / "data.json").unlink()
+    assert groups(tmp_path, split="test") == {"female": 2, "male": 2}
+
+
+def test_what_macos_leaves_beside_a_file_is_no_data_set(tmp_path):
+    write(tmp_path, content(4))
+    (tmp_path / "._data.json").write_bytes(b"\0\5\x16\7")
+    assert groups(tmp_path) == {"female": 2, "male": 2}
+
+
+def test_a_table_of_another_encoding_says_what_to_do(tmp_path):
+    write(tmp_path, content(4))
+    (tmp_path / "t.csv").write_bytes("image_id,gender\n1,여성\n".encode("cp949"))
+    with pytest.raises(FaapError, match="save it as UTF-8"):
+        groups(tmp_path, group_csv="t.csv")

@@ -20,6 +20,17 @@ def against_area(box: Sequence[float], area: float, slack: float) -> str:
     return ""
 
 
+def as_corners(box: Sequence[float], size: tuple[int, int]) -> str | None:
+    """Say that a box fits its image as corners alone; empty if it does as xywh alone, None if that cannot be told."""
+    left, top, across, down = box
+    fits = _fits(left, top, across, down, size)
+    if fits == _fits(left, top, across - left, down - top, size):
+        return None
+    told = f"bbox {box} leaves its image, which is {size[0]}x{size[1]} pixels"
+    hint = "it would fit as [left, top, right, bottom], but should be [x, y, width, height]"
+    return "" if fits else f"{told}; {hint}"
+
+
 def check_box(box: Sequence[float], size: tuple[int, int], problem: MakeProblem) -> list[float]:
     """Return a box xywh in pixels, cut at the border of its image.
 

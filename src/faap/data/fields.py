@@ -9,6 +9,10 @@ from typing import Any
 from faap.conform import fits
 from faap.data.problems import MakeProblem
 
+# What others call the splits.
+_CALLED = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+NAMES = {split: (*names, *map(str.title, names)) for split, names in _CALLED.items()}
+SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # How tables and annotations say that they do not know, whatever the case.
 MISSING = {"", "nan", "none", "null", "na", "n/a", "<na>", "#n/a", "#na", "-nan"}
 _ABSENT = object()
@@ -17,6 +21,11 @@ _ABSENT = object()
 def folded(name: str) -> str:
     """Return a category's name without what two writers of it may do differently: case, blanks, Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def plain(name: str) -> str:
+    """Return a word or a file's name without what two writers of it may do differently: case, Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def whole(value: object, least: int = -(2**63)) -> int | None:

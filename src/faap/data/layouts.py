@@ -12,7 +12,7 @@ from typing import Any
 
 from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
-from faap.data.fields import folded
+from faap.data.fields import NAMES, SPLIT_NAMES, folded, plain
 from faap.data.images import read_image
 from faap.data.problems import Problem, noting, place, refuse
 from faap.data.reading import Reading
@@ -22,9 +22,6 @@ from faap.errors import FaapError, nearest
 
 # The split-folder layout names its folders and files by these words.
 FOLDER_WORDS = {"female": "women", "male": "men"}
-# What others call the splits.
-NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLIT_NAMES = {name: split for split, names in NAMES.items() for name in names}
 # Where a folder's COCO JSON files are looked for, one a split.
 NAMED = ("{split}", "annotations/{split}", "annotations/instances_{split}", "annotations/instances_{split}2017")
 PATTERNS = (*(f"{name}.json" for name in NAMED), "{split}/_annotations.coco.json")
@@ -93,7 +90,8 @@ class Dataset:
         """
         name = self._known(name)
         if not self.skip_bad:
-            refuse(self.problems())
+            # whoever takes the whole need not know what is in which part
+            refuse(self.read(WHOLE).problems if name == WHOLE else self.problems())
         if name not in self._splits:
             split = self.as_split(name, self.read(name))
             for group in (self.anchor, self.reference):
@@ -182,7 +180,8 @@ class Dataset:
             f"data set {self.root}: the split {split.name!r} has no object of group {group!r} to find; it has {known}. "
             f"--anchor_group and --reference_group choose.{nearest(group, slips)}"
         )
-        return "\n".join([reason, *self.read(split.name).notes])
+        found = self.read(split.name)
+        return "\n".join([reason, *map(str, found.problems[:1]), *found.notes])
 
 
 def clash(first: tuple[str, Record], second: tuple[str, Record]) -> tuple[str, str]:
@@ -305,8 +304,8 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
         result = Reading()
         for group, (pattern, images) in places.items():
             path = files[group].get(split, root / pattern.replace("{split}", split))
-            folders, roots = _image_folders(root, path, split, images)
-            found = _attempt(read_coco, path, folders, roots=roots, group=group, **options)
+            folders, where = _image_folders(root, path, split, images)
+            found = _attempt(read_coco, path, folders, group=group, **where, **options)
             result.left_out += found.left_out
             result.records += found.records
             result.problems += found.problems
@@ -348,7 +347,8 @@ def _pattern(root: Path) -> str:
     """Return where a folder's COCO JSON files are, one a split or one for all."""
     if told := next((each for each in PATTERNS if _files(root, each)), ""):
         return told
-    found = sorted(root.glob("*.json")) or sorted(root.glob("annotations/*.json"))
+    # not what macOS leaves beside files
+    found = next(filter(None, (sorted(root.glob(each)) for each in ("[!.]*.json", "annotations/[!.]*.json"))), [])
     if len(found) == 1:
         return str(found[0].relative_to(root))
     names = ", ".join(path.name for path in found[:5])
@@ -356,17 +356,27 @@ def _pattern(root: Path) -> str:
     raise FaapError(f"data set {root}: no layout that faap knows; {known}")
 
 
-def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tuple[list[Path], list[Path]]:
-    """Return where the images of a COCO JSON may be, the likeliest first, and the folders that they must not leave."""
+def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tuple[list[Path], dict[str, Any]]:
+    """Return where the images of a COCO JSON may be, the likeliest first; and the folders that they must not leave.
+
+    Of one file for all, the images of each split may lie in a folder of their own: `parts`, folder -> split.
+    """
+
+    def parts(*places: Path) -> dict[Path, str] | None:
+        named = (
+            (Path(str(each).replace("{split}", name)), part) for name, part in SPLIT_NAMES.items() for each in places
+        )
+        return {folder: part for folder, part in named if folder.is_dir()} if split == WHOLE else None
+
     if told:
         named = [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]
-        return named, named
+        return named, {"parts": parts(root / told)}
     home = root.parent if root.name == "annotations" else root
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
     likely = [home / folder / name for folder in (".", "images") for name in (own, *NAMES.get(split, ()))]
-    parts = [home / folder / name for folder in (".", "images") for name in SPLIT_NAMES] if split == WHOLE else []
     other = [home / "images", home / "data", home, root, annotations.parent]
-    return [*likely, *other, *(folder for folder in parts if folder.is_dir())], [home, root]
+    apart = parts(home / "{split}", home / "images" / "{split}")
+    return [*likely, *other], {"roots": [home, root], "parts": apart}
 
 
 def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
@@ -375,20 +385,26 @@ def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
     @cache
     def whole() -> Reading:
         reading = read()
+        said = [replace(each, split=SPLIT_NAMES.get(each.split.casefold(), each.split)) for each in reading.records]
+        return replace(reading, records=said)
+
+    @cache
+    def known() -> Reading:
+        reading = whole()
         if not any(record.split for record in reading.records):
             return reading
         # where some images say their split, all have to
         kept, problems = [], [*reading.problems]
         for record in reading.records:
             with noting(problems):
-                if record.split.casefold() not in SPLIT_NAMES:
+                if record.split not in NAMES:
                     reason = f"split should be train, val or test, found {record.split!r:.80}"
                     raise place(path, f"image {record.image_id}")("bad_field", reason)
-                kept.append(replace(record, split=SPLIT_NAMES[record.split.casefold()]))
+                kept.append(record)
         return replace(reading, records=kept, problems=problems)
 
     def part(name: str) -> Reading:
-        reading = whole()
+        reading = known()
         chosen = [record for record in reading.records if (record.split or _drawn(record)) == name]
         drawn = [f"{path}: {DRAWN}"] if any(not record.split for record in reading.records) else []
         return replace(reading, records=chosen, notes=[*reading.notes, *drawn], left_out=0)
@@ -398,6 +414,6 @@ def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
 
 def _drawn(record: Record) -> str:
     """Draw a split from an image's name, or from that of its scene, so that twins stay together."""
-    key = record.path.name if record.pair is None else record.pair
+    key = plain(record.path.name) if record.pair is None else record.pair
     share = int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
     return "test" if share < TEST_SHARE else "val" if share < TEST_SHARE + VAL_SHARE else "train"

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import Lock
 from unittest.mock import patch
 
 from PIL import ExifTags, Image
@@ -13,6 +14,8 @@ Size = tuple[int, int]
 # what is opened: Pillow would try whatever it knows, and have Ghostscript run an EPS
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _MOST_PIXELS = 100_000_000
+# held where Pillow's own bound is lifted, which is one for all threads
+_LIFTED = Lock()
 
 
 def open_image(path: Path) -> Image.Image:
@@ -24,8 +27,12 @@ def open_image(path: Path) -> Image.Image:
     """
     Image.init()
     most = int(os.environ.get("FAAP_MAX_PIXELS") or _MOST_PIXELS)
-    with patch.object(Image, "MAX_IMAGE_PIXELS", None):  # ours is the limit
-        image = Image.open(path, formats=[each for each in FORMATS if each in Image.OPEN])
+    known = [each for each in FORMATS if each in Image.OPEN]
+    try:
+        image = Image.open(path, formats=known)
+    except Image.DecompressionBombError:  # ours is the limit
+        with _LIFTED, patch.object(Image, "MAX_IMAGE_PIXELS", None):
+            image = Image.open(path, formats=known)
     if (pixels := image.width * image.height) > most:
         image.close()
         raise ValueError(f"it has {pixels:,} pixels, and {most:,} are the most; FAAP_MAX_PIXELS allows more")

@@ -1,6 +1,8 @@
 """From the entries of annotations to records: whatever is wrong is named with its place, and the rest is read on."""
 
 import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -9,22 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from faap.data.boxes import against_area, check_box
-from faap.data.fields import WORD, conditions, folded, mentions, take, whole
+from faap.data.boxes import against_area, as_corners, check_box
+from faap.data.fields import WORD, conditions, folded, mentions, plain, take, whole
 from faap.data.finding import Finder
 from faap.data.orientation import read_header, turn_box, upright
 from faap.data.problems import MakeProblem, Problem, noting, opening, place
 from faap.data.records import Record
 
 # Categories that say a group, which the split folders call otherwise.
-SYNONYMS = {"woman": "female", "women": "female", "man": "male", "men": "male"}
+SYNONYMS = dict.fromkeys(("woman", "women", "girl", "girls"), "female")
+SYNONYMS |= dict.fromkeys(("man", "men", "boy", "boys"), "male")
 PERSON = "person"
 
 TURNED = "turned by their EXIF orientation, and their boxes with them: width and height are those of the stored file"
 UNSURE = "turned by EXIF, which their size does not show; their boxes are taken to be of the upright image"
 RESPELT = "found in another spelling than their file_name's"
 
-Table = Callable[[], tuple[Mapping[str, Mapping[str, str]], list[Problem]]]
+Table = Callable[[], tuple[Mapping[str | int, Mapping[str, str]], list[Problem]]]
 
 
 @dataclass
@@ -71,7 +74,8 @@ class Reader:
         path: the file.
         lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
         folders: what its file names are relative to, the first in which a file is.
-        roots: folders that no link may leave; by default those.
+        roots: folders that no name and no link may leave; by default those.
+        parts: folders of the images of one split each, and its name, where images say theirs.
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
             `attributes`.
@@ -88,6 +92,7 @@ class Reader:
     folders: Sequence[Path]
     _: KW_ONLY
     roots: Sequence[Path] = ()
+    parts: Mapping[Path, str] | None = None
     group: str = ""
     group_field: str = ""
     table: Table | None = None
@@ -95,13 +100,15 @@ class Reader:
     complete: bool = True
 
     def __post_init__(self) -> None:
-        self.finder = Finder(self.folders, self.roots)
+        self.finder = Finder(self.folders, self.roots, self.parts)
         self.rows, problems = self.table() if self.table else ({}, [])
         self.result = Reading(problems=[*problems])
-        self.spelt = {each.casefold(): each for each in self.groups}
+        self.spelt = {plain(each): each for each in self.groups}
+        self.taken: dict[str, str] = {}  # names in the table -> the images that they are taken for
         self.images: dict[int, _Image | None] = {}  # None: a broken one, which is said to be
         self.noted: defaultdict[str, list[str]] = defaultdict(list)
         self.misread: list[str] = []
+        self.corners: list[str] = []
         found = [entry for _, entry in self.lists["annotations"] if isinstance(entry, dict)]
         self.used = {whole(entry.get("category_id")) for entry in found}
         self.categories: dict[int, str] = {}
@@ -112,6 +119,11 @@ class Reader:
         self.personal = {whole(entry.get("category_id")) for entry in saying}
         said = self.table is not None or any(mentions(entry, self.group_field) for _, entry in self.lists["images"])
         self.asked = said and not self.group and not self.personal
+        if self.rows and self.personal:
+            self._note("annotations say the group themselves; the table counts for those that do not")
+        elif self.rows:
+            how = "ids" if any(isinstance(key, int) for key in self.rows) else "names"
+            self._note(f"the table names images by their {how}")
         self.named: dict[int, str] = {}
         if not (self.group or self.personal or self.asked):
             self._name_groups()
@@ -131,9 +143,18 @@ class Reader:
         if 2 * wrong.total() > len(self.misread):
             count = f"of {len(self.misread)} annotations with an area, {wrong.total()} contradict it"
             raise place(self.path)("bad_box", f"{count}: {next(iter(wrong))}")
+        corners = [reason for reason in self.corners if reason]
+        if 2 * len(corners) > len(self.corners) > 1:
+            count = f"of {len(self.corners)} boxes that can tell, {len(corners)} are not [x, y, width, height]"
+            raise place(self.path)("bad_box", f"{count}: {corners[0]}")
         categories, images = self.categories, [image for image in self.images.values() if image]
         if self.personal or self.named:
+            found = Counter(row[1] for image in images for row in image.rows)
             grouped = {row[1] for image in images for row in image.rows if row[4]}
+            if self.named and (
+                nobody := [f"{categories[key]} ({n})" for key, n in found.items() if key not in grouped]
+            ):
+                self._note(f"categories that say no group are left out: {', '.join(nobody[:10])}")
             categories = {key: name for key, name in categories.items() if key in grouped}
         self.result.categories = categories
         for image in images:
@@ -200,18 +221,18 @@ class Reader:
         )
 
     def _group_of(self, entry: dict[str, Any], at: MakeProblem) -> str:
-        """Return an entry's group, spelt as the first that differs from it in case alone."""
+        """Return an entry's group, spelt as the first that differs from it in case or Unicode form alone."""
         said: str = take(entry, self.group_field, at, WORD)
-        return self.spelt.setdefault(said.casefold(), said)
+        return self.spelt.setdefault(plain(said), said)
 
     def _image(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
         self.images[key] = None
         if key < 0:
             raise at("bad_field", f"id is {key}; it should be at least 0")
         name = take(entry, "file_name", at)
-        called = [each for each in (str(key), name, os.path.basename(name)) if each in self.rows]
-        entry = entry | dict(self.rows[called[0]] if called else {})
-        path = self.finder.find(name, at)
+        entry = entry | dict(self._told(key, name, at))
+        split = take(entry, "split", at, WORD) if self.parts is not None else ""
+        path = self.finder.find(name, at, split)
         with opening(path, lambda kind, reason: at(kind, f"{path} {reason}"), "image"):
             stored, orientation = read_header(path)
         size = upright(stored, orientation)
@@ -222,10 +243,10 @@ class Reader:
         group = self.group or ("" if self.named else self._group_of(entry, at))
         if self.asked and not group:
             where = "the table" if self.rows else "the image"
-            first = f"; its first image is {next(iter(self.rows))!r}" if self.rows else ""
+            first = f"; its first image is {str(next(iter(self.rows)))!r}" if self.rows else ""
             raise at("missing_group", f"{where} says no group for it (field {self.group_field!r}, {name}{first})")
         fields = {"image_id": key, "path": path, "width": size[0], "height": size[1]}
-        fields |= {"pair": take(entry, "scene", at) or None, "split": take(entry, "split", at, WORD)}
+        fields |= {"pair": take(entry, "scene", at) or None, "split": split}
         self.images[key] = _Image(fields, group, frame, 1 if frame == size else orientation)
         if not str(path).endswith(os.path.normpath(name)):
             self.noted[RESPELT].append(f"{name!r:.80} ({path})")
@@ -233,6 +254,19 @@ class Reader:
             self.noted[TURNED].append(path.name)
         elif orientation > 1 and stored == size:
             self.noted[UNSURE].append(path.name)
+
+    def _told(self, key: int, name: str, at: MakeProblem) -> Mapping[str, str]:
+        """Return what the table says of an image, by its id, or by its name with its folders or without."""
+        whole, last = (unicodedata.normalize("NFC", each) for each in (name, re.split(r"[/\\]", name)[-1]))
+        called = next((each for each in (key, whole, last) if each in self.rows), None)
+        if called is None:
+            return {}
+        if isinstance(called, str) and self.taken.setdefault(called, whole) != whole:
+            reason = (
+                f"the table's {called!r} may be it or {self.taken[called]}; a table should name folders, too, or ids"
+            )
+            raise at("missing_group", reason)
+        return self.rows[called]
 
     def _annotation(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
         image_id = take(entry, "image_id", at)
@@ -247,6 +281,8 @@ class Reader:
             known = ", ".join(f"{key} ({name})" for key, name in sorted(self.categories.items())) or "none"
             raise at("unknown_category", f"category_id {said} is unknown; the categories are {known}")
         bbox, area, crowd = (take(entry, name, at) for name in ("bbox", "area", "iscrowd"))
+        if not area and (reason := as_corners(bbox, image.frame)) is not None:
+            self.corners.append(reason)
         box = turn_box(check_box(bbox, image.frame, at), image.frame, image.turn)
         if area:
             reason = against_area(bbox, area, 1e-6)

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from faap.data.fields import plain
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
@@ -126,7 +128,7 @@ class Split:
         """Hash the annotations with the images' names and sizes, wherever they lie, to 64 hex digits."""
         digest = hashlib.sha256(repr((self.name, sorted(self.categories.items()))).encode())
         for record in self.records:
-            fields = (record.image_id, record.path.name, record.width, record.height, record.group, record.pair)
+            fields = (record.image_id, plain(record.path.name), record.width, record.height, record.group, record.pair)
             digest.update(repr(fields if record.owners is None else (*fields, record.owners)).encode())
             for array in (record.boxes, record.labels, record.areas, record.crowd):
                 digest.update(array.tobytes())

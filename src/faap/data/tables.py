@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
@@ -9,26 +10,29 @@ from faap.data.fields import joined
 from faap.data.problems import Problem, noting, place, read_bytes
 from faap.errors import nearest
 
-_IMAGE_COLUMNS = ("image_id", "file_name", "filename", "file", "image", "path", "id")
+_IDS = ("image_id", "image", "id")
+_IMAGE_COLUMNS = ("image_id", "file_name", "filename", "file", "image_name", "name", "path", "image", "id")
 
 
-def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]], list[Problem]]:
+def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, str]], list[Problem]]:
     """Read a table from images to their group.
 
     Args:
-        path: a CSV file with a header. One column names the image by id or file name: the first there is of image_id,
-            file_name, filename, file, image, path and id. The column `group_field` holds its group, one named split
-            its split.
+        path: a CSV file with a header. One column names the image: the first there is of image_id, file_name,
+            filename, file, image_name, name, path, image and id; whole numbers in image_id, image and id are ids, all
+            else are file names. The column `group_field` holds its group, one named split its split.
         group_field: name of the column, or of several, joined by +.
 
     Returns:
-        Id or file name -> {group_field: group, "split": split}, and what is wrong with its rows.
+        Id, or file name -> {group_field: group, "split": split}, and what is wrong with its rows. Of an image that has
+        two groups or splits neither stands there.
 
     Raises:
         Problem: the file cannot be read or lacks a column.
     """
     columns, rows = read_csv(path)
-    key = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+    written = {name.casefold(): name for name in columns}
+    key = next((written[name] for name in _IMAGE_COLUMNS if name in written), None)
     here, those = place(path), f"(it has {', '.join(columns)})"
     if key is None:
         raise here("missing_column", f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} {those}")
@@ -37,8 +41,9 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
         if part not in columns:
             reason = f"has no column {part!r}; --group_field names the one with the group {those}."
             raise here("missing_column", reason + nearest(part, columns))
-    table: dict[str, dict[str, str]] = {}
+    table: dict[str | int, dict[str, str]] = {}
     problems: list[Problem] = []
+    torn: list[tuple[dict[str, str], str]] = []
     for line, row in rows:
         with noting(problems):
             name, at = row[key], place(path, f"line {line}")
@@ -46,11 +51,15 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str, dict[str, str]],
                 raise at("bad_field", f"column {key} is empty; it should name an image")
             fields = {group_field: joined([row[part] for part in parts])}
             fields |= {"split": row["split"]} if "split" in row else {}
-            earlier = table.setdefault(name, fields)
+            is_id = key.casefold() in _IDS and name.isdecimal()
+            earlier = table.setdefault(int(name) if is_id else unicodedata.normalize("NFC", name), fields)
             for kind, word in (("two_groups", group_field), ("two_splits", "split")):
                 if (now := fields.get(word)) != (then := earlier.get(word)):
                     what = kind.removeprefix("two_").removesuffix("s")
+                    torn.append((earlier, word))
                     raise at(kind, f"image {name} is in {what} {now!r} here and in {then!r} in an earlier line")
+    for fields, word in torn:
+        fields[word] = ""
     return table, problems
 
 
@@ -76,7 +85,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
         rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise place(path)("unreadable_file", f"not valid CSV: {error}") from error
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise place(path)("unreadable_file", f"not valid CSV: {error}{advice}") from error
     if len(set(columns)) < len(columns):
         raise place(path)("missing_column", f"its first line should name each column once, found {columns}")
     return columns, rows
