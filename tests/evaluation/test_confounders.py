@@ -154,6 +154,18 @@ def test_cells_hold_as_many_values_each_and_equal_ones_together():
     assert set(cells_of(np.full(3, np.nan))) == {CELLS + 1}
 
 
+@pytest.mark.parametrize("most", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8, 0.9, 0.97])
+def test_what_most_boxes_have_shares_its_cell_with_no_other_value(most, share):
+    """As most boxes are not covered, or wholly visible: the least value, the largest, and one between."""
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(2000) < share, most, rng.uniform(0, 1, 2000))
+    cells = cells_of(values)
+    (cell,) = set(cells[values == most])
+    assert (cells[values < most] < cell).all()
+    assert (cells[values > most] > cell).all()
+
+
 def test_effective_size_is_kishs():
     assert effective_size(np.array([[1.0, 2], [1, 0], [1, 2]])).tolist() == [3.0, 2.0]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import laplace
+from scipy.stats import rankdata
 
 from faap.data import Record, read_image
 from faap.evaluation.matching import Weights
@@ -61,13 +62,17 @@ def describe(record: Record) -> dict[str, Floats]:
 
 
 def cells_of(values: Floats) -> npt.NDArray[np.intp]:
-    """Sort values into at most `CELLS` cells of about as many each, equal ones into the same; unknown ones apart."""
-    known = np.isfinite(values)
-    different = np.unique(values[known])
-    edges = different[1:]
+    """Sort values into at most `CELLS` cells of about as many each, equal ones into the same; unknown ones apart.
+
+    A value that many have (all boxes but a few are not covered) takes the cell in the middle of its ranks, so that what
+    is below it and what is above it have cells of their own.
+    """
+    cells, known = np.full(len(values), CELLS + 1), np.isfinite(values)
+    different, place = np.unique(values[known], return_inverse=True)
     if len(different) > CELLS:
-        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, CELLS + 1)[1:-1]))
-    return np.where(known, np.searchsorted(edges, values, side="right"), CELLS + 1)
+        place = np.floor(CELLS * (rankdata(values[known]) - 0.5) / len(place)).astype(int)
+    cells[known] = place
+    return cells
 
 
 def balance(cells: Sequence[Sequence[npt.NDArray[np.intp]]], copies: Sequence[Weights]) -> list[Floats]:
