@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 import faap
 from faap.audit import audit, audit_data, read_results
 from faap.audit.audit import DETECTOR, UNLABELLED
-from faap.audit.errors import find_errors
+from faap.audit.errors import TOTALS, find_errors
 from faap.audit.examples import telling
 from faap.audit.scores import Scores
 from faap.audit.side import Side
@@ -265,6 +265,35 @@ def test_without_replicates_nothing_is_said_for_sure(small):
     assert result["causes"] == []
     assert "nothing can be said of chance" in sentences(result)[0]
     page_of(result, small[0])
+
+
+def of_gap(value):
+    return {"value": value, "standard_error": 0.01, "ci95": [value - 0.01, value + 0.01]}
+
+
+@pytest.mark.parametrize(
+    ("gaps", "total", "begin", "part"),
+    [
+        ({"duplicate": 0.08, "missed": 0.09}, (0.15, 0.10), "ranks female people below", "Most of it is duplicate"),
+        ({"duplicate": 0.07, "missed": 0.09}, (0.15, 0.10), "ranks", "The largest part is duplicate errors, 0.0700"),
+        ({"duplicate": 0.08, "missed": 0.09}, (0.15, 0.16), "It misses more female people", ""),
+        ({"duplicate": -0.08}, (0.15, 0.10), "ranks", ""),
+        ({"duplicate": 0.08}, (0.009, 0.005), "", ""),
+    ],
+)
+def test_what_is_wrong_is_what_makes_more_of_the_gap(gaps, total, begin, part, audited):
+    kinds = {kind: each | {"of_gap": of_gap(gaps.get(kind, -0.1))} for kind, each in audited["errors"]["kinds"].items()}
+    for name, value in zip(TOTALS, total, strict=True):
+        kinds[name] = kinds[name] | {"of_gap": of_gap(value)}
+    every = sentences(audited | {"causes": [DETECTOR], "errors": audited["errors"] | {"kinds": kinds}})
+    said = [text for text in every if "would go away without" in text]
+    assert len(said) == bool(begin)
+    for text in said:
+        assert begin in text
+        assert f"{max(total):.4f} ({max(total) - 0.01:.4f} to {max(total) + 0.01:.4f}) would go away" in text
+        assert f"without {TOTALS[total[1] > total[0]]}" in text
+        assert part in text
+        assert (" errors, " in text) == bool(part)
 
 
 def results_of(found):

@@ -81,17 +81,8 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
         if audit["detector"]["share"] is None:
             few = f"Too few {whom(audit)} of both groups are alike in all that was measured"
             said.append(f"{few}, so what is left of the gap cannot be told.")
-    kinds = audit["errors"]["kinds"]
-    worst = max(KINDS, key=lambda kind: kinds[kind]["of_gap"]["value"] or 0)
-    wrong, every = kinds[worst], kinds[TOTALS[0]]
-    if DETECTOR in audit["causes"] and (every["of_gap"]["ci95"] or [0])[0] > 0:
-        costs = " and ".join(f"{number(every['costs'][group]['value'])} {group}" for group in (anchor, reference))
-        said.append(
-            f"It ranks {anchor} {whom(audit)} below mistakes: of the AP50 gap of {estimate(audit['errors']['gap'])}, "
-            f"{estimate(every['of_gap'])} would go away without false positives, which cost {costs} AP50. Most of it "
-            f"is {worst} errors, {estimate(wrong['of_gap'])}; {anchor} has {wrong['count'][anchor]:,} of them, "
-            f"{reference} {wrong['count'][reference]:,}."
-        )
+    if DETECTOR in audit["causes"]:
+        said += _error_sentence(audit)
     at, equal = audit["scores"]["at"], audit["scores"]["equal_recall"][anchor]
     recall = " and ".join(f"{estimate(at[group]['recall'])} of {group}" for group in (anchor, reference))
     sentence = f"At a score of {audit['score']:g} or more, recall is {recall} {whom(audit)}"
@@ -99,6 +90,30 @@ def sentences(audit: Mapping[str, Any]) -> list[str]:
         sentence += f"; for that of {reference}, {anchor} needs a threshold of {estimate(equal['threshold'])}"
         sentence += f", with a precision of {estimate(equal['precision'])}"
     return [*said, f"{sentence}."]
+
+
+def _error_sentence(audit: Mapping[str, Any]) -> list[str]:
+    """Whether the group that is found worse is missed or ranked below mistakes, whichever makes more of the gap."""
+    anchor, reference, kinds = audit["anchor"], audit["reference"], audit["errors"]["kinds"]
+    total = max(TOTALS, key=lambda name: kinds[name]["of_gap"]["value"] or 0)
+    every, wrong = kinds[total], total == TOTALS[0]
+    if (every["of_gap"]["ci95"] or [0])[0] <= 0:
+        return []
+    costs = " and ".join(f"{number(every['costs'][group]['value'])} {group}" for group in (anchor, reference))
+    begin = f"It ranks {anchor} {whom(audit)} below mistakes" if wrong else f"It misses more {anchor} {whom(audit)}"
+    said = (
+        f"{begin}: of the AP50 gap of {estimate(audit['errors']['gap'])}, {estimate(every['of_gap'])} would go away "
+        f"without {total}, which cost {costs} AP50."
+    )
+    worst = max(KINDS[:-1], key=lambda kind: kinds[kind]["of_gap"]["value"] or 0)  # the last is "missed"
+    each, part = kinds[worst], kinds[worst]["of_gap"]["value"] or 0
+    if wrong and part > 0:
+        much = "Most of it" if part > every["of_gap"]["value"] / 2 else "The largest part"
+        said += (
+            f" {much} is {worst} errors, {estimate(each['of_gap'])}; {anchor} has {each['count'][anchor]:,} of them, "
+            f"{reference} {each['count'][reference]:,}."
+        )
+    return [said]
 
 
 def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
