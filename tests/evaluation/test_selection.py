@@ -51,3 +51,20 @@ def row(epoch: int, f: float | None, m: float | None, *errors: float) -> dict[st
 def test_a_small_gap_of_those_that_cost_nobody(rows: list[dict[str, Any]], chosen: int, worth: bool) -> None:
     assert best_epoch(rows) == best_epoch(rows[::-1]) == chosen
     assert is_worth_deploying(next(row for row in rows if row["epoch"] == chosen)) == worth
+
+
+def with_third(one: dict[str, Any], before: float | None, after: float | None) -> dict[str, Any]:
+    for side, value in (("baseline", before), ("perturbed", after)):
+        one["validation"][side]["third"] = {"AP": value}
+    return one
+
+
+def test_a_further_group_without_anything_to_find_has_no_say() -> None:
+    values = [(0.42, 0.50), (0.46, 0.51), (0.47, 0.49)]
+    rows = [with_third(row(n, *each), None, None) for n, each in enumerate(values)]
+    assert [is_worth_deploying(each) for each in rows] == [True, True, False]
+    assert best_epoch(rows) == 1
+    # one that is found, and of which nothing is known afterwards, has
+    rows = [with_third(row(n, *each), 0.4, None if n == 1 else 0.4) for n, each in enumerate(values)]
+    assert [is_worth_deploying(each) for each in rows] == [True, False, False]
+    assert best_epoch(rows) == 0

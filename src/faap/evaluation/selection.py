@@ -42,7 +42,8 @@ def best_epoch(log: Sequence[Row]) -> int:
     Of those that are worth deploying (`is_worth_deploying`) it has the highest AP of the group that is found worse,
     among all whose gap exceeds the smallest by no more than the standard error of its change: less is chance. If none
     is worth deploying, it has the smallest sum of the gap and the most that a group's AP lies below its baseline beyond
-    its standard error. Gaps count by their size; the earliest of equals wins; an epoch without numbers comes last.
+    its standard error. Gaps count by their size; the earliest of equals wins; an epoch without numbers comes last. A
+    further group without anything to find has no say.
 
     Args:
         log: one or more lines of train_log.jsonl, each with epoch and validation {baseline, perturbed, gap, errors}.
@@ -72,7 +73,9 @@ def is_worth_deploying(row: Row) -> bool:
 def _judged(row: Row) -> tuple[float, float, float]:
     """By how much the gap shrank beyond its error, its size, and the most that a group lost beyond its own."""
     before, after = _aps(row, "baseline"), _aps(row, "perturbed")
-    losses = [before[group] - after[group] - _error(row, group) for group in before]
+    # of a further group that has nothing to find, nothing is known from the start, and it loses nothing
+    known = [group for n, (group, ap) in enumerate(before.items()) if n < 2 or not math.isnan(ap)]
+    losses = [before[group] - after[group] - _error(row, group) for group in known]
     old, new = (abs(reference - anchor) for anchor, reference, *_ in (list(before.values()), list(after.values())))
     # nan, where a number is missing, is neither more nor less than anything
     return old - new - _error(row, "gap"), new, sum(losses) if math.isnan(sum(losses)) else max(0.0, *losses)
