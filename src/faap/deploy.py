@@ -51,6 +51,11 @@ _MOST_EXIF = 65_000
 _DESCRIBES = (270, 271, 272, 305, 306, 315, 33432)
 # sound that MP4 holds as it is
 _SOUNDS = ("aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "flac")
+# rates and channels of sound that AAC holds
+_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+# colour spaces, as FFmpeg numbers them, that it converts to
+_SPACES = (1, 4, 5, 6, 7, 9)
 # the folder of drawings in that of the results
 _DRAWN = "drawn"
 # pictures that are drawn side by side: the colour of what is found, and the pixels between them
@@ -394,45 +399,30 @@ def _video(generator: Generator, source: Path, out: Path, name: Path, form: Form
         av: Any = import_module("av")
     except ImportError as error:
         raise FaapError(f"{source}: videos take PyAV: pip install 'faap[video]'.") from error
-    looked_at: dict[int, tuple[Image.Image, Tensor]] = {}
+    looked_at: dict[int, Pixels] = {}
     with atomic_write(out / name) as temporary:
         # "file:", or a name with a colon would be an address
         with opening(source, place(source), "video"), av.open(f"file:{source}", options=_VIDEO_OPTIONS) as file:
             if not file.streams.video:
                 raise place(source)("bad_video", "has no pictures")
             with av.open(f"file:{temporary}", "w", format="mp4") as written:
-                change = partial(_frame, generator, form.preprocessing, looked_at)
-                number, notes = _rewrite(av, file, written, change)
+                change = partial(apply, generator, preprocessing=form.preprocessing)
+                number, notes = _rewrite(av, file, written, change, looked_at)
         rows = []
         with av.open(f"file:{temporary}") as file:
             for place_of, frame in enumerate(file.decode(video=0)):
-                if place_of in looked_at:
-                    before, delta = looked_at[place_of]
-                    rows.append(arrived(before, frame.to_image(), delta, form.preprocessing))
+                if (pixels := looked_at.pop(place_of, None)) is not None:
+                    delta = perturbation(generator, planes(pixels), form.preprocessing)
+                    rows.append(arrived(Image.fromarray(pixels), frame.to_image(), delta, form.preprocessing))
         means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         found = means | {"linf_pixels": max(row["linf_pixels"] for row in rows), "frames": number}
         return add(found | {"frames_measured": len(rows)}, {name: temporary}, notes)
 
 
-def _frame(
-    generator: Generator,
-    preprocessing: Preprocessing,
-    looked_at: dict[int, tuple[Image.Image, Tensor]],
-    image: Pixels,
-    number: int,
-    measured: bool,
-) -> Pixels:
-    """Perturb a picture of a video, and remember it if it is to be measured."""
-    pixels = planes(image)
-    delta = perturbation(generator, pixels, preprocessing)
-    if measured:
-        looked_at[number] = Image.fromarray(_rows(pixels)), delta
-    return _rows(_moved(pixels, delta))
-
-
 def _tracks(file: Any, written: Any) -> tuple[Any, Any, dict[int, Any], dict[int, Any], list[str]]:
     """Return a video's main picture track, its new one, those of others by index, copied or encoded, what is lost."""
-    stream, copied, encoded, lost = file.streams.best("video"), dict[int, Any](), dict[int, Any](), list[str]()
+    stream, copied, encoded = file.streams.best("video"), dict[int, Any](), dict[int, Any]()
+    lost, notes = list[str](), list[str]()
     made = written.add_stream("libx264", rate=stream.average_rate, options={"crf": "12"})
     for each in file.streams:
         name = each.codec_context.name if each.codec_context else ""  # FFmpeg does not know it
@@ -440,12 +430,20 @@ def _tracks(file: Any, written: Any) -> tuple[Any, Any, dict[int, Any], dict[int
             if (name and each.type == "subtitle") or (each.type == "audio" and name in _SOUNDS):
                 copied[each.index] = written.add_stream_from_template(each)
             elif name and each.type == "audio":
-                encoded[each.index] = written.add_stream("aac", rate=each.codec_context.sample_rate)
+                sound = each.codec_context
+                rate = min((rate for rate in _RATES if rate >= sound.sample_rate), default=_RATES[-1])
+                layout = _LAYOUTS.get(sound.channels, "stereo")
+                encoded[each.index] = written.add_stream("aac", rate=rate, layout=layout)
+                if sound.channels not in _LAYOUTS:
+                    notes.append(f"sound of {sound.channels} channels is stereo now")
         if (new := copied.get(each.index) or encoded.get(each.index)) is not None:
             new.metadata["language"] = each.language or "und"
         elif each.index != stream.index:
             lost.append(f"{each.type} {name}".strip())
-    return stream, made, copied, encoded, [f"not kept: {', '.join(lost)}"] if lost else []
+    # VP9 has its alpha beside the pictures
+    if stream.metadata.get("alpha_mode") == "1" or any(each.is_alpha for each in stream.format.components):
+        lost.append("transparency")
+    return stream, made, copied, encoded, notes + ([f"not kept: {', '.join(lost)}"] if lost else [])
 
 
 @contextmanager
@@ -462,15 +460,28 @@ def _complaints(av: Any) -> Iterator[list[Any]]:
         av.logging.set_skip_repeated(skips)
 
 
-def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bool], Pixels]) -> tuple[int, list[str]]:
-    """Write a video anew with its pictures changed, upright, at their times; return their number, and what is lost."""
+def _upright(frame: Any) -> Pixels:
+    """Return a picture of a video as it is to be seen: mirrored, turned, as a matrix beside it says."""
+    image: Pixels = frame.to_ndarray(format="rgb24")
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).astype(float)
+        image = image[::-1] if a * d < b * c else image
+    return np.rot90(image, round(frame.rotation / 90))
+
+
+def _rewrite(
+    av: Any, file: Any, written: Any, change: Callable[[Pixels], Pixels], looked_at: dict[int, Pixels]
+) -> tuple[int, list[str]]:
+    """Write a video anew with its pictures changed, upright, at their times; return their number, and what is lost.
+
+    Some that are spread over it are left in `looked_at` as they were before.
+    """
     stream, made, copied, encoded, notes = _tracks(file, written)
     waiting, damage = list[Any](), list[str]()  # the file is begun when the pictures' size is known
     number, last = 0, -1
     expected = stream.frames or int((file.duration or 0) / av.time_base * float(stream.average_rate or 0))
     every = max(1, expected // _LOOKED_AT)
     step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
-    colours = ("colorspace", "color_range", "color_primaries", "color_trc")
     with _complaints(av) as said:
         for packet in file.demux([stream, *(file.streams[index] for index in (*copied, *encoded))]):
             if packet.is_corrupt:
@@ -490,18 +501,23 @@ def _rewrite(av: Any, file: Any, written: Any, change: Callable[[Pixels, int, bo
                 if (new := encoded.get(packet.stream.index)) is not None:
                     waiting += new.encode(frame)
                     continue
-                image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                image = np.ascontiguousarray(_upright(frame))
                 if not number:
                     made.height, made.width = image.shape[:2]
                     # of even sides, because most players know halved chroma alone
                     made.pix_fmt = "yuv444p" if made.width % 2 or made.height % 2 else "yuv420p"
                     made.codec_context.time_base = stream.time_base
-                    for each in colours:
-                        setattr(made.codec_context, each, getattr(stream.codec_context, each))
-                moved = change(np.ascontiguousarray(image), number, number % every == 0 and number < every * _LOOKED_AT)
-                frame_out = av.VideoFrame.from_ndarray(moved, format="rgb24")
-                if (space := int(frame.colorspace)) in (1, 5, 6):  # BT.709, or one of the two that are BT.601
-                    frame_out = frame_out.reformat(format=made.pix_fmt, dst_colorspace=space)
+                    before, after = stream.codec_context, made.codec_context
+                    after.color_primaries, after.color_trc = before.color_primaries, before.color_trc
+                    space, after.color_range = int(frame.colorspace), 2 if int(frame.color_range) == 2 else 1
+                    after.colorspace = space or 5  # RGB has none
+                    colours = {"dst_colorspace": space if space in _SPACES else 5, "dst_color_range": after.color_range}
+                    if shape := stream.sample_aspect_ratio:  # of a pixel
+                        after.sample_aspect_ratio = 1 / shape if round(frame.rotation / 90) % 2 else shape
+                if number % every == 0 and number < every * _LOOKED_AT:
+                    looked_at[number] = image
+                frame_out = av.VideoFrame.from_ndarray(change(image), format="rgb24")
+                frame_out = frame_out.reformat(format=made.pix_fmt, **colours)
                 last = frame.pts if frame.pts is not None and frame.pts > last else last + max(1, step)
                 frame_out.pts, frame_out.time_base = last, stream.time_base
                 waiting += made.encode(frame_out)
