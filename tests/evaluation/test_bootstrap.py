@@ -10,6 +10,7 @@ from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, bootstrap, matching, validation_row
 from faap.evaluation.matching import AREAS, match_image
+from faap.evaluation.statistics import change
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -260,6 +261,14 @@ def test_replicates_without_ground_truth_are_left_out(record):
     assert np.isnan(gap["change"])
     assert gap["ci95"] is None
     assert gap["p_value"] is None
+
+
+@pytest.mark.parametrize(
+    ("baseline", "relative"), [(5e-5, 199), (-5e-5, -201), (4e-5, None), (1e-17, None), (0.0, None)]
+)
+def test_nothing_is_a_share_of_a_number_that_is_shown_as_zero(baseline, relative):
+    found = change(np.array([baseline]), np.array([0.01]))["relative_change"]
+    assert found == (None if relative is None else pytest.approx(relative))
 
 
 def test_without_samples_there_is_no_interval(split_of):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from faap.report import summary
-from faap.report.words import gap_sentence, group_sentence, last_part, number
+from faap.report.words import gap_sentence, group_sentence, last_part, number, p_value
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,14 @@ def said(metrics, anchor_ap, reference_ap, ci95=(-0.01, 0.01)):
         ((0.40, 0.53), (0.50, 0.50), ["decreased", "and now points the other way"]),
         ((0.40, 0.75), (0.50, 0.50), ["increased", "and now points the other way"]),
         ((0.50, 0.50), (0.40, 0.35), ["increased in size from −0.1000 to −0.1500"]),
+        ((0.40, 0.65), (0.50, 0.50), ["increased in size from 0.1000 to −0.1500"]),
+        ((0.40, 0.42), (0.40, 0.40), ["increased in size from 0.0000 to −0.0200 (−0.0200);"]),
         ((0.40, 0.40), (0.50, 0.50), ["stayed at 0.1000"]),
+        # of a gap below zero the reference group is the one that is found worse
+        ((0.50, 0.45), (0.40, 0.40), ["decreased in size", "mostly because female images are found less well"]),
+        ((0.50, 0.50), (0.40, 0.45), ["decreased in size", "mostly because male images are found better"]),
+        ((0.50, 0.51), (0.40, 0.45), ["decreased in size", "mostly because male images are found better"]),
+        ((0.50, 0.45), (0.40, 0.39999), ["stayed at 0.4000; the gap is smaller mostly because female images"]),
     ],
 )
 def test_what_happened_to_the_gap_and_the_groups(anchor_ap, reference_ap, words, metrics):
@@ -55,6 +62,40 @@ def test_what_happened_to_the_gap_and_the_groups(anchor_ap, reference_ap, words,
         assert phrase in text
     if "increased" in words[0]:
         assert "smaller" not in text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ci95", "told"),
+    [
+        (0.1, -0.03, [-0.05, -0.01], True),
+        (0.1, -0.03, [-0.05, 0.01], False),  # that may be chance
+        (-0.1, 0.03, [0.01, 0.05], True),
+        (0.1, -0.03, None, True),
+        (0.1, -0.00001, [-0.00002, -0.000001], False),  # shown as 0.0000
+        (0.1, -0.00001, None, False),
+        (0.00001, -0.03, [-0.05, -0.01], False),
+    ],
+)
+def test_a_gap_points_the_other_way_only_where_that_is_no_chance(before, after, ci95, told, metrics):
+    data = metrics(anchor_ap=(0.4, 0.4), reference_ap=(0.4 + before, 0.4 + after))
+    data["gap"]["AP"]["perturbed_ci95"] = ci95
+    assert ("points the other way" in gap_sentence(data, "female", "male")) == told
+    if ci95 is None:  # as earlier versions wrote it
+        del data["gap"]["AP"]["perturbed_ci95"]
+        assert ("points the other way" in gap_sentence(data, "female", "male")) == told
+
+
+def test_a_p_value_is_never_zero(metrics):
+    assert [p_value(value) for value in (None, 0.0002, 0.000999, 0.001, 0.25)] == [
+        "–", "< 0.001", "< 0.001", "0.001", "0.250",
+    ]  # fmt: skip
+    data = metrics()
+    assert "p = 0.002)" in gap_sentence(data, "female", "male")
+    data["gap"]["AP"]["p_value"] = data["gaps"]["female"]["AP"]["p_value"] = 2 / 10001
+    assert "p < 0.001)" in gap_sentence(data, "female", "male")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(summary(data))
+    assert re.search(r"AP gap \(male − female\) .* < 0\.001\n", console.file.getvalue())
 
 
 @pytest.mark.parametrize(

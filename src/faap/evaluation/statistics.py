@@ -8,7 +8,8 @@ import numpy.typing as npt
 from scipy.stats import norm, t
 
 Floats = npt.NDArray[np.float64]
-
+# what is below this is shown as none, because four decimals are printed; nothing is a share of it
+VISIBLE = 5e-5
 
 # With k of many images to find something in, a share exp(-k) of the replicates has nothing to find: more than this if k
 # is three or less. Those that have something then hardly differ, which is no certainty.
@@ -45,16 +46,18 @@ def change(old: Floats, new: Floats) -> dict[str, Any]:
     """Say what becomes of a number, from itself and, after it, its replicates; both of the same redrawn images.
 
     Returns:
-        baseline, perturbed, change = perturbed − baseline, relative_change = change / baseline (None for zero); of the
-        change standard_error, ci95 (percentile interval) and p_value = 2·min(P(change* ≤ 0), P(change* ≥ 0)), one added
-        to each count, at most 1; baseline_ci95 and perturbed_ci95. Errors are None without `known` replicates.
+        baseline, perturbed, change = perturbed − baseline, relative_change = change / baseline (None if that is below
+        `VISIBLE`); of the change standard_error, ci95 (percentile interval) and p_value = 2·min(P(change* ≤ 0),
+        P(change* ≥ 0)), one added to each count, at most 1; baseline_ci95 and perturbed_ci95. Errors are None without
+        `known` replicates.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
     """
     moved = estimate(new - old)
     by = moved.pop("value")
     said = {"baseline": float(old[0]), "perturbed": float(new[0]), "change": by}
-    said |= {"relative_change": by / float(old[0]) if old[0] else None} | moved | {"p_value": p_value((new - old)[1:])}
+    share = None if abs(old[0]) < VISIBLE else by / float(old[0])
+    said |= {"relative_change": share} | moved | {"p_value": p_value((new - old)[1:])}
     return said | {
         f"{name}_ci95": percentile_interval(each[1:]) for name, each in (("baseline", old), ("perturbed", new))
     }

@@ -54,7 +54,7 @@ def _changes(metrics: Mapping[str, Any], title: str) -> Table:
         for name in words.SHOWN:
             said = [(short(value), short(sure)) for value, sure in words.change(row[name])]
             cells = [Text.assemble(value, (f"\n{sure}", "dim")) for value, sure in said]
-            cells = [Text(f"{begin}{name}{end}"), *cells, Text(number(row[name]["p_value"], 3))]
+            cells = [Text(f"{begin}{name}{end}"), *cells, Text(words.p_value(row[name]["p_value"]))]
             table.add_row(*cells, end_section=name == words.SHOWN[-1])
     return table
 

@@ -8,9 +8,7 @@ from typing import Any
 from faap.evaluation import HEADLINE, headline, t_interval, verdict_of
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead
 from faap.evaluation.gaps import difference
-
-# changes below this are shown as none, because four decimals are printed
-_VISIBLE = 5e-5
+from faap.evaluation.statistics import VISIBLE
 
 # what was done to the images before the detector saw them
 _ARRIVAL = {"jpeg": "as JPEG of quality {}", "resize": "resized by {} and back", "shift": "shifted by {} pixels"}
@@ -32,6 +30,11 @@ def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
 def percent(value: float | None) -> str:
     """A share as a signed percentage with one decimal; a dash for what could not be computed."""
     return "–" if value is None else f"{number(100 * value, 1, sign=True)} %"
+
+
+def p_value(value: float | None, equals: str = "") -> str:
+    """A p-value with three decimals, which is never zero; a dash for what could not be computed."""
+    return "< 0.001" if value is not None and value < 0.001 else f"{equals}{number(value, 3)}"
 
 
 def share(value: float | None) -> str:
@@ -83,14 +86,16 @@ def gap_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> str
     change = difference(before, after)
     if change is None:
         return f"{said} could not be computed."
-    verb = ("decreased" if abs(after) < abs(before) else "increased") + ("" if before >= 0 else " in size")
+    verb = "decreased" if abs(after) < abs(before) else "increased"
+    verb += " in size" if min(before, before + after) < 0 else ""
     said += f" {_moved(before, after, verb, '' if relative is None else f', {percent(relative)}')}"
-    if before * after < 0 and abs(change) >= _VISIBLE:
+    sure = gap.get("perturbed_ci95") or [after]
+    if min(abs(before), abs(after)) >= VISIBLE and all(end * before < 0 for end in sure):
         said += " and now points the other way"
     if bounds is None:
         return f"{said}; no interval was computed, so nothing can be said about noise."
     certainty = "is" if bounds[0] > 0 or bounds[1] < 0 else "is not"
-    p = "" if gap["p_value"] is None else f", p = {number(gap['p_value'], 3)}"
+    p = "" if gap["p_value"] is None else f", p {p_value(gap['p_value'], '= ')}"
     return f"{said}; the change {certainty} distinguishable from noise (95 % interval {interval(bounds)}{p})."
 
 
@@ -100,11 +105,13 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
     a_after, r_after = (metrics["perturbed"][group]["AP"] for group in (anchor, reference))
     text = f"The AP of {anchor} images {_moved(a, a_after)}, that of {reference} images {_moved(r, r_after)}"
     lifted, raised = difference(a, a_after), difference(r, r_after)
-    if lifted is not None and raised is not None and abs(raised - lifted) >= _VISIBLE:
-        if lifted < 0 and raised < 0:
+    if lifted is not None and raised is not None and abs(raised - lifted) >= VISIBLE:
+        if max(lifted, raised) <= -VISIBLE:
             text += "; both groups are found less well than before"
         elif abs(r_after - a_after) < abs(r - a):
-            group, how = (anchor, "better") if lifted > -raised else (reference, "less well")
+            moves = [(anchor, lifted), (reference, raised)]
+            (worse, up), (better, down) = moves if r > a else moves[::-1]
+            group, how = (worse, "better") if up > -down else (better, "less well")
             text += f"; the gap is smaller mostly because {group} images are found {how}"
     return f"{text}."
 
@@ -113,7 +120,7 @@ def _moved(before: float | None, after: float | None, verb: str = "", note: str 
     by = difference(before, after)
     if by is None:
         return "could not be computed"
-    if abs(by) < _VISIBLE:
+    if abs(by) < VISIBLE:
         return f"stayed at {number(before)}"
     verb = verb or ("rose" if by > 0 else "fell")
     return f"{verb} from {number(before)} to {number(after)} ({number(by, sign=True)}{note})"
