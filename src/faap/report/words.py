@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from faap.evaluation import HEADLINE, headline, t_interval, verdict_of
@@ -180,20 +181,23 @@ def last_part(name: str) -> str:
 def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
     """Which recipe is best, whether that is more than its seeds' noise, and how many meet all criteria."""
     before = comparison["baseline"]
-    known = [recipe for recipe in comparison["recipes"] if recipe["summary"]["ap_gap"]["mean"] is not None]
-    if not known:
+    gaps = [[run["ap_gap"] for run in each["runs"] if run["ap_gap"] is not None] for each in comparison["recipes"]]
+    # by size in each run: gaps of either sign are no closed gap
+    sizes = {n: fmean(map(abs, each)) for n, each in enumerate(gaps) if each}
+    if not sizes:
         return ["No run has measured an AP gap."]
     if _finds_nobody(before):
         return ["The detector alone finds nobody: right checkpoint? right class names? No recipe counts."]
-    best = min(known, key=lambda recipe: abs(recipe["summary"]["ap_gap"]["mean"]))
+    first = min(sizes, key=sizes.__getitem__)
+    best, seeds = comparison["recipes"][first], len(gaps[first])
     gap, start = best["summary"]["ap_gap"], before["ap_gap"]
-    seeds = sum(run["ap_gap"] is not None for run in best["runs"])
     name = f"AP gap ({comparison['reference']} − {comparison['anchor']})"
-    said = f"{best['name']} has the smallest mean {name}: {spread(gap)} over {seeds} seed{'s' * (seeds > 1)}"
+    said = f"{best['name']} has the smallest {name} by its mean size ({number(sizes[first])}): {spread(gap)}"
+    said += f" over {seeds} seed{'s' * (seeds > 1)}"
     if start is not None:
-        relative = f", {percent(gap['change'] / start)}" if start else ""
+        relative = f", {percent(gap['change'] / start)}" if abs(start) >= VISIBLE else ""
         said += f", against {number(start)} at the baseline ({number(gap['change'], sign=True)}{relative})"
-        if abs(gap["mean"]) >= abs(start):
+        if sizes[first] >= abs(start):
             said += "; no recipe makes the gap smaller than it was"
         if gap["std"] is not None:
             low, high = bounds = t_interval(gap["change"], gap["std"], seeds)
