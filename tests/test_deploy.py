@@ -9,6 +9,7 @@ import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -88,13 +89,30 @@ def test_what_no_file_can_be_written_with_is_said(wrong: dict[str, Any]) -> None
         ("a.jpg", "the image is str"),
         (np.zeros((4, 4, 3), np.float32), "the image is ndarray float32"),
         (np.zeros((0, 4, 3), np.uint8), "the image is ndarray uint8"),
+        (np.zeros((4, 0, 3), np.uint8), r"the image is ndarray uint8 \(4, 0, 3\)"),
         (np.zeros((4, 4), np.uint8), r"the image is ndarray uint8 \(4, 4\)"),
+        (Image.new("RGB", (0, 5)), r"the image is Image  \(0, 5\)"),
+        (Image.new("F", (4, 4)), "the image, of Pillow's mode F, cannot be read: its pixels are floating-point"),
+        (Image.new("La", (4, 4)), "the image, of Pillow's mode La, cannot be read: "),
         (torch.zeros(4, 4), r"the image is Tensor torch.float32 \(4, 4\)"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), "the image is Tensor torch.int64"),
         (torch.full((3, 4, 4), 2.0), "generator.perturb"),
         (torch.full((3, 4, 4), math.nan), "generator.perturb"),
     ],
-    ids=["text", "floats", "nothing", "no channels", "flat", "whole numbers", "normalised", "nan"],
+    ids=[
+        "text",
+        "floats",
+        "nothing",
+        "no width",
+        "flat",
+        "no picture",
+        "pillow's floats",
+        "premultiplied",
+        "no channels",
+        "whole numbers",
+        "normalised",
+        "nan",
+    ],
 )
 def test_what_is_no_image_is_said(generator: Generator, image: Any, said: str) -> None:
     with pytest.raises(FaapError, match=said):
@@ -136,7 +154,9 @@ def test_what_arrives_is_measured_against_what_was_added() -> None:
     half = Image.fromarray(((whole + 100) // 2).astype(np.uint8))
     assert arrived(before, half, delta, own)["kept"] == pytest.approx(0.5, abs=1e-5)
     assert arrived(before, before, delta, own) == {"kept": 0, "linf_pixels": 0, "psnr_db": math.inf}
-    assert math.isnan(arrived(before, before, 0 * delta, own)["kept"])
+    for nothing in (0 * delta, delta.sign() * 1e-7):  # the latter is what rounding leaves of ε = 0
+        assert math.isnan(arrived(before, half, nothing, own)["kept"])
+    assert arrived(before, before, delta / 100, own)["kept"] == 0
 
 
 @pytest.fixture
@@ -271,6 +291,53 @@ def test_nothing_is_replaced_that_is_not_ours(generator: Generator, folder: Path
     with pytest.raises(FaapError, match=r"applied.jsonl: is there, and not faap's"):
         apply_files(generator, [folder / "turned.jpg"], tmp_path / "out")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_perturbation_of_nothing_has_no_share_that_arrives(folder: Path, tmp_path: Path) -> None:
+    for row in apply_files(build_generator("light", 0.0), [folder], tmp_path / "out", Form(jpeg=80)):
+        assert row["kept"] is None
+        assert row["linf_pixels"] > 0
+
+
+def test_pictures_that_lie_within_the_folder_of_results_are_made_and_results_are_not(
+    generator: Generator, folder: Path, tiny_detector: Path
+) -> None:
+    form = Form(draw=faap.load_detector(tiny_detector), score=0.0)
+    wanted = {"more/plain.png", "more/print.png", "turned.png"}
+    for _ in range(2):  # the second time there is a list of results
+        made = apply_files(generator, [folder], folder.parent, form)
+        assert {row["file"] for row in made} == wanted
+    for results in (folder.parent / "more", folder.parent / "drawn"):
+        with pytest.raises(FaapError, match="no picture or video in this folder, but perhaps for results of faap"):
+            apply_files(generator, [results], folder.parent)
+
+
+def test_pictures_of_a_format_that_is_not_read_are_named(generator: Generator, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "turned.jpg", folder / "scan.JFIF")
+    shutil.copy(folder / "turned.jpg", folder / "old.jpe")
+    for name in ("a.heic", "more/b.mpg", "c.svg", "d.psd", "words.csv"):
+        (folder / name).write_text("")
+    with pytest.warns(UserWarning, match=r"left out: a.heic, c.svg, d.psd \(4 in all\)\.$") as said:
+        made = apply_files(generator, [folder], tmp_path / "out")
+    assert len(said) == 1
+    assert len(made) == 5
+    (folder / "more" / "print.tif").unlink()
+    with pytest.warns(UserWarning, match=r"more: of a format that is not read, and left out: b.mpg \(1 in all\)\.$"):
+        apply_files(generator, [folder / "more"], tmp_path / "out2")
+
+
+def test_a_class_without_a_name_is_drawn_with_its_number(tiny_detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, real = list[str](), ImageDraw.ImageDraw.text
+
+    def watched(self: Any, place: Any, text: str, *rest: Any, **named: Any) -> None:
+        written.append(text)
+        real(self, place, text, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
+    detector = faap.load_detector(tiny_detector)
+    monkeypatch.setattr(detector, "labels", {})
+    deploy.drawn(detector, [picture()], 0.0)
+    assert {text.split()[0] for text in written} == {"0"}
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_made(generator: Generator, folder: Path, tmp_path: Path) -> None:
@@ -642,6 +709,36 @@ def test_three_lines_put_a_generator_into_a_pipeline_of_transformers(generator: 
     ours = detector(generator.perturb(normalise(moved))).logits
     assert torch.allclose(after, ours, atol=1e-4)
     assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3), ((0.0,) * 3, (1 / 255,) * 3)]
+)
+def test_the_page_puts_a_generator_behind_a_processor_of_other_units(
+    mean: tuple[float, ...], std: tuple[float, ...], generator: Generator, tiny_detector: Path
+) -> None:
+    """One that normalises otherwise, not at all, and one that does not rescale either."""
+    page = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "own_mean" in block)
+    pixels = [
+        torch.from_numpy(np.asarray(picture(*size)).transpose(2, 0, 1) / 255).float() for size in ((60, 44), (40, 30))
+    ]
+    mask = torch.zeros(2, 44, 60, dtype=torch.bool)
+    whole, own = torch.zeros(2, 3, 44, 60), torch.zeros(2, 3, 44, 60)
+    for index, each in enumerate(pixels):
+        inside = (index, slice(None), slice(each.shape[1]), slice(each.shape[2]))
+        mask[inside[0], *inside[2:]] = True
+        whole[inside], own[inside] = normalise(each), normalise(each, mean, std)
+    detector = faap.load_detector(tiny_detector)
+    detector.preprocessing = Preprocessing(shortest_edge=None, longest_edge=None, mean=mean, std=std)
+    wanted, _ = detector.adapt(generator.perturb(whole, mask), mask)
+    processor = SimpleNamespace(image_mean=mean, image_std=std)
+    given = {"processor": processor, "x": {"pixel_values": own, "pixel_mask": mask}, "generator": generator}
+    with torch.no_grad():
+        exec(lines, given)
+    found = given["x"]["pixel_values"]
+    assert (found - wanted).abs().max() < 1e-5 / std[0]
+    assert (found - own).abs().max() > 0.01 / std[0]
 
 
 def test_sound_that_is_made_anew_keeps_its_times(generator: Generator, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import errno
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +37,8 @@ from faap.perturbation import Generator
 from faap.runs import writing
 from faap.weights import tensors_sha256
 
-PICTURES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
+PICTURES = (".avif", ".bmp", ".gif", ".jp2", *_JPEG, ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # what a folder of results says of each file in it
 LEDGER = "applied.jsonl"
@@ -56,6 +59,8 @@ _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 8
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 # colour spaces, as FFmpeg numbers them, that it converts to
 _SPACES = (1, 4, 5, 6, 7, 9)
+# what a generator adds at most that adds nothing, in shares of a pixel's range
+_ROUNDING = 1e-5
 # the folder of drawings in that of the results
 _DRAWN = "drawn"
 # pictures that are drawn side by side: the colour of what is found, and the pixels between them
@@ -76,15 +81,18 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
             made at the size that the detector sees, and brought to the image's by bilinear interpolation, within ε.
 
     Returns:
-        An image of the same kind, size and type; floats are not rounded.
+        An image of the same kind, size and type, Pillow's in RGB; floats are not rounded.
 
     Raises:
-        FaapError: if the image is of another kind.
+        FaapError: if the image is of another kind, or empty.
     """
-    if isinstance(image, Image.Image):
-        pixels = planes(np.asarray(to_rgb(image)))
+    if isinstance(image, Image.Image) and all(image.size):
+        try:
+            pixels = planes(np.asarray(to_rgb(image)))
+        except (OSError, ValueError) as error:
+            raise FaapError(f"the image, of Pillow's mode {image.mode}, cannot be read: {error}.") from error
         return Image.fromarray(_rows(_moved(pixels, perturbation(generator, pixels, preprocessing))))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and len(image):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and 0 not in image.shape:
         pixels = planes(image)
         return _rows(_moved(pixels, perturbation(generator, pixels, preprocessing)))
     if not (
@@ -94,7 +102,8 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
         and image.shape[-3] == 3
         and image.numel()
     ):
-        kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
+        shape = tuple(getattr(image, "shape", getattr(image, "size", ())))
+        kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {shape}"
         wanted = "a Pillow image, an array (H, W, 3) of uint8, or a tensor ([B, ]3, H, W) of uint8 or floats in [0, 1]"
         raise FaapError(f"the image is {kind}; it should be {wanted}.")
     if image.is_floating_point() and not bool(((image >= 0) & (image <= 1)).all()):
@@ -148,13 +157,14 @@ def arrived(before: Image.Image, after: Image.Image, delta: Tensor, preprocessin
 
     Returns:
         "kept": the share of the perturbation that the detector gets, 1 for all of it: the projection of what changed
-        onto it; nan for a perturbation of nothing. "linf_pixels": the largest change of a pixel, of 255. "psnr_db".
+        onto it; nan for a perturbation of nothing but rounding. "linf_pixels": the largest change of a pixel, of 255.
+        "psnr_db".
     """
     images = [_unit(planes(np.asarray(image))) for image in (before, after)]
     change = _seen(images[1], preprocessing) - _seen(images[0], preprocessing)
     delta = delta.to(change)
     size, error = float(delta.square().sum()), float((images[1] - images[0]).square().mean())
-    kept = float((change * delta).sum()) / size if size else math.nan
+    kept = float((change * delta).sum()) / size if float(delta.abs().max()) > _ROUNDING else math.nan
     largest = 255 * float((images[1] - images[0]).abs().max())
     return {"kept": kept, "linf_pixels": largest, "psnr_db": -10 * math.log10(error) if error else math.inf}
 
@@ -220,7 +230,8 @@ def apply_files(
     made, failed = list[dict[str, Any]](), list[str]()
     bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
     with writing(out, "--out"), bar, unchanged(form.draw) if form.draw else nullcontext():
-        pairs, ledger = _pairs(inputs, out, form), _Ledger(out)
+        ledger = _Ledger(out)
+        pairs = _pairs(inputs, ledger, form)
         for source, name in pairs:
             ledger.check(source, name)
         for source, name in bar.track(pairs, description="perturbing"):
@@ -241,18 +252,25 @@ def apply_files(
     return made
 
 
-def _pairs(inputs: Sequence[str | Path], out: Path, form: Form) -> list[tuple[Path, Path]]:
-    """Return every file to perturb, and what the result is called within `out`."""
+def _pairs(inputs: Sequence[str | Path], ledger: "_Ledger", form: Form) -> list[tuple[Path, Path]]:
+    """Return every file to perturb, and what the result is called within the folder of results."""
     found: dict[Path, Path] = {}
+    out, rows = ledger.out, [row for rows in ledger.rows.values() for row in rows]
+    results = {(out / file).resolve() for row in rows for file in row["sha256"]}
     for path in map(Path, inputs):
         if not path.exists():
             raise FaapError(f"{path}: there is no such file or folder.")
         here = [path]
         if path.is_dir():
             # results, of this command or an earlier one, are no input
-            ours = {each.parent.resolve() for each in path.rglob(LEDGER)} | {out.resolve()}
-            seen = (each for each in sorted(path.rglob("*")) if each.suffix.lower() in PICTURES + VIDEOS)
-            here = [each for each in seen if each.is_file() and not ours & {*each.resolve().parents}]
+            ours = {each.parent.resolve() for each in path.rglob(LEDGER)} | {out.resolve()} - {*path.resolve().parents}
+            seen = [each for each in sorted(path.rglob("*")) if each.is_file() and each.resolve() not in results]
+            seen = [each for each in seen if not ours & {*each.resolve().parents}]
+            here = [each for each in seen if each.suffix.lower() in PICTURES + VIDEOS]
+            others = [str(each.relative_to(path)) for each in seen if each.suffix.lower() not in PICTURES + VIDEOS]
+            if left := [each for each in others if (guess_type(each)[0] or "").startswith(("image/", "video/"))]:
+                said = f"{', '.join(left[:3])} ({len(left)} in all)"
+                warnings.warn(f"{path}: of a format that is not read, and left out: {said}.", stacklevel=3)
             if not here:
                 raise FaapError(
                     f"{path}: there is no picture or video in this folder, but perhaps for results of faap."
@@ -385,7 +403,7 @@ def drawn(detector: FrozenDetector, images: Sequence[Image.Image], score: float)
         pen, line = ImageDraw.Draw(shown), max(1, round(max(width, height) / 300))
         for value, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
             if value >= score:
-                corner, text = (box[0], box[1]), f"{detector.labels[label]} {value:.2f}"
+                corner, text = (box[0], box[1]), f"{detector.labels.get(label, label)} {value:.2f}"
                 pen.rectangle((*corner, box[0] + box[2], box[1] + box[3]), outline=_COLOUR, width=line)
                 size = max(8, 5 * line)
                 pen.rectangle(pen.textbbox(corner, text, font_size=size), fill="white")
