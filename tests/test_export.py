@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image
 
 import faap
+from detectors.tiny_families import build
 from faap import cli, export
 from faap.deploy import apply
 from faap.errors import FaapError
@@ -148,6 +149,19 @@ def test_what_is_not_an_export_is_not_replaced(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FaapError, match="is not kept"):
         export.export(generator, path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("written")
+@pytest.mark.parametrize("case", ["rt_detr", "lw_detr"])
+def test_a_detector_whose_sides_must_divide_is_not_put_into_a_file_for_any_size(
+    case: str, wrap, tmp_path: Path
+) -> None:
+    detector = wrap(build(case))
+    with pytest.raises(
+        FaapError, match=r"^the detector tiny takes sides that are multiples of \d+, .* --with_detector.$"
+    ):
+        export.export(moving("light"), tmp_path / "g.onnx", detector=detector)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("written")

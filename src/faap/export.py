@@ -97,6 +97,9 @@ def export(
     """
     if to not in KINDS:
         raise FaapError(f"export to {to!r}: it can be one of {', '.join(KINDS)}.")
+    if detector is not None and (divisor := getattr(detector, "divisor", 1)) > 1:
+        takes = f"takes sides that are multiples of {divisor}, and a file takes images of any size"
+        raise FaapError(f"the detector {detector.name} {takes}; export without --with_detector.")
     whole, path = _Whole(generator, detector).eval(), Path(path)
     if path.is_dir() or (path.exists() and _MARK not in path.read_bytes()):
         raise FaapError(f"{path}: is there, and no export of faap; give another file with --output.")

@@ -284,6 +284,26 @@ def test_a_function_of_ones_own_is_called(directory, monkeypatch, tmp_path):
             load_detector(name)
 
 
+def test_a_function_of_ones_own_may_import_what_stands_beside_it(directory, monkeypatch, tmp_path):
+    (tmp_path / "beside.py").write_text(f"PLACE = {str(directory)!r}\n")
+    (tmp_path / "later.py").write_text(
+        "import sys\nimport faap\nsys.path.insert(0, '/elsewhere')\n"
+        "def build():\n    import beside\n    return faap.load_detector(beside.PLACE)\n"
+        "def broken():\n    import nowhere_at_all\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", before := list(sys.path))
+    wanted = ["/elsewhere", *before]
+    assert load_detector("later:build").tensors_sha256() == load_detector(directory).tensors_sha256()
+    assert sys.path == wanted  # what the module did is left, and nothing of ours
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):  # the function's own fault, where it is
+        load_detector("later:broken")
+    assert sys.path == wanted
+    (tmp_path / "away.py").write_text(f"import sys\nsys.path.remove({str(tmp_path)!r})\nbuild = 3\n")
+    with pytest.raises(FaapError, match="away:build: is int"):
+        load_detector("away:build")
+
+
 def test_what_is_not_a_detector_says_what_would_be(tmp_path):
     with pytest.raises(FaapError, match=r"nowhere does not exist; give 'promenade', a directory"):
         load_detector(tmp_path / "nowhere")

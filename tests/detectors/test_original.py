@@ -128,7 +128,8 @@ def test_classes_are_named_by_a_file_beside_the_checkpoint(tmp_path: Path) -> No
 )
 def test_names_of_classes_may_be_in_any_unicode_encoding(encoding: str, start: str, tmp_path: Path) -> None:
     torch.save({"model": make(classes=3).state_dict()}, tmp_path / "mine.pth")
-    (tmp_path / "mine.classes.txt").write_bytes(f"{start}person\r\nNähmaschine\r\n12\r\n".encode(encoding))
+    # with lines at the end that name nothing
+    (tmp_path / "mine.classes.txt").write_bytes(f"{start}person\r\nNähmaschine\r\n12\r\n\r\n  \n".encode(encoding))
     assert load_original(tmp_path / "mine.pth").labels == {0: "person", 1: "Nähmaschine", 2: "12"}
 
 
@@ -145,7 +146,8 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.model.", "detr."])
 @pytest.mark.parametrize(
-    "place", ["model", "state_dict", "model_state_dict", "ema", "ema.module", "model_ema.state_dict", ""]
+    "place",
+    ["model", "state_dict", "model_state_dict", "ema", "ema.module", "model_ema.state_dict", "state_dict_ema", ""],
 )
 def test_wrapped_and_averaged_weights_are_found(prefix: str, place: str, tmp_path: Path, recwarn: Any) -> None:
     original = make(classes=3)
@@ -160,6 +162,27 @@ def test_wrapped_and_averaged_weights_are_found(prefix: str, place: str, tmp_pat
     said = [str(warning.message) for warning in recwarn if "wrapped.pth" in str(warning.message)]
     assert said == ([] if place == "model" else [said[0]])
     assert place == "model" or (place or "the file itself") in said[0]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("module.", "n_averaged"),
+        ("module.module.", "module.n_averaged"),
+        ("model.", "criterion.empty_weight"),
+        ("module.model.", "module.model.criterion.empty_weight"),
+    ],
+)
+def test_what_wrappers_keep_beside_the_model_is_left_aside(prefix: str, beside: str, tmp_path: Path) -> None:
+    original = make(classes=3).state_dict()
+    state = {prefix + name: value for name, value in original.items()}
+    torch.save({"model": state | {beside: torch.tensor(5)}}, tmp_path / "wrapped.pth")
+    torch.save({"model": original}, tmp_path / "plain.pth")
+    wrapped, plain = (load_original(tmp_path / name) for name in ("wrapped.pth", "plain.pth"))
+    assert wrapped.tensors_sha256() == plain.tensors_sha256()
+    torch.save({"model": state | {prefix + "extra.weight": torch.ones(1)}}, tmp_path / "more.pth")
+    with pytest.raises(FaapError, match=r"extra.weight \(1 in all\) not of this model"):
+        load_original(tmp_path / "more.pth")
 
 
 def test_the_models_own_weights_come_before_averaged_ones(tmp_path: Path) -> None:

@@ -226,6 +226,10 @@ def test_a_name_that_is_no_path_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPa
     for local in ("nowhere", "org/model.pth", "org/model.safetensors", f"{tmp_path}/model"):
         with pytest.raises(FaapError, match="does not exist"):
             load_generator(local)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    with pytest.raises(FaapError, match=r"^org/model: does not exist, and the hub is not asked where .* folder org; "):
+        load_generator("org/model")
     assert len(asked) == 3
 
 

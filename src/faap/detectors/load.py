@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -61,15 +62,18 @@ def _load(name: str) -> FrozenDetector:
 
 def _call(module: str, function: str) -> FrozenDetector:
     """Call a user's function, which may stand in a file of the working directory."""
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
-        build = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        wanted = "a function of a module that Python can import, or of a file in the working directory"
-        raise FaapError(f"detector {module}:{function}: {error}; it should name {wanted}") from error
+        try:
+            build = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            wanted = "a function of a module that Python can import, or of a file in the working directory"
+            raise FaapError(f"detector {module}:{function}: {error}; it should name {wanted}") from error
+        detector = build() if callable(build) else build
     finally:
-        sys.path.pop(0)
-    detector = build() if callable(build) else build
+        with suppress(ValueError):  # the module may have put others before it, or taken it away
+            sys.path.remove(here)
     if not isinstance(detector, FrozenDetector):
         wanted = "a function that takes nothing and returns a faap.detectors.FrozenDetector"
         raise FaapError(f"detector {module}:{function}: is {type(detector).__name__}; it should be {wanted}")

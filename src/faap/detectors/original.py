@@ -44,7 +44,8 @@ _RENAMES = {
 }
 
 # where codes that came of DETR keep the weights, the first that is there; "" is the checkpoint itself
-_ENTRIES = ("model", "model_ema", "ema_model", "ema_state_dict", "ema", "state_dict", "model_state_dict", "module", "")
+_AVERAGED = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "ema")
+_ENTRIES = ("model", *_AVERAGED, "state_dict", "model_state_dict", "module", "")
 
 # what tells whose a checkpoint is that cannot be loaded here; the first that is found
 _FOREIGN = {
@@ -110,6 +111,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
             entry, state = f"{entry}.{inner}", state[inner]
     conform(state, {str: Tensor}, f"{path}: {entry}" if entry else f"{path} (no entry 'model' of tensors)")
     state = unwrapped(state, "query_embed.weight")
+    # of an average and of a loss, which wrappers keep beside the model
+    state = {name: value for name, value in state.items() if not re.search(r"(^|\.)n_averaged$|^criterion\.", name)}
     for pattern, family in _FOREIGN.items():
         if name := next((name for name in state if re.search(rf"(^|\.)({pattern})", name)), None):
             advice = "A .pth is read of the original DETR for detection alone; give a folder by save_pretrained."
@@ -159,7 +162,7 @@ def _names(path: Path, classes: int) -> list[str]:
     if not path.is_file():
         coco = read_text(_COCO).splitlines()
         return coco if classes == len(coco) else [str(index) for index in range(classes)]
-    names = [name.strip() for name in read_text(path).splitlines()]
+    names = [name.strip() for name in read_text(path).rstrip().splitlines()]
     if len(names) != classes:
         wanted = "it should hold one name a line from class 0, N/A for an unused one"
         raise FaapError(f"{path}: names {len(names)} classes, but the checkpoint beside it has {classes}; {wanted}")

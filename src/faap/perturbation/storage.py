@@ -74,9 +74,10 @@ def load_generator(path: str | Path, *, epsilon: float | None = None) -> Generat
     if place.is_file() and place.suffix != ".safetensors":
         return _restore(place, place, *_read_checkpoint(place), epsilon)
     # a folder that exists means a local path with a typing error, for which nobody wants to wait for the network
-    hub = str(path).count("/") == 1 and not place.parent.exists() and place.suffix not in (".pth", ".safetensors")
-    if not place.exists() and not hub:
-        raise FaapError(f"{path}: does not exist; accepted is {ACCEPTED}.")
+    hub = str(path).count("/") == 1 and place.suffix not in (".pth", ".safetensors")
+    if not place.exists() and (not hub or place.parent.exists()):
+        why = f", and the hub is not asked where there is a folder {place.parent}" if hub else ""
+        raise FaapError(f"{path}: does not exist{why}; accepted is {ACCEPTED}.")
     return load_folder(place, epsilon)
 
 
