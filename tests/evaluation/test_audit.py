@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 import faap
 from faap.audit import audit, audit_data, read_results
-from faap.audit.audit import DETECTOR, UNLABELLED
+from faap.audit.audit import DETECTOR, UNLABELLED, _cause
+from faap.audit.confounders import FEWEST
 from faap.audit.errors import TOTALS, find_errors
 from faap.audit.examples import telling
 from faap.audit.scores import Scores
@@ -178,6 +179,52 @@ def test_the_threshold_of_equal_recall_has_it_and_no_higher_one_has(small, audit
     assert scores.at(threshold)["recall"][0] >= wanted[0] - 1e-9 > scores.at(np.nextafter(threshold, 1))["recall"][0]
     assert scores.equal_recall(wanted)["precision"][0] == scores.at(threshold)["precision"][0]
     assert np.isnan(scores.equal_recall(np.array([1.01]))["threshold"][0])
+
+
+def test_nobody_is_found_at_no_threshold_in_particular(small):
+    result = audit(*small, samples=0, score=1)
+    assert result["scores"]["at"]["male"]["recall"]["value"] == 0
+    for each in result["scores"]["equal_recall"]["female"].values():
+        assert each["value"] is each["ci95"] is None
+    assert "needs a threshold" not in sentences(result)[-1]
+    assert "needs a threshold" not in page_of(result, small[0])
+    assert "needs a threshold" in page_of(audit(*small, samples=0), small[0])
+
+
+@pytest.mark.parametrize(("women", "left_out"), [(0, True), (FEWEST - 1, True), (FEWEST, False)])
+def test_what_is_annotated_of_one_group_alone_takes_away_no_verdict(women, left_out, small):
+    split = replace(small[0], records=tuple(replace(each, pair=None) for each in small[0].records * 4))
+    found = small[1] * 4
+    without = audit(split, found, samples=0)
+    assert without["detector"]["share"] is not None
+    records, known = [], {"female": women, "male": 200}
+    for each in split.records:
+        here = np.arange(len(each.boxes)) < known[each.group]
+        known[each.group] -= here.sum()
+        records.append(replace(each, conditions={"occluded": np.where(here, 1.0, np.nan)}))
+    result = audit(replace(split, records=tuple(records)), found, samples=0)
+    assert result["confounders"]["occluded"]["share"] is None
+    said = f"occluded is annotated for fewer than {FEWEST} boxes of female"
+    assert any(said in text for text in result["warnings"]) == left_out
+    assert (result["detector"] == without["detector"]) == left_out
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_group_without_anything_to_find_is_said(small):
+    split, found = small
+    nobody = [
+        each.with_boxes(np.zeros(len(each.boxes), dtype=bool)) if each.group == "female" else each
+        for each in split.records
+    ]
+    result = audit(replace(split, records=tuple(nobody)), found, samples=5)
+    assert result["warnings"][0].startswith("There is nothing to find of group female")
+    assert result["gap"]["value"] is None
+    page_of(result, split)
+
+
+def test_nothing_is_a_share_of_a_gap_that_is_shown_as_zero():
+    assert _cause(np.full(3, 1e-17), np.zeros(3))["share"] is None
+    assert _cause(np.full(3, 5e-5), np.zeros(3))["share"] == 1
 
 
 def painted(split, folder):

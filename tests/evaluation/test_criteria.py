@@ -132,9 +132,18 @@ def test_a_share_of_a_gap_that_is_none_cannot_be_told(reference_ap):
     assert f"the AP gap (m − f) is {reference_ap - 0.404:.4f}" in said[0]
     assert "the AR gap (m − f) is -0.0100" in said[1]
     assert "cannot be told" in said[0]
+    assert ("nothing is there to shrink" in said[0]) == (reference_ap == 0.404)
+    assert ("m is the one that is found worse (exchange" in said[0]) == (reference_ap != 0.404)
+    assert "m is the one that is found worse (exchange" in said[1]
     # against an absolute bound it can
     assert verdicts(metrics(0.404, 0.404, 0.0), before, absolute=True)[:2] == [MET, MET]
     assert warnings_about(before, before, absolute=True) == []
+
+
+def test_a_gap_that_is_shown_as_zero_is_none():
+    before = metrics(0.404, 0.404 - 1e-7, 0.01)
+    (said,) = warnings_about(before, before)
+    assert "the AP gap (m − f) is 0.0000: nothing is there to shrink" in said
 
 
 def test_without_replicates_or_numbers_nothing_can_be_told():

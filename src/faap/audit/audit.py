@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import faap
-from faap.audit.confounders import balance, cells_of, describe, effective_size
+from faap.audit.confounders import FEWEST, balance, cells_of, describe, effective_size
 from faap.audit.errors import KINDS, TOTALS, error_costs
 from faap.audit.examples import telling
 from faap.audit.perturbation import audit_perturbation
@@ -26,11 +26,11 @@ from faap.distributed import resolve_device
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, detect_baseline
 from faap.evaluation.bootstrap import draw, too_few
-from faap.evaluation.criteria import is_dead
+from faap.evaluation.criteria import NOTHING_TO_FIND, is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
 from faap.evaluation.metrics import by_group, category_means, comparable_categories, shared_categories
-from faap.evaluation.statistics import Floats, estimate
+from faap.evaluation.statistics import VISIBLE, Floats, estimate
 from faap.files import file_sha256
 from faap.perturbation import load_generator
 from faap.report.measure import is_test, read_before, refuse_choice, run_of
@@ -108,8 +108,10 @@ def audit(
         ]
         progress.remove_task(steps)
     dead = [name for name, row in frame.by_group.items() if is_dead({key: row[key]["value"] for key in row})]
-    blind = [f"Of {', '.join(dead)} it finds nobody to speak of: right detector? right class names?"] if dead else []
-    return without_nan(result | {"warnings": blind + too_few(split)})
+    said = [f"Of {', '.join(dead)} it finds nobody to speak of: right detector? right class names?"] if dead else []
+    unknown = [name for name, row in frame.by_group.items() if np.isnan(row["AP"]["value"])]
+    said += [NOTHING_TO_FIND.format(", ".join(unknown))] if unknown else []
+    return without_nan(result | {"warnings": said + result["warnings"] + too_few(split)})
 
 
 def audit_data(
@@ -238,11 +240,19 @@ def _causes(
     names = list(dict.fromkeys(name for each in pictures for image in each for name in image))
     cells: list[list[Any]] = [[], []]
     means: dict[str, Any] = {}
-    for name in names:
+    alike, lacking = list[int](), list[str]()
+    for number, name in enumerate(names):
         values = [side.values(images, name) for side, images in zip(pair, pictures, strict=True)]
         placed = np.split(cells_of(np.concatenate(values)), [len(values[0])])
         for mine, place in zip(cells, placed, strict=True):
             mine.append(place)
+        few = [not (known := np.isfinite(each)).all() and known.sum() < FEWEST for each in values]
+        if few[0] == few[1]:
+            alike.append(number)
+        else:  # of one group alone: no box of the other has its like
+            whose = groups[few.index(True)]
+            wrong = f"{name} is annotated for fewer than {FEWEST} boxes of {whose}"
+            lacking.append(f"{wrong}: the groups cannot be made alike in it, and are so in all the rest.")
         means[name] = named([_mean(side, each) for side, each in zip(pair, values, strict=True)])
 
     gap = _gap(pair)
@@ -250,7 +260,7 @@ def _causes(
 
     def compared(*numbers: int) -> tuple[dict[str, Any], list[Floats]]:
         factors = balance([[each[n] for n in numbers] for each in cells], copies)
-        kept = [float((factor[:, 0] > 0).mean()) for factor in factors]
+        kept = [float((factor[:, 0] > 0).sum()) / max(len(factor), 1) for factor in factors]
         left = _gap(pair, factors) if min(kept) >= _COMPARABLE else gap * np.nan
         sizes = [effective_size(each * factor)[0] for each, factor in zip(copies, factors, strict=True)]
         return _cause(gap, left) | {"effective_boxes": named(sizes), "compared": named(kept)}, factors
@@ -258,7 +268,7 @@ def _causes(
     confounders = {}
     for number, name in enumerate(names):
         confounders[name] = compared(number)[0] | {"means": means[name]}
-    together, factors = compared(*range(len(names)))
+    together, factors = compared(*alike)
 
     apart = [side.unexplained(score) for side in pair]
     rates = [_rate(side, each) for side, each in zip(pair, apart, strict=True)]
@@ -267,11 +277,15 @@ def _causes(
         worth = [np.where(mine > other, other / mine, 1.0) for mine, other in (rates, rates[::-1])]
     unlabelled = _cause(gap, _gap(pair, None, apart, worth))
     unlabelled["each_image"] = named([estimate(rate) for rate in rates])
-    left = _gap(pair, factors, apart, worth) if together["share"] is not None else gap * np.nan
+    left = _gap(pair, factors, apart, worth) if np.isfinite(together["left"]["value"]) else gap * np.nan
     detector = _cause(gap, gap - left)
 
     causes = confounders | {UNLABELLED: unlabelled, DETECTOR: detector}
-    sure = [name for name, each in causes.items() if _above_zero(each["explained"]) and each["share"] >= _WORTH_NAMING]
+    sure = [
+        name
+        for name, each in causes.items()
+        if _above_zero(each["explained"]) and (each["share"] or 0) >= _WORTH_NAMING
+    ]
     first = sorted(sure, key=lambda name: -causes[name]["explained"]["value"]) if _above_zero(estimate(gap)) else []
     return {
         "gap": estimate(gap),
@@ -280,6 +294,7 @@ def _causes(
         "unlabelled": unlabelled,
         "detector": detector,
         "causes": first,
+        "warnings": lacking,
     }
 
 
@@ -294,7 +309,7 @@ def _gap(
 
 
 def _cause(gap: Floats, left: Floats) -> dict[str, Any]:
-    share = float((gap - left)[0] / gap[0]) if gap[0] and np.isfinite(left[0]) else None
+    share = float((gap - left)[0] / gap[0]) if abs(gap[0]) >= VISIBLE and np.isfinite(left[0]) else None
     return {"explained": estimate(gap - left), "left": estimate(left), "share": share}
 
 

@@ -40,10 +40,11 @@ class Scores:
             return {"recall": right / self._positives, "precision": right / count}
 
     def equal_recall(self, recall: Floats) -> dict[str, Floats]:
-        """Return the highest threshold that has a recall (R,), and the precision there; nan where none has it."""
+        """Return the highest threshold with a recall (R,), and the precision there; nan where none has or needs it."""
         hits, copies = self.scores[self.right], self._copies[self.image[self.right]]
         reached = np.cumsum(copies, axis=0) >= recall * self._positives - 1e-9
         thresholds = np.append(hits, np.nan)[(~reached).sum(axis=0)]
+        thresholds[~(recall > 0)] = np.nan
         # of falling scores, how many are not below
         ends = np.searchsorted(-self.scores, -thresholds, side="right")
         precision = np.full(len(ends), np.nan)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from faap.evaluation.gaps import GAPS, HEADLINE, Metrics, gap, headline
-from faap.evaluation.statistics import percentile_interval
+from faap.evaluation.statistics import VISIBLE, percentile_interval
 
 MET, NOT_MET, UNKNOWN = "met", "not met", "cannot be told"
 # below either a detector finds nobody to speak of
 _DEAD = {"AP": 0.01, "AR100": 0.05}
+NOTHING_TO_FIND = "There is nothing to find of group {} in what is measured: no numbers, no gap."
 # differences below this are rounding
 _ROUNDING = 1e-12
 
@@ -88,7 +89,7 @@ def warnings_about(baseline: Metrics, perturbed: Metrics, *, absolute: bool = Fa
     """Say what makes a result worthless: who is not found at all, whose numbers are unknown, which gap is none."""
     (anchor, reference), said = list(baseline)[:2], []
     if unknown := [group for group, metrics in baseline.items() if np.isnan(metrics["AP"])]:
-        said.append(f"There is nothing to find of group {', '.join(unknown)} in what is measured: no numbers, no gap.")
+        said.append(NOTHING_TO_FIND.format(", ".join(unknown)))
     blind = [group for group in baseline if is_dead(baseline[group])]
     blinded = [group for group in perturbed if is_dead(perturbed[group]) and group not in blind]
     for which, metrics, dead, cause in (
@@ -102,6 +103,8 @@ def warnings_about(baseline: Metrics, perturbed: Metrics, *, absolute: bool = Fa
     for name, metric in GAPS.items():
         size = gap(baseline, metric, anchor, reference)
         if size <= 0 and not absolute and not {anchor, reference} <= set(blind):
-            none = f"Without the generator the {name} gap ({reference} − {anchor}) is {size:.4f}"
-            said.append(f"{none}: nothing is there to shrink, and whether it shrank as it should cannot be told.")
+            other = f"{reference} is the one that is found worse (exchange --anchor_group and --reference_group)"
+            none = other if size <= -VISIBLE else "nothing is there to shrink"
+            begin = f"Without the generator the {name} gap ({reference} − {anchor}) is {size:z.4f}"
+            said.append(f"{begin}: {none}, and whether it shrank as it should cannot be told.")
     return said
