@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from faap.data import Record, Split
-from faap.evaluation import METRICS, Detections
+from faap.evaluation import METRICS, Detections, statistics
 from faap.evaluation.matching import weighted_metrics
 
 TWELVE = (*METRICS, "ARs", "ARm", "ARl")
@@ -184,3 +184,9 @@ def repeat():
 @pytest.fixture(scope="session")
 def pycocotools():
     return run_pycocotools
+
+
+@pytest.fixture
+def few_replicates(monkeypatch):
+    """Intervals of a handful of replicates, too, so that a slow way to the same numbers is quick."""
+    monkeypatch.setattr(statistics, "_FEWEST", 2)

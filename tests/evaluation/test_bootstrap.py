@@ -95,6 +95,7 @@ def test_equal_scores_of_images_in_any_order_of_ids(split_of, pycocotools):
         assert abs(pycocotools(*renumbered).stats[0] - stats[0]) > 1e-6
 
 
+@pytest.mark.usefixtures("few_replicates")
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_whole_bootstrap_by_brute_force(paired, split_of, brute_force):
     split, before, after = split_of(5, images=8, paired=paired)
@@ -195,6 +196,7 @@ def test_unpaired_groups_are_drawn_apart(split_of):
     assert not np.array_equal(draws[:, :9], draws[:, 9:])
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_no_change_is_no_change(split_of):
     split, before, _ = split_of(2)
     for gap in MetricFrame(split, before, before, samples=20, metrics=["AP", "AR1"]).difference["female"].values():
@@ -269,6 +271,14 @@ def test_replicates_without_ground_truth_are_left_out(record):
 def test_nothing_is_a_share_of_a_number_that_is_shown_as_zero(baseline, relative):
     found = change(np.array([baseline]), np.array([0.01]))["relative_change"]
     assert found == (None if relative is None else pytest.approx(relative))
+
+
+@pytest.mark.parametrize(("samples", "told"), [(2, False), (39, False), (40, True)])
+def test_of_fewer_than_forty_replicates_there_is_no_interval(samples, told, split_of):
+    split, before, after = split_of(0)
+    row = MetricFrame(split, before, after, samples=samples, metrics=["AP"]).difference["female"]["AP"]
+    assert [row[name] is not None for name in ("ci95", "baseline_ci95", "perturbed_ci95")] == [told] * 3
+    assert row["standard_error"] > 0
 
 
 def test_without_samples_there_is_no_interval(split_of):

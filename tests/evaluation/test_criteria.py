@@ -110,8 +110,8 @@ def test_where_nothing_changes_nothing_is_lost_and_nothing_reduced():
     assert result["reference_ap"]["ci95"] == [0, 0]
     assert [result[name]["verdict"] for name in KEYS] == [NOT_MET, NOT_MET, NOT_MET, MET]
     # also where the gap happens to be zero in some replicates
-    values = {"AP": np.array([0.4, 0.4, 0.4, 0.5, 0.5]), "AR100": np.array([0.5, 0.5, 0.5, 0.5, 0.5])}
-    others = {"AP": np.array([0.5, 0.4, 0.5, 0.5, 0.5]), "AR100": np.array([0.6, 0.6, 0.5, 0.5, 0.5])}
+    values = {"AP": np.array([0.4, 0.4, 0.4, 0.5, 0.5] * 9), "AR100": np.array([0.5, 0.5, 0.5, 0.5, 0.5] * 9)}
+    others = {"AP": np.array([0.5, 0.4, 0.5, 0.5, 0.5] * 9), "AR100": np.array([0.6, 0.6, 0.5, 0.5, 0.5] * 9)}
     replicates = [{"f": values, "m": others}] * 2
     same = {group: {name: each[0] for name, each in by_name.items()} for group, by_name in replicates[0].items()}
     found = success_criteria(same, same, replicates)

@@ -153,6 +153,7 @@ def test_the_generator_is_in_evaluation_mode_and_gets_its_own_back(dataset):
     assert broken.training
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_metrics_json(dataset):
     detector, generator, split = Quarters(), Shift(0.08), dataset.split("test")
     result = evaluate(detector, generator, dataset, bootstrap=20, seed=2)
@@ -211,6 +212,7 @@ def test_metrics_json(dataset):
     assert 0.9 < perturbation["ssim"] < 1
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_a_generator_that_does_nothing(dataset):
     result = evaluate(Quarters(), Shift(0.0), dataset, bootstrap=10)
     for gap in result["gap"].values():

@@ -36,6 +36,7 @@ def check_estimate(found, values):
     assert found["ci95"] == pytest.approx(interval(values[1:]))
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_of_one_detector(three, drawn):
     split, before, _ = three
     frame = MetricFrame(split, before, samples=12, seed=3)
@@ -57,6 +58,7 @@ def test_of_one_detector(three, drawn):
     assert 0 < worst["share"] < 1  # else nothing is shown
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_of_two_the_change_is_paired(three, drawn):
     split, before, after = three
     frame = MetricFrame(split, before, after, samples=12, seed=3)
@@ -77,6 +79,7 @@ def test_of_two_the_change_is_paired(three, drawn):
         assert found["p_value"] == pytest.approx(min(1, 2 * tail / 13))
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_overall_is_all_images_whoever_is_in_them(three, repeat, pycocotools):
     split, found, _ = three
     # in another order than that of the ids, which decides between equal scores
@@ -104,6 +107,7 @@ def test_overall_is_of_the_categories_that_the_groups_are_compared_in(split_of, 
     assert MetricFrame(split, found, samples=0).overall["AP"]["value"] == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("few_replicates")
 def test_a_pandas_frame_holds_all_of_it(three):
     pytest.importorskip("pandas")
     split, before, after = three

@@ -25,11 +25,11 @@ def make_metrics(anchor="female", reference="male", *, anchor_ap=(0.3446, 0.3489
 
     def certain(values):
         """Replicates that all say the same."""
-        return {group: {name: np.full(4, value) for name, value in each.items()} for group, each in values.items()}
+        return {group: {name: np.full(42, value) for name, value in each.items()} for group, each in values.items()}
 
     def moved(of):
         """A change by which each metric moves, and replicates around it."""
-        spread = 0.01 * np.array([0, -1, 0, 1])
+        spread = 0.01 * np.array([0, *np.linspace(-1, 1, 41)])
         return {name: change(old + spread, new + 1.5 * spread) for name, old, new in of}
 
     gap = moved((name, *(m[reference][name] - m[anchor][name] for m in (before, after))) for name in METRICS)

@@ -127,7 +127,7 @@ def test_terminal_summary_fits_eighty_columns(metrics):
     console = Console(file=io.StringIO(), width=80)
     console.print(summary(metrics()))
     text = console.file.getvalue()
-    assert re.search(r"\nfemale AP +\.3446 +\.3489 +\+\.0043 +1\.000\n", text)
+    assert re.search(r"\nfemale AP +\.3446 +\.3489 +\+\.0043 +0\.190\n", text)
     assert re.search(r"\n +\.3351 to \.3541 +\.3347 to \.3631 +−\.0005 to \+\.0090 *\n", text)
     assert re.search(r"\nAP gap \(male − +\.0978 +\.0902 +−\.0076 +0\.002\n", text)
     assert re.search(r"\.0883 to \.1073 +\.0760 to \.1045 +−\.0121 to −\.0029 *\n", text)

@@ -63,7 +63,7 @@ def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
     """Draw bootstrap replicates of a split, as copies of each image: (images, 1 + samples), the split itself first.
 
     Clusters are drawn with replacement among those of their stratum (`check_resampling`), so every replicate has as
-    many images of each group as the split. Replicate b depends on (seed, b) alone.
+    many of them of each group as the split. Replicate b depends on (seed, b) alone.
     """
     if samples < 0:
         raise FaapError(f"{samples} bootstrap samples; there must be 0 (none) or more")
@@ -122,8 +122,8 @@ def replicate(
 ) -> list[Replicates]:
     """Measure detectors on the same redrawn images.
 
-    Scene pairs (`Record.pair`) are drawn as one, other images on their own, always as many as the split has. Matching
-    is done once; each replicate accumulates its numbers anew.
+    Scene pairs (`Record.pair`) are drawn as one, other images on their own, of each always as many as the split has.
+    Matching is done once; each replicate accumulates its numbers anew.
 
     Args:
         split: the images.

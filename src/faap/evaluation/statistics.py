@@ -14,6 +14,8 @@ VISIBLE = 5e-5
 # With k of many images to find something in, a share exp(-k) of the replicates has nothing to find: more than this if k
 # is three or less. Those that have something then hardly differ, which is no certainty.
 _NOTHING = 0.025
+# from fewer replicates no twentieth can be told
+_FEWEST = 40
 
 
 def known(replicates: Floats) -> Floats:
@@ -23,9 +25,9 @@ def known(replicates: Floats) -> Floats:
 
 
 def percentile_interval(replicates: Floats) -> list[float] | None:
-    """95 % percentile interval of `known` replicates."""
+    """95 % percentile interval of `known` replicates; none of fewer than 40."""
     finite = known(replicates)
-    return np.percentile(finite, [2.5, 97.5]).tolist() if len(finite) else None
+    return np.percentile(finite, [2.5, 97.5]).tolist() if len(finite) >= _FEWEST else None
 
 
 def p_value(replicates: Floats) -> float | None:
