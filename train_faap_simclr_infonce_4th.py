@@ -14,6 +14,8 @@ NOTE = (
 )
 
 if __name__ == "__main__":
-    if not any(word.startswith(("--dataset", "--detr", "-h", "--help")) for word in sys.argv[1:]):
-        print(NOTE, flush=True)
+    if not any(word.startswith(("--dataset", "--detr", "-h", "--help", "--quiet")) for word in sys.argv[1:]):
+        # of which standard output gets the log alone
+        log = any(word.startswith(("--log_format", "--log-format")) for word in sys.argv[1:])
+        print(NOTE, file=sys.stderr if log else sys.stdout, flush=True)
     sys.exit(cli.run("train", ["infonce_4th", *sys.argv[1:]], prog=sys.argv[0]))

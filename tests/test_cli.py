@@ -23,6 +23,18 @@ from faap.weights import tensors_sha256
 ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "1", "--batch_size", "4", "--images_per_epoch", "4", "--device", "cpu"]
 
+OWN_TERMS = """
+from dataclasses import dataclass
+from faap.objectives import Term, setting
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    lambda_mine: float = setting(0.5, "weight of mine", low=0)
+
+def terms(recipe, feature_dim, projected_dim):
+    yield Term("mine", recipe.lambda_mine, lambda view: view.pooled[0].sum() * 0)
+"""
+
 
 @pytest.fixture
 def places(tiny_promenade: Path, tiny_detector: Path) -> list[str]:
@@ -184,6 +196,47 @@ def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: py
         with pytest.raises(SystemExit, match=r"^0$"):
             runpy.run_path(script, run_name="__main__")
         assert (checkpoints / f"epoch_{epoch:04d}.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "err"),
+    [([], True, False), (["--log_format", "json"], False, True), (["--log-format=json"], False, True),
+     (["--quiet"], False, False)],
+)  # fmt: skip
+def test_the_original_entry_points_note_is_not_in_the_log(
+    words: list[str], out: bool, err: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(ROOT / "train_faap_simclr_infonce_4th.py")
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    monkeypatch.setattr(cli, "run", lambda *_, **__: 0)
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    said = capsys.readouterr()
+    assert ("too short to judge" in said.out, "too short to judge" in said.err) == (out, err)
+
+
+def test_a_log_for_machines_stands_alone_and_quiet_is_quiet(
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "infonce_4th", *places, *SMALL, "--log_format=json", f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main(command) == 0
+    first = capsys.readouterr()
+    assert [json.loads(line)["epoch"] for line in first.out.splitlines()] == [0]
+    assert "metrics:" in first.err
+    assert cli.main([*command, "--quiet", "--fresh"]) == 0
+    second = capsys.readouterr()
+    assert [json.loads(line)["epoch"] for line in second.out.splitlines()] == [0]
+    assert second.err == ""
+
+
+def test_flags_may_stand_before_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(cli, "_train", lambda name, given, *_: asked.append((name, given)))
+    (tmp_path / "mine.py").write_text(OWN_TERMS)
+    (tmp_path / "mine.yaml").write_text("base: infonce_4th\nterms: mine\n")
+    for recipe, flag in (("equal", "--lr_g"), (str(tmp_path / "mine.yaml"), "--lambda_mine")):
+        assert cli.main(["train", flag, "0.2", recipe]) == 0
+        assert asked.pop() == (recipe, {flag[2:]: "0.2"})
 
 
 # Literally, so that a flag is never added, renamed or lost by accident: scripts of users hold these names.

@@ -4,6 +4,8 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,54 @@ def test_an_earlier_run_is_moved_to_the_first_free_name(tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         assert Run(tmp_path / "run").move_aside() is None  # nothing was trained in it
         (tmp_path / "run").rmdir()
+
+
+def test_what_is_moved_aside_is_the_run_and_nothing_else(tmp_path: Path) -> None:
+    """Others may be at work in a folder below, and what is no run's is somebody's."""
+    run, below = a_run(tmp_path / "run", 1), a_run(tmp_path / "run" / "below", 2)
+    (run.path / "mine.txt").touch()
+    with below.locked():
+        assert run.move_aside() == tmp_path / "run.1"
+        assert below.epochs() == [0, 1]
+    assert {each.name for each in run.path.iterdir()} - {".lock"} == {"below", "mine.txt"}
+    assert {each.name for each in (tmp_path / "run.1").iterdir()} == {"checkpoints", "config.yaml", "train_log.jsonl"}
+
+
+def test_a_folder_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    a_run(tmp_path / "disk" / "run", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    run = Run(tmp_path / "link")
+    assert run.move_aside() == tmp_path / "disk" / "run.1"
+    with run.locked():
+        run.claim(load_recipe("infonce_4th"), [])
+    assert (tmp_path / "link").is_symlink()
+    assert run.config.is_file()
+
+
+def test_what_others_keep_in_a_folder_is_not_cleared_away(tmp_path: Path) -> None:
+    run = a_run(tmp_path, 1)
+    theirs = [".mine.tmp", "pictures/.x.tmp", ".saving-holiday/photo.jpg", "other/checkpoints/.epoch_0003.pth.4242.tmp"]
+    for name in theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    run.claim(load_recipe("infonce_4th"), run.read_log())
+    assert all((tmp_path / name).exists() for name in theirs)
+
+
+def test_who_may_only_read_is_told_that_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(tmp_path / "run", 1)
+    run.status.write_text("{}")
+
+    @contextmanager
+    def refused(self: Run) -> Iterator[None]:
+        raise FaapError("read-only")
+        yield
+
+    monkeypatch.setattr(Run, "locked", refused)
+    assert run.read_status()["state"] == "at work or stopped, nobody can tell: read-only"
+    for path in (run.metrics, run.report):
+        path.touch()
+    assert run.read_status()["state"] == "finished"
 
 
 def test_a_folder_in_which_somebody_is_at_work_is_refused(tmp_path: Path) -> None:

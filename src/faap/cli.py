@@ -130,9 +130,16 @@ def _before_flags(words: Sequence[str]) -> list[str]:
 def train(parser: Parser, console: Console) -> None:
     """Train a recipe in front of a frozen detector and measure it."""
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    _recipe_flags(parser, "RECIPE ", _before_flags(parser.words[:1]))
+    known = {*recipe_names(), *variants()}
+    later = [word for word in parser.words if word in known or (word.endswith(".yaml") and os.path.isfile(word))]
+    _recipe_flags(parser, "RECIPE ", _before_flags(parser.words[:1]) or later[:1])
     given = parser.given()
     _train(given.pop("recipe"), given, console)
+
+
+def _beside_log(recipe: "Recipe", console: Console) -> Console:
+    """Return where to speak: not where the log, for machines, is all that standard output gets."""
+    return Terminal(stderr=True, quiet=console.quiet) if recipe.log_format == "json" else console
 
 
 def _train(name: str, overrides: dict[str, Any], console: Console, beside: Sequence[str] = ()) -> "Recipe":
@@ -142,8 +149,7 @@ def _train(name: str, overrides: dict[str, Any], console: Console, beside: Seque
         recipe = recipe_to_resume(Path(resume), name, overrides)
     else:
         recipe = faap.load_recipe(name, **overrides)
-    if recipe.log_format == "json":  # which is all that standard output gets
-        console = Terminal(stderr=True)
+    console = _beside_log(recipe, console)
     beside = beside if recipe.detr_checkpoint == recipe.dataset_root == "promenade" else ()
     result = faap.train(recipe, beside=beside, console=console)
     _conclude(result.metrics, Run(result.run_dir), console)
@@ -184,7 +190,7 @@ def demo(parser: Parser, console: Console) -> None:
         gap = MetricFrame(split, detect(control, split), metrics=["AP"]).difference[split.anchor]["AP"]
         said = f"an AP gap of {number(gap['value'])} (95 % interval {interval(gap['ci95'])}) on the same scenes"
         said = f"The control (same detector, trained without the planted bias) has {said}: that much is the pictures'."
-        console.print(said, highlight=False)
+        _beside_log(recipe, console).print(said, highlight=False)
 
 
 def _data_flags(parser: Parser, *others: str) -> None:

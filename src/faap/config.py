@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -103,10 +103,14 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     )
     terms: str = setting("", "terms of your own: a .py file beside the recipe or here, or a module; see docs/terms.md")
 
+    def blamed(self) -> AbstractContextManager[None]:
+        """Say of an error in the block that the user's own terms made it, if there are any."""
+        return blaming(self.own.file) if self.own else nullcontext()
+
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))
-        with blaming(self.own.file) if self.own else nullcontext():
+        with self.blamed():
             for base in type(self).__mro__:
                 vars(base).get("check", lambda _: None)(self)
         if set(self.name) & set("/\\\n\t") or not self.name.strip(".") or len(os.fsencode(self.name)) > 200:

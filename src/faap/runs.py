@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_json, read_text, reading, write_text
+from faap.files import atomic_write, read_json, read_tensors, read_text, reading, write_text
 from faap.recipes import read
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Run:
         self.lock = self.path / ".lock"
         self.status = self.path / "status.json"
         self.readings = self.path / "readings.jsonl"
+        self._written = (self.status, self.readings, self.log, self.config)
 
     @classmethod
     def of(cls, path: str | Path) -> "Run | None":
@@ -76,6 +78,17 @@ class Run:
         """Return the epochs that have a checkpoint here, in order."""
         numbers = [path.stem.removeprefix("epoch_") for path in self.checkpoints.glob("epoch_*.pth")]
         return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def chosen(self, log: list[dict[str, Any]]) -> int:
+        """Return the epoch that was chosen: that of the best checkpoint, or where there is none that of a whole log.
+
+        They may differ where few checkpoints are kept: the choice is among those.
+        """
+        from faap.evaluation import best_epoch  # here, because the command line's help needs this module
+
+        with suppress(FaapError, KeyError, TypeError, ValueError):
+            return int(read_tensors(self.best)["epoch"])
+        return best_epoch(log)
 
     def is_complete(self) -> bool:
         """Whether a training or an evaluation came to its end here."""
@@ -152,8 +165,8 @@ class Run:
                 found["state"] = "finished" if self.is_complete() else "stopped; the same command goes on"
         except AtWork:
             found["state"] = "at work"
-        except FaapError as error:
-            found["state"] = f"finished or not, nobody can tell: {error}"
+        except FaapError as error:  # who may only read
+            found["state"] = "finished" if self.is_complete() else f"at work or stopped, nobody can tell: {error}"
         return found
 
     @contextmanager
@@ -190,7 +203,7 @@ class Run:
         return ""
 
     def move_aside(self) -> Path | None:
-        """Rename the folder to the first free NAME.1, NAME.2, … if a training or an evaluation lies in it.
+        """Move a training or an evaluation that lies in the folder to the first free NAME.1, NAME.2, … beside it.
 
         Returns:
             Where it is now; None if there was nothing to move.
@@ -198,12 +211,31 @@ class Run:
         Raises:
             FaapError: it cannot be moved, or somebody is at work there.
         """
-        if not (self.metrics.exists() or self.within.exists() or self.epochs()):
+        if not self._is_begun():
             return None
         with writing(self.path), self.locked():
-            here = self.path.resolve()
-            places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))
-            return here.rename(next(place for place in places if not place.exists()))
+            return self.set_aside()
+
+    def _is_begun(self) -> bool:
+        return bool(self.metrics.exists() or self.within.exists() or self.epochs())
+
+    def set_aside(self) -> Path | None:
+        """Do what `move_aside` does in a folder that is locked."""
+        if not self._is_begun():
+            return None
+        here = self.path.resolve()
+        places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
+        aside.mkdir()
+        try:
+            # what says that it is finished first, and what else lies in the folder not at all
+            for each in (self.metrics, self.report, *self._written, self.events, self.generator, self.checkpoints):
+                if each.exists():
+                    (here / each.name).rename(aside / each.name)
+        finally:
+            with suppress(OSError):  # unless something is in it
+                aside.rmdir()
+        return aside
 
     def claim(self, recipe: "Recipe", rows: Iterable[Mapping[str, Any]], resumed: "Run | None" = None) -> None:
         """Make the folder, which is locked, a training's own, with its recipe in it.
@@ -218,7 +250,10 @@ class Run:
         """
         rows = list(rows)
         with writing(self.path):
-            for left in (*self.path.rglob(".*.tmp"), *self.path.rglob(".saving-*")):  # by processes that were killed
+            # what processes that were killed left of their files; what others keep here is theirs
+            mine = [self.path.glob(f".{each.name}.*.tmp") for each in (self.metrics, self.report, *self._written)]
+            mine += [self.checkpoints.glob(".*.tmp"), self.generator.glob(".saving-*")]
+            for left in itertools.chain(*mine):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             if resumed and resumed.path.resolve() != self.path.resolve():
                 for epoch in {*resumed.epochs()} & {row["epoch"] for row in rows}:
@@ -239,7 +274,10 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
     """Say in which fields a stored recipe and another differ, but for those of the sections in `free`."""
     then, now = {each.name: each.default for each in fields(recipe)} | dict(stored), recipe.to_dict()
     names = [each.name for each in fields(recipe) if each.metadata["section"] not in free]
-    changed = (name for name in names if then[name] not in (now[name], getattr(recipe, name)))
+    changed = [name for name in names if then[name] not in (now[name], getattr(recipe, name))]
+    places = ("dataset_root", "detr_checkpoint")  # one place may be written in several ways
+    same = [name for name in places if os.path.realpath(str(then[name])) == os.path.realpath(str(now[name]))]
+    changed = [name for name in changed if name not in same]
     return [f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed]
 
 

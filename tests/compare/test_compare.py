@@ -124,6 +124,13 @@ def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_other
     assert more["recipes"] == finished.result["recipes"]
 
 
+def test_fresh_trains_what_is_finished_anew(finished: Any, copied: Any, here: Any, tmp_path: Path) -> None:
+    recipe = copied(0)
+    runner = here(lambda recipe: True)
+    compare([replace(finished.recipes[0], fresh=True)], tmp_path, console=QUIET, runner=runner)
+    assert [(seen.fresh, seen.output_dir) for seen in runner.seen] == [(True, recipe.output_dir)]
+
+
 def test_when_all_runs_fail_there_is_still_a_report(small: dict[str, Any], here: Any, tmp_path: Path) -> None:
     result = compare([load_recipe("moco_4th", **small)], tmp_path, console=QUIET, runner=here(lambda recipe: True))
     assert result["recipes"] == []

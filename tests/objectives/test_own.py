@@ -21,6 +21,7 @@ from faap import cli
 from faap.config import load_recipe, recipe_class, resumed_recipe, run_recipe
 from faap.detectors import DetectorOutput
 from faap.errors import FaapError
+from faap.objectives.term import STATISTICS
 from faap.report.charts import draw_log
 from faap.runs import Run
 from faap.training.objective import Objective
@@ -360,3 +361,66 @@ def test_the_recipes_class_has_the_fields_of_both(here: Path) -> None:
     (here / "mine.py").write_text(SETTINGS + TERMS)
     assert names(recipe_class("mine")) == names(faap.Recipe) | {"lambda_mine"}
     assert issubclass(recipe_class("mine"), faap.Recipe)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ("lambda view: view.pooled[0].sum(1)[:1]", r"mine\.py: mine is of shape \(1,\); it must be a scalar tensor"),
+        ("lambda view: 3", r"mine\.py: mine is int; it must be a scalar tensor"),
+        ("lambda view: 1 / 0", r"mine\.py, line \d+: ZeroDivisionError"),
+        ("lambda view: view.pooled[0].exp().mul_(2).sum()", r"mine\.py: RuntimeError: one of the variables needed"),
+    ],
+)
+def test_what_a_term_does_wrong_names_its_file(
+    terms: str, said: str, here: Path, tiny_promenade: Path, tiny_detector: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(here, SETTINGS + TERMS.replace("lambda view: view.pooled[0].sum() * 0 + 3", terms))
+    places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
+    assert cli.main(["train", str(path), *places, "--batch_size=4", "--images_per_epoch=4", "--epochs=1"]) == 2
+    assert re.search(f"error: .*{said}", capsys.readouterr().err)
+
+
+STATE = """
+import torch
+
+class Memory(torch.nn.Module):
+    def monitored(self):
+        WRONG
+
+def terms(recipe, feature_dim, projected_dim):
+    yield Term("mine", recipe.lambda_mine, lambda view: view.pooled[0].sum() * 0, state=Memory())
+"""
+
+
+@pytest.mark.parametrize("wrong", ["return [1]", "raise KeyError('x')"])
+def test_what_its_state_does_wrong_names_its_file(
+    wrong: str, here: Path, tiny_promenade: Path, tiny_detector: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(here, SETTINGS + STATE.replace("WRONG", wrong))
+    places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
+    assert cli.main(["train", str(path), *places, "--batch_size=4", "--images_per_epoch=4", "--epochs=1"]) == 2
+    assert re.search(r"error: .*mine\.py", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_a_term_is_not_called_what_something_else_is_logged_under(name: str, here: Path) -> None:
+    path = write(here, SETTINGS + TERMS.replace('"mine"', repr(name)))
+    with pytest.raises(FaapError, match=f"name is '{name}', under which something else is logged"):
+        Objective(load_recipe(path), 16)
+
+
+def test_code_that_has_changed_is_another_training(
+    here: Path, tiny_promenade: Path, tiny_detector: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(here, SETTINGS + TERMS)
+    places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
+    command = ["train", str(path), *places, "--batch_size=4", "--images_per_epoch=4", "--epochs=1", "--output_dir=run"]
+    assert cli.main(command) == 0
+    assert cli.main(command) == 0
+    assert "holds this training, finished" in " ".join(capsys.readouterr().out.split())
+    write(here, SETTINGS + TERMS.replace("+ 3", "+ 4"))
+    assert cli.main(command) == 2
+    assert "with other settings: the code of mine has changed; go on with --resume" in capsys.readouterr().err
+    assert cli.main([*command, "--resume=run", "--epochs=2"]) == 0
+    assert [row["train"]["mine"] for row in Run("run").read_log()] == [3, 4]

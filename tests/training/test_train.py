@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,12 @@ from faap import cli
 from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
+from faap.evaluation import best_epoch
 from faap.promenade import build_promenade
 from faap.report.words import number as words_number
-from faap.runs import Run
+from faap.runs import Run, differences
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
+from faap.training.monitor import Monitor
 from faap.training.stopping import Stop
 from same import assert_same
 
@@ -656,3 +659,131 @@ def test_how_far_it_is_can_be_seen_from_outside(
     assert json.loads(capsys.readouterr().out)["state"] == "stopped; the same command goes on"
     assert cli.main(["status", str(Path(recipe.output_dir).parent)]) == 2
     assert "no training lies there" in capsys.readouterr().err
+
+
+# what lies in a folder is of one training
+
+
+def killed_after(recipe: Recipe, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and end right after an epoch was kept, as if killed."""
+    real = Monitor.epoch
+
+    def last(self: Monitor, row: dict[str, Any], state: Any) -> None:
+        real(self, row, state)
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "epoch", last)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, console=QUIET)
+
+
+def resumed(place: Path, **typed: Any) -> Recipe:
+    return recipe_to_resume(place, "infonce_4th", {"resume": str(place), "device": "cpu", **typed})
+
+
+def test_going_on_from_an_earlier_epoch_does_not_mix_two_trainings(
+    finished: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own folder holds later epochs, with which a lower rate has nothing to do."""
+    run = Run(shutil.copytree(finished.run_dir, tmp_path / "run"))
+    again = replace(resumed(run.checkpoint(0), lr_g=1e-4), output_dir=str(run.path))
+    killed_after(again, 1, monkeypatch)
+    assert run.epochs() == [0, 1]
+    assert not run.metrics.exists()
+    assert run.read_status()["state"].startswith("stopped")
+    assert Run(tmp_path / "run.1").read_metrics() == finished.metrics
+    assert Run(tmp_path / "run.1").epochs() == [0, 1, 2]
+    # the same command goes on, and so does one with the folder
+    result, said = said_by(again)
+    assert "run/checkpoints/epoch_0001.pth: goes on at epoch 2" in said
+    assert [row["epoch"] for row in Run(result.run_dir).read_log()] == [0, 1, 2]
+    straight = replace(
+        resumed(finished.run_dir / "checkpoints" / "epoch_0000.pth", lr_g=1e-4), output_dir=str(tmp_path / "b")
+    )
+    other = train(straight, console=QUIET)
+    assert_same_training(other.run_dir, result.run_dir, 2)
+    assert not (tmp_path / "run.2").exists()
+
+
+def test_a_training_that_is_to_be_longer_is_not_finished_by_its_old_result(
+    finished: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(shutil.copytree(finished.run_dir, tmp_path / "run"))
+    longer = replace(resumed(run.path, epochs=5), output_dir=str(run.path))
+    killed_after(longer, 3, monkeypatch)
+    assert run.read_status()["state"].startswith("stopped")
+    assert Run(tmp_path / "run.1").read_metrics() == finished.metrics
+    result = train(replace(longer, resume=""), console=QUIET)
+    assert len(Run(result.run_dir).read_log()) == 5
+    # a result beside a log that is shorter is no end, however it came there
+    run.write_log(run.read_log()[:4])
+    run.checkpoint(4).unlink()
+    assert "goes on at epoch 4" in said_by(replace(longer, resume=""))[1]
+
+
+def test_a_command_with_a_place_to_resume_from_can_be_repeated(
+    finished: TrainResult, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = replace(recipe, resume=str(finished.run_dir / "checkpoints" / "epoch_0000.pth"))
+    killed_after(command, 1, monkeypatch)
+    result, said = said_by(command)
+    assert "run/checkpoints/epoch_0001.pth: goes on at epoch 2" in said
+    assert_same_training(finished.run_dir, result.run_dir, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_epoch_that_is_told_is_the_generators(finished: TrainResult, recipe: Recipe, tmp_path: Path) -> None:
+    """Where few checkpoints are kept, the choice is among those; page, comparison and repetition say which it was."""
+    run = Run(shutil.copytree(finished.run_dir, tmp_path / "run"))
+    log = run.read_log()
+    other = next(epoch for epoch in range(3) if epoch != best_epoch(log))
+    shutil.copy(run.checkpoint(other), run.best)
+    assert run.chosen(log) == other
+    assert train(replace(recipe, output_dir=str(run.path)), console=QUIET).epoch == other
+    run.best.write_bytes(b"")
+    assert run.chosen(log) == best_epoch(log)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_finished_training_is_one_of_the_same_data(
+    split: str, finished: TrainResult, recipe: Recipe, tiny_promenade: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tiny_promenade, tmp_path / "data")
+    recipe = replace(recipe, dataset_root=str(data))
+    shutil.copytree(finished.run_dir, recipe.output_dir)
+    replace(recipe, resume="auto").save(Run(recipe.output_dir).config)
+    assert "holds this training, finished" in said_by(recipe)[1]
+    place = data / "women_split" / f"gender_women_{split}.json"
+    content = json.loads(place.read_text())
+    for entry in content["annotations"]:
+        entry["bbox"][2] -= 1
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    place.write_text(json.dumps(content))
+    if split == "train":
+        with pytest.raises(FaapError, match="trained on other data"):
+            train(recipe, console=QUIET)
+    else:
+        result, said = said_by(recipe)
+        assert "was measured on other test images. It is measured again" in said
+        assert result.metrics["provenance"]["split_sha256"] != finished.metrics["provenance"]["split_sha256"]
+
+
+def test_trainings_in_two_threads_do_not_disturb_each_other(
+    finished: TrainResult, recipe: Recipe, tmp_path: Path
+) -> None:
+    one, other = (replace(recipe, output_dir=str(tmp_path / name)) for name in "ab")
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(partial(train, console=QUIET), (one, other)))
+    for result in results:
+        assert_same_training(finished.run_dir, result.run_dir, 2)
+
+
+def test_a_place_may_be_written_in_several_ways(
+    recipe: Recipe, tiny_promenade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_promenade.parent)
+    near = replace(recipe, dataset_root=tiny_promenade.name)
+    assert differences(recipe.to_dict(), near, "run") == []
+    assert differences(recipe.to_dict(), replace(recipe, dataset_root="other"), "run")

@@ -282,13 +282,13 @@ def test_moments_of_wrong_shape_and_weights_that_are_not_finite_are_refused(make
 def test_a_state_is_what_is_described(make_trainer: MakeTrainer) -> None:
     """These names are in the files of every run there is."""
     held = {name.rstrip("?") for name in CHECKPOINT}
-    assert make_trainer(ema=0.9).state_dict().keys() | {"log", "sha256"} == held
-    assert make_trainer().state_dict().keys() | {"log", "sha256", "trained"} == held
+    assert make_trainer(ema=0.9).state_dict().keys() | {"log", "sha256", "terms_sha256"} == held
+    assert make_trainer().state_dict().keys() | {"log", "sha256", "trained", "terms_sha256"} == held
     assert {name for name in CHECKPOINT if not name.endswith("?")} == {
         "epoch", "generator", "generator_config", "objective", "optimizer", "recipe", "detector_file_sha256",
         "data_sha256",
     }  # fmt: skip
-    assert held - set(CHECKPOINT) == {"trained", "running", "averaged", "log", "sha256"}
+    assert held - set(CHECKPOINT) == {"trained", "running", "averaged", "log", "sha256", "terms_sha256"}
 
 
 # what is not finite, and why

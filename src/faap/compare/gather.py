@@ -10,7 +10,6 @@ import numpy as np
 from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.evaluation import best_epoch
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
 from faap.evaluation.gaps import GAPS, HEADLINE, difference, headline
 from faap.report.charts import curves_of
@@ -155,7 +154,7 @@ def _run_row(result: Result) -> dict[str, Any]:
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
     if _is_blind(result):
         verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
-    row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": best_epoch(log)}
+    row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": Run(run.output_dir).chosen(log)}
     row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
     changes = {"gap": metrics["gap"]} | dict(
         zip(("anchor", "reference"), map(metrics["changes"].get, groups), strict=True)

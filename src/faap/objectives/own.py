@@ -9,16 +9,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from faap.errors import FaapError
-from faap.objectives.term import Term
+from faap.objectives.term import Term, View, scalar
 from faap.settings import kind_of, shown
 
 
@@ -43,7 +44,12 @@ class OwnTerms:
         for term in found:
             if not isinstance(term, Term):
                 raise FaapError(f"{self.file}: terms yields {shown(term)}; it should yield faap.objectives.Term.")
-            yield replace(term, value=blaming(self.file)(term.value))
+            yield replace(term, value=partial(self._value, term))
+
+    def _value(self, term: Term, view: View) -> Tensor:
+        with blaming(self.file):
+            value = term.value(view)
+        return scalar(term.name, value, f"{self.file}: ")
 
     def schedules(self, recipe: Any) -> Iterator[tuple[str, Callable[[int], float]]]:
         """Name and function of the epoch for every schedule of its own."""

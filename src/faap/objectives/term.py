@@ -41,6 +41,18 @@ class View:
         return self.detect()
 
 
+# what is logged beside the terms, under names that none of them can have
+STATISTICS = ("total", "sim_f2m", "sim_f2f", "score_gap", "n_f", "n_m", "gradient_norm", "delta_linf", "delta_l2")
+
+
+def scalar(name: str, value: object, place: str = "") -> Tensor:
+    """Return a value that is a scalar tensor; raise a FaapError, which begins with a place, of another."""
+    if not isinstance(value, Tensor) or value.ndim:
+        what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise FaapError(f"{place}{name} is {what}; it must be a scalar tensor.")
+    return value
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand of the loss: weight × the schedule's value of the epoch × value(view).
@@ -65,3 +77,5 @@ class Term:
         conform(vars(self), {"name": str, "weight": float, "state": (None, nn.Module)}, f"the term {shown(self.name)}")
         if not self.name.isidentifier() or hasattr(nn.ModuleDict(), self.name):
             raise FaapError(f"a term's name is {shown(self.name)}; it must be a Python name, and none of a module's.")
+        if self.name in STATISTICS:
+            raise FaapError(f"a term's name is {self.name!r}, under which something else is logged; choose another.")

@@ -56,7 +56,7 @@ def measure(
         split: its name.
         absolute: judge by the study's absolute targets instead of the relative ones.
         arrival: what is done to the images before the detector sees them, with and without the generator.
-        move_aside: rename the folder, if an earlier result is in it, as soon as there is a new one.
+        move_aside: move an earlier result that is in the folder, as soon as there is a new one.
         warnings: what is to be said beside what the numbers say.
         beside: other generators, as `load_generator` takes them, to be measured on the same images and shown with it.
         trained_in: the run that the generator is from.
@@ -84,9 +84,9 @@ def measure(
         theirs = evaluate(detector, other, dataset, split, absolute=absolute, **found)
         metrics.setdefault("beside", {})[name] = theirs | cost_of(place_of(name))
     if distributed.rank() == 0:
-        if move_aside and (earlier := run.move_aside()) and console is not None:
-            console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
         with writing(run.path), run.locked() if move_aside else nullcontext():  # a training has its own already
+            if move_aside and (earlier := run.set_aside()) and console is not None:
+                console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
             run.write_metrics(metrics)
             if trained_in and is_test(images):
                 trained_in.add_reading(images.name, metrics["provenance"])

@@ -15,7 +15,7 @@ from faap import recipes
 from faap.conform import conform
 from faap.data import Record
 from faap.errors import FaapError
-from faap.evaluation import METRICS, Detections, best_epoch
+from faap.evaluation import METRICS, Detections
 from faap.evaluation.curves import Curves
 from faap.evaluation.matching import count_found
 from faap.files import write_text
@@ -82,7 +82,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves
     conform(metrics, shape, str(run.metrics))
     both = dict.fromkeys(groups[:2], dict)
     conform(log, [{"validation": {"baseline": both, "perturbed": both}}], str(run.log))
-    chosen = best_epoch(log) if log else None
+    chosen = run.chosen(log) if log else None
     drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
     config = recipes.read(run.config) if run.config.exists() else {}
     shown = examples[:MAX_EXAMPLES]

@@ -23,6 +23,7 @@ CHECKPOINT |= {"objective": {str: object}, "optimizer": ADAM, "detector_file_sha
 # of the epoch under way: steps that are made, sums and counts of their numbers, steps left out, and where chance is
 RUNNING = {"step": int, "seconds": float, "sums": {str: [float, int]}, "skipped": [{"step": int, "images": [int]}]}
 CHECKPOINT |= {"running?": RUNNING | {"random": {str: Tensor}}, "averaged?": Tensor, "log?": [ROW], "sha256?": str}
+CHECKPOINT["terms_sha256?"] = str  # of the file of a user's own terms
 _NEVER_NEGATIVE = ("step", "exp_avg_sq", "running_var")
 _LARGEST_COUNT = 2**53
 
@@ -94,6 +95,11 @@ def newest_state(run: Run) -> tuple[Path | None, list[str]]:
         else:
             return (run.within if within and within > (state["epoch"], 0) else path), notes
     return (run.within if within else None), notes
+
+
+def reached(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how far a state is: its last finished epoch, and the steps after it."""
+    return state["epoch"], state.get("running", {}).get("step", 0)
 
 
 def check_tensors(theirs: Mapping[str, Any], mine: Mapping[str, Any], place: str) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from faap.config import Recipe
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError, nearest
 from faap.objectives import ProjectionHead, Term, View, image_scores, similarity_statistics
-from faap.objectives.term import Pair
+from faap.objectives.term import Pair, scalar
 from faap.training.parallel import Whole
 
 
@@ -95,10 +94,10 @@ class Objective(nn.Module):
         Returns:
             The total, a scalar, and every unweighted term and monitored statistic as detached scalars.
         """
-        values = {term.name: _scalar(term.name, term.value(view)) for term in self.terms}
+        values = {term.name: scalar(term.name, term.value(view)) for term in self.terms}
         factors = [term.weight * (schedule[term.schedule] if term.schedule else 1.0) for term in self.terms]
         total = sum((f * v for f, v in zip(factors, values.values(), strict=True)), view.pooled[0].new_zeros(()))
-        with torch.no_grad():
+        with torch.no_grad(), self.recipe.blamed():
             seen = {name: value.detach() for name, value in {**values, "total": total}.items()}
             seen["sim_f2m"], seen["sim_f2f"] = similarity_statistics(*view.projected)
             seen["score_gap"] = view.scores[1].mean() - view.scores[0].mean()
@@ -107,7 +106,7 @@ class Objective(nn.Module):
                 for name, value in getattr(term.state, "monitored", dict)().items():
                     if name in seen:
                         raise FaapError(f"the term {term.name} monitors {name!r}, which is the name of another number.")
-                    seen[name] = _scalar(name, value).detach().to(total.device)
+                    seen[name] = scalar(name, value).detach().to(total.device)
         return total, seen
 
 
@@ -116,10 +115,3 @@ def _places(chosen: list[bool], device: torch.device) -> slice | Tensor:
     first, count = (chosen.index(True), sum(chosen)) if any(chosen) else (0, 0)
     here = slice(first, first + count)
     return here if all(chosen[here]) else torch.tensor(chosen, device=device)
-
-
-def _scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim:
-        what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise FaapError(f"{name} is {what}; it must be a scalar tensor.")
-    return value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from faap.detectors.base import unchanged
 from faap.errors import FaapError
 from faap.evaluation import (
     NONE_WORTH_IT,
-    best_epoch,
     check_resampling,
     detect,
     detect_baseline,
@@ -34,10 +34,13 @@ from faap.process import Terminal
 from faap.report.measure import measure, to_uint8
 from faap.report.page import Pixels
 from faap.runs import AUTO, Run, differences, writing
-from faap.training.checkpoints import newest_state, read_checkpoint
+from faap.training.checkpoints import newest_state, reached, read_checkpoint
 from faap.training.monitor import Monitor, NullMonitor, keep_best, trackers_of
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
+
+# torch's random numbers are one training's at a time; others in the process wait
+_ALONE = RLock()
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
     trackers_of(recipe)  # before what takes long
     stopping = Stopping()
     try:
-        with seeded(recipe.seed), ExitStack() as until, stopping.listening():
+        with _ALONE, seeded(recipe.seed), ExitStack() as until, stopping.listening():
             return _train(recipe, beside, console or Terminal(), stopping, until)
     except TorchDynamoException as error:
         if not recipe.compile:
@@ -100,8 +103,6 @@ def _train(
     device = distributed.resolve_device(recipe.device)
     if distributed.rank():
         console = NullMonitor.console
-    if earlier := distributed.main_only(lambda: _finished(recipe, console)):
-        return earlier
     dataset = distributed.host_first(lambda: load_dataset(**recipe.data()))
     for said in dataset.usable("train", "val", "test"):
         console.print(said, style="yellow", markup=False)
@@ -118,18 +119,20 @@ def _train(
     validation = validation.with_categories(detector.label_map(validation.categories))
 
     trainer, run = Trainer(recipe, device, detector, training), _place(recipe)
-    lock = until.enter_context(ExitStack())
-    distributed.main_only(lambda: lock.enter_context(run.locked()))
-    state = distributed.main_only(lambda: _newest(recipe, run, console))
+    test = dataset.split("test").fingerprint()
+    if earlier := distributed.main_only(lambda: _finished(trainer, run, test, console)):
+        return earlier
+    distributed.main_only(lambda: until.enter_context(run.locked()))
+    state = distributed.main_only(lambda: _newest(trainer, run, console))
     rows, resumed = (_resume(trainer, state, console), Run.of(state)) if state else ([], None)
 
     def claim() -> None:
-        if resumed is None or resumed.path.resolve() != run.path.resolve():
-            lock.close()  # a folder takes its lock with it
-            if aside := run.move_aside():
-                console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
-            lock.enter_context(run.locked())
-        run.claim(recipe, rows, resumed)
+        ours = resumed is not None and resumed.path.resolve() == run.path.resolve()
+        source = resumed
+        if (not ours or _goes_back(trainer, run, state)) and (aside := run.set_aside()):
+            console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
+            source = Run(aside) if ours else resumed
+        run.claim(recipe, rows, source)
 
     distributed.main_only(claim)
     monitor = NullMonitor()
@@ -190,18 +193,38 @@ def _pictures(generator: Generator, images: FaapImages, split: Split) -> dict[st
     return found
 
 
-def _finished(recipe: Recipe, console: Console) -> TrainResult | None:
-    """Return what the same training left, if it has come to its end in this folder."""
-    run = _place(recipe)
+def _finished(trainer: Trainer, run: Run, test_sha256: str, console: Console) -> TrainResult | None:
+    """Return what the same training left, of the same data, detector and code, if it has come to its end here."""
+    recipe = trainer.recipe
     if recipe.fresh or recipe.resume not in AUTO or not (run.is_complete() and run.is_trained_with(recipe)):
         return None
     try:
-        result = TrainResult(run.path, run.read_metrics(), best_epoch(run.read_log()))
+        metrics, log = run.read_metrics(), run.read_log()
+        result = TrainResult(run.path, metrics, run.chosen(log))
     except FaapError as error:
         console.print(f"{error} It is measured again.", style="yellow", markup=False)
         return None
+    state, _ = newest_state(run)
+    then = trainer.origin | (read_checkpoint(state) if state else {})
+    if len(log) < recipe.epochs or any(then[key] != value for key, value in trainer.origin.items()):
+        return None  # why, is said where it would go on
+    source = metrics.get("provenance")  # an earlier faap did not say
+    if source and source["split_sha256"] != test_sha256:
+        said = f"{run.path}: was measured on other test images. It is measured again."
+        console.print(said, style="yellow", markup=False)
+        return None
     console.print(f"{run.path} holds this training, finished; --fresh starts anew.", markup=False)
     return result
+
+
+def _goes_back(trainer: Trainer, run: Run, state: Path | None) -> bool:
+    """Whether a folder holds what is later than the state from which a training goes on as the person said."""
+    recipe = trainer.recipe
+    if recipe.resume in AUTO or state is None:
+        return False
+    within = run.within.exists() and run.within.resolve() != state.resolve()
+    unfinished = trainer.finished < recipe.epochs and run.metrics.exists()
+    return within or unfinished or any(epoch >= trainer.finished for epoch in run.epochs())
 
 
 def _place(recipe: Recipe) -> Run:
@@ -210,25 +233,38 @@ def _place(recipe: Recipe) -> Run:
     return Run(recipe.output_dir or (resumed.path if resumed else f"faap_outputs/faap_outputs_{recipe.name}"))
 
 
-def _newest(recipe: Recipe, run: Run, console: Console) -> Path | None:
+def _newest(trainer: Trainer, run: Run, console: Console) -> Path | None:
     """Return the state from which a run goes on, in its own folder or where the recipe says; None: it starts anew.
+
+    Where the recipe says a place, and its own folder holds the same training further on, the command was repeated.
 
     Raises:
         FaapError: what lies in the folder has other settings, or no state can be read where the recipe says.
     """
+    recipe = trainer.recipe
     if recipe.fresh:
         return None
     typed = recipe.resume not in AUTO
-    if typed and not os.path.isdir(recipe.resume):
-        return Path(recipe.resume)
-    state, notes = newest_state(Run(recipe.resume) if typed else run)
-    if typed and state is None:
-        raise FaapError(f"{recipe.resume}: no checkpoint there can be read. {' '.join(notes)}".strip())
+    here, notes = newest_state(run)
+    mine = read_checkpoint(here) if here else None
+    changed = differences(mine["recipe"], recipe, "run", "data") if mine else []
+    if mine and mine.get("terms_sha256", "") not in ("", trainer.origin.get("terms_sha256")):
+        changed.append(f"the code of {recipe.terms} has changed")
+    state = here
+    if typed:
+        file = not os.path.isdir(recipe.resume)
+        state, notes = (Path(recipe.resume), []) if file else newest_state(Run(recipe.resume))
+        if state is None:
+            raise FaapError(f"{recipe.resume}: no checkpoint there can be read. {' '.join(notes)}".strip())
+        same = mine and not changed and all(mine.get(key) == value for key, value in trainer.origin.items())
+        if mine and same and reached(mine) >= reached(read_checkpoint(state)):
+            state = here
     for note in notes:
         console.print(note, style="yellow", markup=False)
-    if state and not typed and (changed := differences(read_checkpoint(state)["recipe"], recipe, "run", "data")):
+    if not typed and changed:
         advice = "go on with --resume and the run's folder, start anew with --fresh, or give another --output_dir"
-        raise FaapError(f"{run.path} holds a training with other settings: {'; '.join(changed)}; {advice}.")
+        kept = "What goes on keeps the settings that it had, but for those that are typed."
+        raise FaapError(f"{run.path} holds a training with other settings: {'; '.join(changed)}; {advice}. {kept}")
     return state
 
 

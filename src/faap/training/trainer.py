@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, load, load
 from faap.detectors import FrozenDetector
 from faap.detectors.set_loss import FEW
 from faap.errors import FaapError
+from faap.files import file_sha256
 from faap.perturbation import build_generator
 from faap.perturbation.moves import move_targets
 from faap.perturbation.way import Way
@@ -61,7 +63,9 @@ class Trainer:
             advice = "and a process has a part of it. Use --arch light, or one process."
             raise FaapError(f"arch is 'unet', whose batch norm looks at the whole batch, {advice}")
         self.recipe, self.device, self.detector = recipe, device, detector
-        self.data_sha256 = split.fingerprint()
+        # what a training cannot go on without: data, detector, and the code of a user's own terms
+        self.origin = {"data_sha256": split.fingerprint(), "detector_file_sha256": detector.file_sha256}
+        self.origin |= {"terms_sha256": file_sha256(Path(recipe.own.file))} if recipe.own else {}
         self.schedules = recipe.schedules()
         self.finished, self.steps = 0, torch.zeros((), device=device)
         self.running = _nothing()
@@ -233,7 +237,8 @@ class Trainer:
             seen: dict[str, Tensor]
             total, seen = self.objective(self.objective.view(self.detector, whole), schedule)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with self.recipe.blamed():
+            total.backward()
         sum_gradients(*self.parts)
         # a part without any gradient has its norm on the CPU
         moved = [part for part in self.clipped if any(each.grad is not None for each in part)]
@@ -275,8 +280,7 @@ class Trainer:
         if self.recipe.ema:
             state |= {"generator": self.kept.state_dict(), "trained": self.generator.state_dict()}
         state |= {"epoch": self.finished - 1, "generator_config": self.generator.config()}
-        state |= {"detector_file_sha256": self.detector.file_sha256, "data_sha256": self.data_sha256}
-        state |= {"averaged": self.steps, "running": self.running}
+        state |= self.origin | {"averaged": self.steps, "running": self.running}
         return state | {"recipe": self.recipe.to_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], place: str = "state") -> None:
@@ -321,7 +325,8 @@ class Trainer:
             raise FaapError(f"{place}: running: step is {running['step']}, of {len(self.batches)} in an epoch.")
         self.kept.load_state_dict(state["generator"])
         self.generator.load_state_dict(trained)
-        self.objective.load_state_dict(objective)
+        with self.recipe.blamed():
+            self.objective.load_state_dict(objective)
         self.optimizer.load_state_dict(optimizer)
         self.finished = state["epoch"] + 1
         self.running = copy.deepcopy(running)
