@@ -254,6 +254,8 @@ def test_groups_categories_and_owners_of_every_kind(split_of, tmp_path):
     assert set(result["groups"]) == set(result["errors"]["AP50"]) == {"female", "male", "a third group"}
     assert set(result["gaps"]) == set(result["scores"]["equal_recall"]) == {"female", "a third group"}
     assert set(result["by_category"]) == {"person", "bicycle"}
+    assert "objects in the image" in result["confounders"]  # which counts bicycles, too
+    assert "people in the image" not in result["confounders"]
     frame = MetricFrame(split, found, samples=20)
     assert result["gap"]["value"] == pytest.approx(frame.difference["female"]["AP"]["value"], abs=1e-12)
     for group, each in result["errors"]["AP50"].items():
@@ -269,7 +271,7 @@ def test_a_detector_that_finds_nobody_is_audited(blind, split_of, tmp_path):
     split = painted(split, tmp_path)
     nothing = {"scores": np.zeros(0), "labels": np.zeros(0, dtype=np.int64), "boxes": np.zeros((0, 4))}
     found = [replace(d, **nothing) if r.group in blind else d for d, r in zip(found, split.records, strict=True)]
-    result = audit(split, found, samples=20)
+    result = audit(split, found, samples=40)
     assert f"Of {', '.join(blind)} it finds nobody" in result["warnings"][0]
     assert result["groups"]["female"]["AP"]["value"] == 0
     assert "–" not in sentences(result)[-1]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def audit(
     weights = draw(split, samples, seed)
     with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
         with ThreadPoolExecutor(4) as pool:
-            seen = pool.map(describe, split.records)
+            whom = "people" if list(split.categories.values()) == ["person"] else "objects"
+            seen = pool.map(partial(describe, whom=whom), split.records)
             described = list(progress.track(seen, len(split.records), description="reading the images"))
         parts = by_group(split, detections)
         sides = {

@@ -21,14 +21,15 @@ _PAIRS = 10**7
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def describe(record: Record) -> dict[str, Floats]:
+def describe(record: Record, whom: str = "people") -> dict[str, Floats]:
     """Say what may make the boxes of an image easy or hard to find, whoever is in them: name -> (n,).
 
     Box size (square root of its area, pixels), box shape (height / width), position across and down (of its middle, as
     a share of the image), cut off (1 at the border of the image), covered (the largest share of it that another box
-    covers), people in the image; of its pixels brightness (mean of 255), and, which a change of light alone does not
-    change, contrast (standard deviation / mean) and sharpness (standard deviation of the Laplacian / that of the
-    pixels); and what is annotated (`Record.conditions`).
+    covers), people in the image (under the name that `whom` gives them, what is annotated there); of its pixels
+    brightness (mean of 255), and, which a change of light alone does not change, contrast (standard deviation / mean)
+    and sharpness (standard deviation of the Laplacian / that of the pixels); and what is annotated
+    (`Record.conditions`).
 
     Raises:
         FaapError: the image cannot be read.
@@ -56,7 +57,7 @@ def describe(record: Record) -> dict[str, Floats]:
         "cut off": border.astype(float),
         "covered": covered,
     }
-    whole = {"people in the image": (~record.crowd).sum(), "brightness": light}
+    whole = {f"{whom} in the image": (~record.crowd).sum(), "brightness": light}
     whole |= {"contrast": spread / max(light, 1), "sharpness": edges / max(spread, 1)}
     return found | {name: np.full(n, float(value)) for name, value in whole.items()} | dict(record.conditions)
 
