@@ -370,7 +370,13 @@ def audit(parser: Parser, console: Console) -> None:
     here, kept = "faap_outputs/audit", "gets audit.json and audit.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="threshold in use (default: 0.5)")
-    parser.add_argument("--samples", type=_count, default=500, metavar="N", help="bootstrap replicates (default: 500)")
+    parser.add_argument(
+        "--samples",
+        type=_count,
+        default=500,
+        metavar="N",
+        help="bootstrap replicates; no intervals below 40 (default: 500)",
+    )
     given = parser.given()
     from faap.audit import audit_data
     from faap.config import data_arguments

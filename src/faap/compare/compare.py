@@ -15,7 +15,7 @@ from rich.console import Console
 
 from faap.compare.gather import gather, outcome, title
 from faap.compare.local import LocalRunner
-from faap.compare.standing import standing
+from faap.compare.standing import Standing, standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
 from faap.errors import FaapError
@@ -97,7 +97,7 @@ def compare(
     with writing(root):
         (root / "logs").mkdir(parents=True, exist_ok=True)
     say = partial(console.print, markup=False, highlight=False)
-    states = [standing(run) for run in runs]
+    states = [Standing(run) if run.fresh else standing(run) for run in runs]
     for each in states:
         if each.note:
             say(f"{title(each.recipe)}: {each.note}", style="yellow")

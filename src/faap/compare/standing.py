@@ -26,8 +26,6 @@ class Standing(NamedTuple):
 def standing(run: Recipe) -> Standing:
     """Look at what lies in a run's folder; nothing there is trusted, and nothing there is an error."""
     folder = Run(run.output_dir)
-    if run.fresh:
-        return Standing(run)
     if not folder.is_trained_with(run):
         note = f"{folder.path} holds a run with other settings, or one that cannot be read; it is moved aside."
         return Standing(replace(run, fresh=True), note=note if folder.config.exists() or folder.epochs() else "")
