@@ -32,6 +32,8 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
     """
     columns, rows = read_csv(path)
     written = {name.casefold(): name for name in columns}
+    if "name" in written and not any(Path(row[written["name"]]).suffix for _, row in rows):
+        del written["name"]  # perhaps a person's
     key = next((written[name] for name in _IMAGE_COLUMNS if name in written), None)
     here, those = place(path), f"(it has {', '.join(columns)})"
     if key is None:
