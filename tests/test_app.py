@@ -155,8 +155,9 @@ def test_a_download_is_kept_for_a_while_and_nobody_can_guess_where(shelf: Shelf)
 
 
 def test_an_audit_is_shown_in_a_frame_with_its_progress(
-    tiny_promenade: Path, tiny_detector: Path, tmp_path: Path
+    tiny_promenade: Path, tiny_detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))  # what is known is not detected again
     shelf = Shelf(detectors=[str(tiny_detector)], data=[str(tiny_promenade)], runs=tmp_path, device="cpu")
     heard: list[tuple[float, str]] = []
     shown = shelf.audit(str(tiny_promenade), str(tiny_detector), lambda share, said: heard.append((share, said)))

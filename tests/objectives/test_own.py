@@ -381,7 +381,7 @@ def test_what_a_term_does_wrong_names_its_file(
     assert re.search(f"error: .*{said}", capsys.readouterr().err)
 
 
-STATE = """
+MEMORY = """
 import torch
 
 class Memory(torch.nn.Module):
@@ -397,7 +397,7 @@ def terms(recipe, feature_dim, projected_dim):
 def test_what_its_state_does_wrong_names_its_file(
     wrong: str, here: Path, tiny_promenade: Path, tiny_detector: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(here, SETTINGS + STATE.replace("WRONG", wrong))
+    path = write(here, SETTINGS + MEMORY.replace("WRONG", wrong))
     places = ["--dataset_root", str(tiny_promenade), "--detr_checkpoint", str(tiny_detector), "--device", "cpu"]
     assert cli.main(["train", str(path), *places, "--batch_size=4", "--images_per_epoch=4", "--epochs=1"]) == 2
     assert re.search(r"error: .*mine\.py", capsys.readouterr().err)
