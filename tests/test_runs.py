@@ -49,13 +49,12 @@ def test_epochs_are_counted_and_not_spelt(tmp_path: Path) -> None:
 def test_an_earlier_run_is_moved_to_the_first_free_name(tmp_path: Path) -> None:
     for number in (1, 2):
         a_run(tmp_path / "run", number)
-        assert Run(tmp_path / "run").move_aside() == tmp_path / f"run.{number}"
+        with Run(tmp_path / "run").locked():
+            assert Run(tmp_path / "run").move_aside() == tmp_path / f"run.{number}"
         assert Run(tmp_path / f"run.{number}").epochs() == list(range(number))
         assert not (tmp_path / "run").exists()
-        assert Run(tmp_path / "run").move_aside() is None
-        (tmp_path / "run").mkdir()
-        assert Run(tmp_path / "run").move_aside() is None  # nothing was trained in it
-        (tmp_path / "run").rmdir()
+        with Run(tmp_path / "run").locked():
+            assert Run(tmp_path / "run").move_aside() is None  # nothing was trained in it
 
 
 def test_what_is_moved_aside_is_the_run_and_nothing_else(tmp_path: Path) -> None:
@@ -115,16 +114,13 @@ def test_a_folder_in_which_somebody_is_at_work_is_refused(tmp_path: Path) -> Non
         assert other.stdout is not None
         assert other.stdout.readline() == "there\n"
         run.status.write_text(json.dumps({"host": "box", "pid": 17}))
-        for act in (run.move_aside, run.locked().__enter__):
-            with pytest.raises(
-                FaapError, match=r"run: another process is at work there \(process 17 on box\), .*--outp"
-            ):
-                act()
+        said = r"run: another process is at work there \(process 17 on box\), .*--outp"
+        with pytest.raises(FaapError, match=said), run.locked():
+            pass
         assert run.epochs() == [0]
         other.kill()
     with run.locked():  # a lock dies with who has it
-        pass
-    assert run.move_aside() == tmp_path / "run.1"
+        assert run.move_aside() == tmp_path / "run.1"
 
 
 def test_a_lock_leaves_no_folder_behind_in_which_nothing_came_to_be(tmp_path: Path) -> None:

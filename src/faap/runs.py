@@ -203,25 +203,12 @@ class Run:
         return ""
 
     def move_aside(self) -> Path | None:
-        """Move a training or an evaluation that lies in the folder to the first free NAME.1, NAME.2, … beside it.
+        """Move a training or an evaluation that lies in the folder, which is locked, to the first free NAME.1, NAME.2 …
 
         Returns:
             Where it is now; None if there was nothing to move.
-
-        Raises:
-            FaapError: it cannot be moved, or somebody is at work there.
         """
-        if not self._is_begun():
-            return None
-        with writing(self.path), self.locked():
-            return self.set_aside()
-
-    def _is_begun(self) -> bool:
-        return bool(self.metrics.exists() or self.within.exists() or self.epochs())
-
-    def set_aside(self) -> Path | None:
-        """Do what `move_aside` does in a folder that is locked."""
-        if not self._is_begun():
+        if not (self.metrics.exists() or self.within.exists() or self.epochs()):
             return None
         here = self.path.resolve()
         places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))

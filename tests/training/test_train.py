@@ -29,6 +29,7 @@ from faap.config import Recipe, load_recipe
 from faap.detectors.hugging_face import HuggingFaceDetector
 from faap.errors import FaapError
 from faap.evaluation import best_epoch
+from faap.objectives.term import STATISTICS
 from faap.promenade import build_promenade
 from faap.report.words import number as words_number
 from faap.runs import Run, differences
@@ -108,6 +109,11 @@ def test_training_moves_generator_and_head(finished: faap.TrainResult) -> None:
         assert all(
             not torch.equal(first[key], last[key]) for key in first if key.endswith("weight") and first[key].ndim > 1
         )
+
+
+def test_what_is_logged_beside_the_losses_is_what_no_term_may_be_called(finished: faap.TrainResult) -> None:
+    row = Run(finished.run_dir).read_log()[0]
+    assert {*row["train"]} - {*row["losses"]} | {"total"} == {*STATISTICS}
 
 
 def test_run_directory(finished: faap.TrainResult) -> None:

@@ -85,7 +85,7 @@ def measure(
         metrics.setdefault("beside", {})[name] = theirs | cost_of(place_of(name))
     if distributed.rank() == 0:
         with writing(run.path), run.locked() if move_aside else nullcontext():  # a training has its own already
-            if move_aside and (earlier := run.set_aside()) and console is not None:
+            if move_aside and (earlier := run.move_aside()) and console is not None:
                 console.print(f"{run.path} held an earlier result: it is now {earlier}.", markup=False)
             run.write_metrics(metrics)
             if trained_in and is_test(images):

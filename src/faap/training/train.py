@@ -129,7 +129,7 @@ def _train(
     def claim() -> None:
         ours = resumed is not None and resumed.path.resolve() == run.path.resolve()
         source = resumed
-        if (not ours or _goes_back(trainer, run, state)) and (aside := run.set_aside()):
+        if (not ours or _goes_back(trainer, run, state)) and (aside := run.move_aside()):
             console.print(f"{run.path} held an earlier run: it is now {aside}.", markup=False)
             source = Run(aside) if ours else resumed
         run.claim(recipe, rows, source)
