@@ -13,10 +13,12 @@ import faap
 from faap import cli
 from faap.compare import LocalRunner
 from faap.config import Recipe, load_recipe
-from faap.evaluation import NONE_WORTH_IT
+from faap.data import layouts
+from faap.evaluation import NONE_WORTH_IT, MetricFrame, detect
 from faap.perturbation import build_generator, load_generator, save_generator
 from faap.process import outcome
-from faap.promenade import shipped_run
+from faap.promenade import detector_dir, shipped_run
+from faap.report.words import number
 from faap.runs import Run
 from faap.weights import tensors_sha256
 
@@ -94,9 +96,21 @@ def test_demo_measures_the_control_beside_the_biased_detector(
     monkeypatch.setenv("FAAP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("faap.promenade.build.SCENES", {"train": 4, "val": 2, "test": 4})
     monkeypatch.chdir(tmp_path)
+    read, real = list[str](), layouts.read_coco
+
+    def watched(path: Path, *rest: Any, **named: Any) -> Any:
+        read.append(path.name)
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(layouts, "read_coco", watched)
     assert cli.main(["demo", *SMALL]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "The control" in shown
+    parts = [f"gender_{who}_{split}.json" for who in ("women", "men") for split in ("train", "val", "test", "test")]
+    assert sorted(read) == sorted(parts)  # all once, and for the control nothing but the test split
+    split = faap.load_dataset("promenade").split("test")
+    detections = detect(faap.load_detector(detector_dir("control")), split)
+    gap = MetricFrame(split, detections, metrics=["AP"]).difference["female"]["AP"]
+    assert f"trained without the planted bias) has an AP gap of {number(gap['value'])} (95 %" in shown
     assert "success criteria" in shown
     assert "the generator promenade on the same images (344,227 parameters, trained on 100,352 images in" in shown
     assert "cost: 344,227 parameters, trained on 4 images in 0 min" in shown
