@@ -180,6 +180,45 @@ def test_a_spreadsheets_table_is_read(tmp_path, sign):
     assert table(write(tmp_path, content(2)), "\r\n".join(rows)).split("all").counts() == {"her": 1, "him": 1}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image_id,gender\n1,her\n2,him\n,\n,\n",
+        "image_id,gender\n1,her,\n2,him,\n",
+        'image_id, "gender"\n1, "her"\n2, "him"\n',
+        "image_id;gender;height, cm\n1;her;1,7\n2;him;1,8\n",
+        "image_id,gender\n1,her\n2,him\n1,Her\n",
+    ],
+    ids=["rows of nothing", "a comma at the end", "blanks after commas", "a comma in a name", "groups in another case"],
+)
+def test_what_changes_nothing_in_a_table_is_no_mistake(tmp_path, text):
+    assert table(write(tmp_path, content(2)), text).split("all").counts() == {"her": 1, "him": 1}
+
+
+def test_a_row_that_is_longer_than_its_header_is_not_read_from_the_left(tmp_path):
+    """R's write.table has no name for the column of row numbers, which would be taken for what comes first."""
+    root = write(tmp_path, content(2))
+    rows = '"image_id","gender","width"\n"1",2,"her",40\n"2",1,"him",40\n'
+    with pytest.raises(FaapError, match=r"groups\.csv: line 2: has 4 cells, and the first line 3; each column should"):
+        table(root, rows).split("all")
+
+
+def test_a_tables_split_may_be_capitalised(tmp_path):
+    text = "image_id,gender,Split\n1,her,Train\n2,him,train\n3,her,TEST\n4,him,test\n"
+    dataset = table(write(tmp_path, content(4)), text)
+    assert [record.image_id for record in dataset.split("test").records] == [3, 4]
+
+
+def test_a_table_may_write_paths_as_windows_or_find_do(tmp_path):
+    data = content(4)
+    root = write(tmp_path, data, images="a/b")
+    for entry, name in zip(data["images"], ("a/b/1.jpg", "a\\b\\2.jpg", "a/b/3.jpg", "a/b/4.jpg"), strict=True):
+        entry["file_name"] = name
+    (root / "data.json").write_text(json.dumps(data))
+    text = "path,gender\na\\b\\1.jpg,her\na/b/2.jpg,him\n./a/b/3.jpg,her\n.\\a\\b\\4.jpg,him\n"
+    assert [record.group for record in table(root, text).split("all").records] == ["her", "him"] * 2
+
+
 BROKEN_TABLES = {
     "of other images": (
         "id,gender\n1.0,her\n2.0,him\n",
@@ -199,6 +238,7 @@ BROKEN_TABLES = {
         "id,gender\n1,her\n",
         r"image 2: the table says no group for it \(field 'gender', 2.jpg; its first image is '1'\)",
     ),
+    "an id of no integer": (f"id,gender\n{'1' * 5000},her\n", "image 1: the table says no group for it"),
     "short row": ("id,gender\n1,her\n2\n", r"image 2: the table says no group"),
 }
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from faap.data import Problem, load_dataset, read_image
+from faap.data.fields import folded
 from faap.data.orientation import open_image
 from faap.data.problems import lfs_pointer, opening
 from faap.data.problems import place as located
@@ -502,6 +503,60 @@ def test_names_that_splits_reuse_are_files_of_the_images_own_split(tmp_path, lis
     (tmp_path / "data.json").write_text(json.dumps(data))
     with pytest.raises(FaapError, match=r"0\.jpg' may be .*train/0.jpg and .*Val/0.jpg and .*; its field split"):
         load_dataset(tmp_path, **options).split("all")
+
+
+@pytest.mark.parametrize(("said", "there"), [("{}.JPG", "{}.jpg"), ("a\\{}.jpg", "a/{}.jpg"), ("%61{}.jpg", "a{}.jpg")])
+@pytest.mark.parametrize("options", [{}, {"images_dir": "{split}"}])
+def test_names_that_splits_reuse_are_not_guessed_in_another_spelling_either(tmp_path, said, there, options):
+    data = content(4)
+    for entry in data["images"]:
+        entry["file_name"] = said.format(entry["id"])
+    for part in ("train", "val"):
+        write(tmp_path, data, folder=part, names=[there.format(n) for n in range(1, 5)])
+    with pytest.raises(FaapError, match=r"may be .*train/.*1\.jpg and .*val/.*1\.jpg; its field split"):
+        groups(tmp_path, **options)
+    write(tmp_path, data, folder="train")  # the very names, in the folder of another split
+    for entry in data["images"]:
+        entry["split"] = "val"
+    write(tmp_path, data, folder="val", names=[there.format(n) for n in range(1, 5)])
+    found = load_dataset(tmp_path, **options).split("val").records
+    assert [record.path for record in found] == [tmp_path / "val" / there.format(n) for n in range(1, 5)]
+
+
+def test_a_splits_own_file_takes_its_images_from_the_splits_folder(tmp_path):
+    """Though the file stands alone, and other splits use the same names."""
+    for part in ("train", "val"):
+        write(tmp_path, content(4), "train.json", folder=part)
+    found = load_dataset(tmp_path / "train.json").split("all").records
+    assert {record.path.parent for record in found} == {tmp_path / "train"}
+
+
+def test_split_folders_take_images_from_where_they_are_said_to_be(write_dataset, tmp_path):
+    root = write_dataset(tmp_path / "data", splits=("train",))
+    for word in ("women", "men"):
+        path = root / f"{word}_split" / f"gender_{word}_train.json"
+        told = json.loads(path.read_text())
+        for entry in told["images"]:
+            entry["file_name"] = f"{word}_split/train/{entry['file_name']}"
+        path.write_text(json.dumps(told))
+    shutil.copytree(root, root / "blurred")
+    found = load_dataset(root, images_dir="blurred").split("train")
+    assert found.counts() == {"female": 5, "male": 4}
+    assert all(record.path.is_relative_to(root / "blurred") for record in found.records)
+
+
+def test_many_categories_take_no_time_that_grows_as_their_square(write_dataset, tmp_path):
+    """Of 1,203, as LVIS has, each file took seconds; what is counted is how often a name is folded."""
+    root = write_dataset(tmp_path / "data", splits=("train",))
+    for path in root.glob("*/*.json"):
+        categories = [{"id": n, "name": f"thing {n}"} for n in range(1, 101)]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": categories}))
+    with (
+        patch("faap.data.reading.folded", side_effect=folded) as reading,
+        patch("faap.data.layouts.folded", side_effect=folded) as layouts,
+    ):
+        assert len(load_dataset(root).split("train").categories) == 100
+    assert reading.call_count + layouts.call_count <= 1000
 
 
 def renumbered():

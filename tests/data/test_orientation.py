@@ -1,13 +1,16 @@
 """Boxes that were drawn on an image as it is stored follow it when EXIF turns it."""
 
 import json
+import struct
+import zlib
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from faap.data import FaapImages, Preprocessing, load_dataset, read_image
-from faap.data.orientation import read_header, turn_box, upright
+from faap.data.orientation import open_image, read_header, turn_box, upright
 from faap.errors import FaapError
 
 STORED, BOX = (50, 30), (6, 4, 20, 9)
@@ -44,6 +47,36 @@ def test_a_tiff_is_stored_as_it_is_read_without_turning(tmp_path, orientation):
     Image.new("RGB", STORED).save(tmp_path / "a.tif", exif=exif)
     assert read_header(tmp_path / "a.tif") == (STORED, orientation)
     assert upright(STORED, orientation) == read_image(tmp_path / "a.tif").size
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+RAW = b"\nexif\n      26\n" + (b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)).hex().encode()
+BEHIND = {
+    "EXIF": (b"eXIf", b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)),
+    "XMP": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    "raw profile": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(RAW)),
+}
+
+
+@pytest.mark.parametrize(("kind", "content"), BEHIND.values(), ids=BEHIND.keys())
+def test_a_png_may_say_its_orientation_behind_its_pixels(tmp_path, kind, content):
+    Image.new("RGB", STORED).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:-12] + chunk(kind, content) + whole[-12:])
+    assert read_header(tmp_path / "a.png") == (STORED, 6)
+    assert read_image(tmp_path / "a.png").size == STORED[::-1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_the_header_of_a_picture_that_says_no_orientation_is_read_without_its_pixels(tmp_path, suffix):
+    Image.new("RGB", STORED).save(tmp_path / f"a.{suffix}")
+    with open_image(tmp_path / f"a.{suffix}") as image, patch.object(type(image), "load") as load:
+        assert read_header(tmp_path / f"a.{suffix}") == (STORED, 1)
+    assert not load.called
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9, 77])

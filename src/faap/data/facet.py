@@ -44,7 +44,7 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
 
     Source: Gustafson et al., FACET: Fairness in Computer Vision Evaluation Benchmark, ICCV 2023.
     """
-    columns, rows = read_csv(path)
+    columns, rows, problems = read_csv(path)
     voted = {name: name[len(attribute) + 1 :] for name in columns if name.startswith(f"{attribute}_")}
     lacking = [name for name in FACET_COLUMNS if name not in columns] + ([] if voted else [f"{attribute}_…"])
     if lacking:
@@ -54,7 +54,6 @@ def read_facet(path: Path, root: Path, attribute: str = FACET_ATTRIBUTE) -> Read
     if len(voted) > 1 and len(starts) == 1:
         whole = f"{attribute}_{starts.pop()}"
         raise place(path)("missing_column", f"{attribute!r} is no attribute; did you mean {whole!r}?")
-    problems: list[Problem] = []
     images: dict[str, Entry] = {}
     people: list[Entry] = []
     seen: set[str] = set()

@@ -1,5 +1,6 @@
 """Reading the fields of annotations: each is held against one table of what it may be."""
 
+import posixpath
 import reprlib
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -26,6 +27,11 @@ def folded(name: str) -> str:
 def plain(name: str) -> str:
     """Return a word or a file's name without what two writers of it may do differently: case, Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def file_key(name: str) -> str:
+    """Return a file's name as tables and annotations may both write it: slashes, no `./`, one Unicode form."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
 
 
 def whole(value: object, least: int = -(2**63)) -> int | None:

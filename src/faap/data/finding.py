@@ -5,11 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
 from faap.data.fields import SPLIT_NAMES, plain
 from faap.data.problems import MakeProblem
+
+Parts = Mapping[str, Sequence[Path]]
 
 
 class Finder:
@@ -21,16 +24,14 @@ class Finder:
     Args:
         folders: which.
         roots: what no name and no link on the way to a file may leave; by default the folders.
-        parts: folders that hold the images of one split each, and its name; they come last.
+        parts: name of each split -> folders that hold its images alone; they come last.
     """
 
-    def __init__(
-        self, folders: Sequence[Path], roots: Sequence[Path] = (), parts: Mapping[Path, str] | None = None
-    ) -> None:
-        self.parts = {Path(os.path.normpath(folder)): split for folder, split in (parts or {}).items()}
+    def __init__(self, folders: Sequence[Path], roots: Sequence[Path] = (), parts: Parts | None = None) -> None:
+        self._parts = parts or {}
         self.folders = list(dict.fromkeys(Path(os.path.normpath(folder)) for folder in folders))
         self._listing, self._real = cache(_listing), cache(os.path.realpath)
-        self._named = [os.path.abspath(each) for each in roots or (*self.folders, *self.parts)]
+        self._named = [os.path.abspath(each) for each in roots or (*self.folders, *chain(*self._parts.values()))]
         self._roots = [os.path.realpath(each) for each in self._named]
 
     def find(self, name: str, problem: MakeProblem, split: str = "") -> Path:
@@ -41,28 +42,31 @@ class Finder:
             problem: makes what is raised.
             split: that the image is said to be in; of `parts` its own come first, and without it none may be chosen.
         """
-        mine = [part for part, named in self.parts.items() if named == SPLIT_NAMES.get(split.casefold())]
-        folders = list(dict.fromkeys([*self.folders, *mine, *self.parts]))
-        # which is false of what no file system takes as a name
-        if found := next(filter(os.path.isfile, self._candidates(name, folders)), None):
-            there = [] if any(map(found.is_relative_to, mine)) else [*self.parts]
-            if any(map(found.is_relative_to, there)):
-                same = {self.parts[part]: part / name for part in there if os.path.isfile(part / name)}
-                if len(same) > 1:
-                    where = " and ".join(map(str, same.values()))
-                    reason = f"file_name {name!r:.80} may be {where}; its field split, or its folder's name, should say"
-                    raise problem("two_splits", reason)
-            if self._is_within(found):
-                return found
+        folders = [*self.folders, *self._parts.get(SPLIT_NAMES.get(split.casefold(), ""), ())]
+        found = self._first(name, folders)
+        if not found:
+            others = {part: path for part, places in self._parts.items() if (path := self._first(name, places))}
+            if len(others) > 1:
+                where = " and ".join(map(str, others.values()))
+                reason = f"file_name {name!r:.80} may be {where}; its field split, or its folder's name, should say"
+                raise problem("two_splits", reason)
+            found = next(iter(others.values()), None)
+        if found and not self._is_within(found):
             advice = "--images_dir names the folder where images lie, and FAAP_FOLLOW_LINKS=1 follows all"
             reason = f"{found} is a link to {os.path.realpath(found)}, out of the folder; {advice}"
             raise problem("leaves_folder", reason)
+        if found:
+            return found
         if not _inside(name):
             where = f"leaves the folder {self._named[0]}; it should be relative to it"
             raise problem("leaves_folder", f"file_name {name!r:.80} {where}")
-        places = ", ".join(map(str, folders))
+        places = ", ".join(map(str, dict.fromkeys(chain(folders, *self._parts.values()))))
         reason = f"file_name {name!r:.80} does not exist in {places}; --images_dir names the folder that it is in"
         raise problem("missing_image", reason)
+
+    def _first(self, name: str, folders: Sequence[Path]) -> Path | None:
+        # which is false of what no file system takes as a name
+        return next(filter(os.path.isfile, self._candidates(name, folders)), None)
 
     def _is_within(self, path: Path) -> bool:
         """Say whether no link on the way to a file leaves the roots; a root itself may be one."""

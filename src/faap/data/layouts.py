@@ -13,6 +13,7 @@ from typing import Any
 from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
 from faap.data.fields import NAMES, SPLIT_NAMES, folded, plain
+from faap.data.finding import Parts
 from faap.data.images import read_image
 from faap.data.problems import Problem, noting, place, refuse
 from faap.data.reading import Reading
@@ -266,7 +267,10 @@ def load_dataset(
         groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
     elif split_folders:
         words = FOLDER_WORDS.items()
-        places = {key: (f"{word}_split/gender_{word}_{{split}}.json", f"{word}_split/{{split}}") for key, word in words}
+        places = {
+            key: (f"{word}_split/gender_{word}_{{split}}.json", images_dir or f"{word}_split/{{split}}")
+            for key, word in words
+        }
         layout, sources = "split folders", _coco_sources(folder, places)
     elif home.is_file() and home.suffix.lower() == ".csv":
         raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
@@ -310,13 +314,14 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
             result.records += found.records
             result.problems += found.problems
             result.notes += found.notes
-            unlike = [
-                f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
-                for key, label in found.categories.items()
-                for other, name in result.categories.items()
-                if (key == other) != (folded(label) == folded(name))
-            ]
-            result.problems += [place(path)("unknown_category", reason) for reason in unlike[:1]]
+            ids = {folded(name): key for key, name in result.categories.items()}
+            for key, label in found.categories.items():
+                other = ids.get(folded(label), key)
+                name = result.categories.get(other, label)
+                if (other, folded(name)) != (key, folded(label)):
+                    reason = f"category {key} is {label!r}, but {other} is {name!r} in the other group's file"
+                    result.problems.append(place(path)("unknown_category", reason))
+                    break
             result.categories = found.categories | result.categories
         if len({record.image_id for record in result.records}) < len(result.records):
             result.renumbered = True
@@ -359,14 +364,15 @@ def _pattern(root: Path) -> str:
 def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tuple[list[Path], dict[str, Any]]:
     """Return where the images of a COCO JSON may be, the likeliest first; and the folders that they must not leave.
 
-    Of one file for all, the images of each split may lie in a folder of their own: `parts`, folder -> split.
+    Of one file for all, the images of each split may lie in folders of their own: `parts`, split -> folders.
     """
 
-    def parts(*places: Path) -> dict[Path, str] | None:
-        named = (
-            (Path(str(each).replace("{split}", name)), part) for name, part in SPLIT_NAMES.items() for each in places
-        )
-        return {folder: part for folder, part in named if folder.is_dir()} if split == WHOLE else None
+    def parts(*places: Path) -> Parts | None:
+        named = {
+            part: [Path(str(each).replace("{split}", name)) for name in names for each in places]
+            for part, names in NAMES.items()
+        }
+        return {part: [*filter(Path.is_dir, named[part])] for part in named} if split == WHOLE else None
 
     if told:
         named = [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]

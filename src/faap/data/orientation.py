@@ -8,6 +8,8 @@ from unittest.mock import patch
 from PIL import ExifTags, Image
 
 _TURNED = (5, 6, 7, 8)
+# what begins every part of a PNG that may say an orientation
+_PNG_EXIF = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 
 Size = tuple[int, int]
 
@@ -55,7 +57,9 @@ def read_header(path: Path) -> tuple[Size, int]:
         Exception: of many kinds, if the file is missing or not an image; the pixels may still be broken.
     """
     with open_image(path) as file:
-        orientation = orientation_of(file)
+        # behind the pixels of a PNG, Pillow finds it by decoding them
+        content = path.read_bytes() if file.format == "PNG" else b""
+        orientation = 1 if content and not any(sign in content for sign in _PNG_EXIF) else orientation_of(file)
         # of a TIFF, Pillow gives the size as it is after turning
         return (upright(file.size, orientation) if file.format == "TIFF" else file.size), orientation
 

@@ -1,8 +1,7 @@
 """From the entries of annotations to records: whatever is wrong is named with its place, and the rest is read on."""
 
 import os
-import re
-import unicodedata
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from faap.data.boxes import against_area, as_corners, check_box
-from faap.data.fields import WORD, conditions, folded, mentions, plain, take, whole
-from faap.data.finding import Finder
+from faap.data.fields import WORD, conditions, file_key, folded, mentions, plain, take, whole
+from faap.data.finding import Finder, Parts
 from faap.data.orientation import read_header, turn_box, upright
 from faap.data.problems import MakeProblem, Problem, noting, opening, place
 from faap.data.records import Record
@@ -75,7 +74,7 @@ class Reader:
         lists: its images, annotations and categories, each as in COCO's JSON, such as ("image 7", {"id": 7, …}).
         folders: what its file names are relative to, the first in which a file is.
         roots: folders that no name and no link may leave; by default those.
-        parts: folders of the images of one split each, and its name, where images say theirs.
+        parts: name of each split -> folders of its images alone, where images say theirs.
         group: the group of all its images; empty: `group_field` says it.
         group_field: the field that holds the group, of images or annotations or of an object in them, such as CVAT's
             `attributes`.
@@ -92,7 +91,7 @@ class Reader:
     folders: Sequence[Path]
     _: KW_ONLY
     roots: Sequence[Path] = ()
-    parts: Mapping[Path, str] | None = None
+    parts: Parts | None = None
     group: str = ""
     group_field: str = ""
     table: Table | None = None
@@ -112,6 +111,7 @@ class Reader:
         found = [entry for _, entry in self.lists["annotations"] if isinstance(entry, dict)]
         self.used = {whole(entry.get("category_id")) for entry in found}
         self.categories: dict[int, str] = {}
+        self.called: dict[str, int] = {}  # their folded names -> their ids
         self.same: dict[int, int] = {}  # of categories that share a name, which id stands for which
         self._each("categories", self._category)
         # categories that say a group somewhere are asked for it everywhere, but then not every image is
@@ -182,14 +182,14 @@ class Reader:
 
     def _category(self, entry: dict[str, Any], key: int, at: MakeProblem) -> None:
         name = take(entry, "name", at)
-        earlier = next((other for other, label in self.categories.items() if folded(label) == folded(name)), key)
+        earlier = self.called.setdefault(folded(name), key)
         self.categories[key] = name
         if earlier == key:
             return
         # some tools write a root of the same name above the real category
         idle, kept = (earlier, key) if key in self.used and earlier not in self.used else (key, earlier)
         del self.categories[idle]
-        self.same[idle] = kept
+        self.same[idle] = self.called[folded(name)] = kept
         if {idle, kept} <= self.used:
             # detectors know classes by name, so one of the two would never be found
             raise at("duplicate_id", f"name {name!r} is used by an earlier category; merge the two")
@@ -257,8 +257,8 @@ class Reader:
 
     def _told(self, key: int, name: str, at: MakeProblem) -> Mapping[str, str]:
         """Return what the table says of an image, by its id, or by its name with its folders or without."""
-        whole, last = (unicodedata.normalize("NFC", each) for each in (name, re.split(r"[/\\]", name)[-1]))
-        called = next((each for each in (key, whole, last) if each in self.rows), None)
+        whole = file_key(name)
+        called = next((each for each in (key, whole, posixpath.basename(whole)) if each in self.rows), None)
         if called is None:
             return {}
         if isinstance(called, str) and self.taken.setdefault(called, whole) != whole:

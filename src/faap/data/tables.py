@@ -2,11 +2,11 @@
 
 import csv
 import io
-import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from itertools import zip_longest
 from pathlib import Path
 
-from faap.data.fields import joined
+from faap.data.fields import file_key, joined, plain
 from faap.data.problems import Problem, noting, place, read_bytes
 from faap.errors import nearest
 
@@ -30,7 +30,7 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
     Raises:
         Problem: the file cannot be read or lacks a column.
     """
-    columns, rows = read_csv(path)
+    columns, rows, problems = read_csv(path)
     written = {name.casefold(): name for name in columns}
     if "name" in written and not any(Path(row[written["name"]]).suffix for _, row in rows):
         del written["name"]  # perhaps a person's
@@ -44,7 +44,6 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
             reason = f"has no column {part!r}; --group_field names the one with the group {those}."
             raise here("missing_column", reason + nearest(part, columns))
     table: dict[str | int, dict[str, str]] = {}
-    problems: list[Problem] = []
     torn: list[tuple[dict[str, str], str]] = []
     for line, row in rows:
         with noting(problems):
@@ -52,11 +51,12 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
             if not name:
                 raise at("bad_field", f"column {key} is empty; it should name an image")
             fields = {group_field: joined([row[part] for part in parts])}
-            fields |= {"split": row["split"]} if "split" in row else {}
-            is_id = key.casefold() in _IDS and name.isdecimal()
-            earlier = table.setdefault(int(name) if is_id else unicodedata.normalize("NFC", name), fields)
+            fields |= {"split": row[written["split"]]} if "split" in written else {}
+            is_id = key.casefold() in _IDS and name.isdecimal() and len(name) < 20  # which 64 bits hold
+            earlier = table.setdefault(int(name) if is_id else file_key(name), fields)
             for kind, word in (("two_groups", group_field), ("two_splits", "split")):
-                if (now := fields.get(word)) != (then := earlier.get(word)):
+                now, then = fields.get(word, ""), earlier.get(word, "")
+                if plain(now) != plain(then):
                     what = kind.removeprefix("two_").removesuffix("s")
                     torn.append((earlier, word))
                     raise at(kind, f"image {name} is in {what} {now!r} here and in {then!r} in an earlier line")
@@ -65,14 +65,15 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
     return table, problems
 
 
-def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read a CSV file with a header; what a short row lacks is empty.
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Problem]]:
+    """Read a CSV file with a header; what a short row lacks is empty, and empty rows are none.
 
     Args:
-        path: the file, UTF-8 or UTF-16, with commas, or else semicolons or tabs, between its columns.
+        path: the file, UTF-8 or UTF-16, with commas, semicolons or tabs, whichever the header has most of.
 
     Returns:
-        The names of its columns, and its rows, each with the line that it ends in.
+        The names of its columns, its rows, each with the line that it ends in, and what is wrong with others: one that
+        has more cells than there are columns may have them in any.
 
     Raises:
         Problem: the file cannot be read.
@@ -80,15 +81,25 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     content = read_bytes(path)
     try:
         text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
-        # as spreadsheets write it where the comma is a decimal point
-        delimiter = next((sign for sign in ",;\t" if sign in text.partition("\n")[0]), ",")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        columns = [name for name in reader.fieldnames if name]  # a comma at the end names none
-        rows = [(reader.line_num, {name: row[name].strip() for name in columns}) for row in reader]
+        # semicolons come from spreadsheets where the comma is a decimal point
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+        lines = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
     except (UnicodeDecodeError, csv.Error) as error:
         advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise place(path)("unreadable_file", f"not valid CSV: {error}{advice}") from error
+    [(_, header), *rows] = lines or [(1, [])]
+    columns = [name for name in header if name]  # a comma at the end names none
     if len(set(columns)) < len(columns):
         raise place(path)("missing_column", f"its first line should name each column once, found {columns}")
-    return columns, rows
+    problems: list[Problem] = []
+    right = []
+    for line, cells in rows:
+        with noting(problems):
+            if any(cells[len(header) :]):
+                reason = (
+                    f"has {len(cells)} cells, and the first line {len(header)}; each column should have a name there"
+                )
+                raise place(path, f"line {line}")("bad_field", f"{reason}, and a cell with {delimiter!r} in it quotes")
+            right.append((line, dict(zip_longest(header, cells, fillvalue=""))))
+    return columns, right, problems
