@@ -68,6 +68,29 @@ def test_what_is_moved_aside_is_the_run_and_nothing_else(tmp_path: Path) -> None
     assert {each.name for each in (tmp_path / "run.1").iterdir()} == {"checkpoints", "config.yaml", "train_log.jsonl"}
 
 
+def test_what_something_else_keeps_in_a_folder_makes_no_run_of_it_and_is_not_overwritten(tmp_path: Path) -> None:
+    """A project's own config.yaml, beside which a checkpoint and a generator lie, and a page of its own."""
+    recipe, mine = load_recipe("infonce_4th"), "model:\n  name: yolo\n"
+    run = Run(tmp_path / "project")
+    for place in (run.path / "weights" / "epoch_0000.pth", run.generator / "config.json"):
+        place.parent.mkdir(parents=True)
+        place.touch()
+        run.config.write_text(mine)
+        assert Run.of(place) is None
+    run.config.write_text("epochs: 3\n")
+    assert Run.of(run.path) is None
+    with pytest.raises(FaapError, match=r"project/config\.yaml: .* would be overwritten; .*--output_dir"):
+        run.claim(recipe, [])
+    assert run.config.read_text() == "epochs: 3\n"
+    recipe.save(run.config)
+    assert Run.of(run.generator) is not None
+    other = Run(tmp_path / "pages")
+    other.path.mkdir()
+    other.report.write_text("mine")
+    assert other.move_aside() == tmp_path / "pages.1"
+    assert (tmp_path / "pages.1" / "report.html").read_text() == "mine"
+
+
 def test_a_folder_that_is_a_link_stays_one(tmp_path: Path) -> None:
     a_run(tmp_path / "disk" / "run", 1)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")

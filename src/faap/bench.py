@@ -7,6 +7,7 @@ Promenade stretched to its size: speed does not ask what the weights are.
 import os
 import platform
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +110,7 @@ def bootstrap(
     frame = MetricFrame(split, *found, samples=samples or SAMPLES, metrics=metrics)
     _ = frame.difference
     seconds, memory = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"bootstrap_seconds": seconds, "bootstrap_gib": memory / 2**20}
+    return {"bootstrap_seconds": seconds, "bootstrap_gib": memory / 2 ** (30 if sys.platform == "darwin" else 20)}
 
 
 def _simulated(images: int) -> tuple[Split, list[list[Detections]]]:

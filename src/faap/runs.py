@@ -67,8 +67,17 @@ class Run:
     def of(cls, path: str | Path) -> "Run | None":
         """Return the run that a path is, or lies in as a checkpoint or a generator; None if it is of no run."""
         place = Path(path).resolve()
-        runs = map(cls, (place, *place.parents[:2]))
-        return next((run for run in runs if run.config.is_file() or run.checkpoints.is_dir()), None)
+        return next((run for run in map(cls, (place, *place.parents[:2])) if run.is_one()), None)
+
+    def is_begun(self) -> bool:
+        """Whether a training has left a log or a state here."""
+        return self.log.exists() or self.within.exists() or bool(self.epochs())
+
+    def is_one(self) -> bool:
+        """Whether a training lies here, or its recipe alone; many a folder has a config.yaml of something else."""
+        with suppress(FaapError):
+            return self.is_begun() or "detr_checkpoint" in read(self.config)
+        return False
 
     def checkpoint(self, epoch: int) -> Path:
         """Return the place of one epoch's checkpoint."""
@@ -208,7 +217,7 @@ class Run:
         Returns:
             Where it is now; None if there was nothing to move.
         """
-        if not (self.metrics.exists() or self.within.exists() or self.epochs()):
+        if not (self.metrics.exists() or self.report.exists() or self.within.exists() or self.epochs()):
             return None
         here = self.path.resolve()
         places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))
@@ -233,9 +242,12 @@ class Run:
             resumed: the run that goes on; if it lies in another folder, what is there of these epochs is copied.
 
         Raises:
-            FaapError: if the folder cannot be written.
+            FaapError: if the folder cannot be written, or has a config.yaml of something else.
         """
         rows = list(rows)
+        if self.config.exists() and not self.is_begun():
+            what = "is not of a training that lies there, and would be overwritten"
+            raise FaapError(f"{self.config}: {what}; give another folder with --output_dir.")
         with writing(self.path):
             # what processes that were killed left of their files; what others keep here is theirs
             mine = [self.path.glob(f".{each.name}.*.tmp") for each in (self.metrics, self.report, *self._written)]

@@ -128,7 +128,10 @@ def test_fresh_trains_what_is_finished_anew(finished: Any, copied: Any, here: An
     recipe = copied(0)
     runner = here(lambda recipe: True)
     compare([replace(finished.recipes[0], fresh=True)], tmp_path, console=QUIET, runner=runner)
-    assert [(seen.fresh, seen.output_dir) for seen in runner.seen] == [(True, recipe.output_dir)]
+    # once: made again by the runner, it goes on
+    assert [(seen.fresh, seen.output_dir) for seen in runner.seen] == [(False, recipe.output_dir)]
+    assert not Path(recipe.output_dir).exists()
+    assert Run(f"{recipe.output_dir}.1").is_trained_with(recipe)
 
 
 def test_when_all_runs_fail_there_is_still_a_report(small: dict[str, Any], here: Any, tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_an_interrupted_run_goes_on_and_one_with_other_settings_is_moved_aside(
     runner = here()
     recipes = [finished.recipes[0], replace(finished.recipes[1], lr_g=2e-4)]
     compare(recipes, tmp_path, console=QUIET, runner=runner)
-    assert [(seen.resume, seen.fresh) for seen in runner.seen] == [("auto", False), ("auto", True)]
+    assert [(seen.resume, seen.fresh) for seen in runner.seen] == [("auto", False), ("auto", False)]
     whole, continued = (
         torch.load(run.checkpoint(1), weights_only=True) for run in (Run(finished.root / "infonce_4th" / "seed_0"), cut)
     )
@@ -294,6 +297,18 @@ def test_what_is_compared(tmp_path: Path) -> None:
     ablation = recipes_to_compare(["infonce_4th"], ablate=True)
     assert len(ablation) == 15
     assert ablation[0].name == "infonce_4th"
+    typed = {"temperature": 0.2, "lambda_wass": 0.5, "epsilon_peak": 0.05, "seed": 3}
+    found = {recipe.name: recipe for recipe in recipes_to_compare(["infonce_4th"], ablate=True, **typed)}
+    base = found["infonce_4th"].to_dict()
+    assert base | typed == base
+    own = {"temperature_0.07": {"temperature": 0.07}, "no_wasserstein": {"lambda_wass": 0.0}}
+    own |= {
+        "epsilon_fixed": dict.fromkeys(("epsilon_start", "epsilon_peak", "epsilon_final"), 0.1),
+        "m2f": {"m2f_weight": 0.5},
+    }
+    for name, reverted in own.items():
+        said = {"name": name, "description": found[name].description}
+        assert found[name].to_dict() == base | reverted | said
     with pytest.raises(FaapError, match=r"moco_4th: has no ablation; there is one of infonce_4th"):
         recipes_to_compare(["moco_4th"], ablate=True)
     with pytest.raises(FaapError, match="2 recipes are named 'moco_4th'"):
@@ -320,7 +335,9 @@ def test_a_launcher_of_processes_is_refused(
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 1000])
-def test_threads_are_shared_by_the_jobs(jobs: int, small: dict[str, Any], here: Any, tmp_path: Path) -> None:
+def test_threads_are_shared_by_the_jobs(
+    jobs: int, small: dict[str, Any], here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     class Sees(here):
@@ -328,8 +345,9 @@ def test_threads_are_shared_by_the_jobs(jobs: int, small: dict[str, Any], here: 
             seen.append((log.name, threads))
             raise FaapError("enough")
 
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)  # as Slurm gives of a machine
     compare([load_recipe("moco_4th", **small)], tmp_path, seeds=2, jobs=jobs, console=QUIET, runner=Sees())
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, 6 // jobs)
     assert sorted(seen) == [("moco_4th_0.log", threads), ("moco_4th_1.log", threads)]
 
 

@@ -22,6 +22,7 @@ from faap.compare.standing import standing
 from faap.config import load_recipe
 from faap.errors import FaapError
 from faap.runs import Run
+from faap.training.stopping import Stop
 
 RECIPE = load_recipe("moco_4th")
 
@@ -117,12 +118,15 @@ def heeds_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("heeds_interrupts")
-def test_an_interrupt_ends_the_processes_and_starts_no_further_run(small: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_processes_and_starts_no_further_run(
+    told: signal.Signals, small: dict[str, Any], tmp_path: Path
+) -> None:
     # the process itself interrupts this one, and goes on for as long as it is let
-    script = f"import os, sys; os.kill({os.getpid()}, {int(signal.SIGINT)}); print(os.getpid(), flush=True); input()"
+    script = f"import os, sys; os.kill({os.getpid()}, {int(told)}); print(os.getpid(), flush=True); input()"
     script += "; sys.stdin.read()"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stop, match=f"stopped by {told.name}"):
         compare(
             [load_recipe("moco_4th", **small)], tmp_path, seeds=3, console=Console(quiet=True), runner=runner(script)
         )

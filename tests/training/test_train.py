@@ -34,7 +34,7 @@ from faap.promenade import build_promenade
 from faap.report.words import number as words_number
 from faap.runs import Run, differences
 from faap.training import Trainer, TrainResult, recipe_to_resume, train
-from faap.training.monitor import Monitor
+from faap.training.monitor import Monitor, trackers_of
 from faap.training.stopping import Stop
 from same import assert_same
 
@@ -473,6 +473,7 @@ def test_a_run_folder_can_be_resumed_elsewhere(
     assert run.epochs() == [0, 1]
     empty = tmp_path / "empty"
     empty.mkdir()
+    assert recipe_to_resume(run.checkpoints, "infonce_4th", {"device": "cpu"}).lr_g == 1e-3
     with pytest.raises(FaapError, match="empty: no checkpoint there can be read"):
         recipe_to_resume(empty, "infonce_4th", {})
     with pytest.raises(FaapError, match="empty: no checkpoint there can be read"):
@@ -557,17 +558,33 @@ def test_trackers_are_told_of_steps_epochs_settings_and_pictures(
     assert steps == sorted(steps)
     assert [step for step, values in tracked.told if "step/total" in values] == [0, 1, 2, 3]
     epochs = {step: values for step, values in tracked.told if "train/total" in values}
-    assert list(epochs) == [2, 4]
+    assert list(epochs) == [1, 3]
     for row, values in zip(run.read_log(), epochs.values(), strict=True):
         assert values["train/total"] == row["train"]["total"]
         assert values["validation/female/AP"] == row["validation"]["perturbed"]["female"]["AP"]
     assert [(step, {name: image.shape for name, image in images.items()}) for step, images in tracked.pictures] == [
-        (step, dict.fromkeys(("female", "male"), (1, 128, 160, 3))) for step in (2, 4)
+        (step, dict.fromkeys(("female", "male"), (1, 128, 160, 3))) for step in (1, 3)
     ]
     events = EventAccumulator(str(run.events)).Reload()
     assert {"step/total", "validation/gap/AP", "schedule/epsilon"} <= set(events.Tags()["scalars"])
     assert set(events.Tags()["images"]) == {"female", "male"}
     assert "recipe/text_summary" in events.Tags()["tensors"]
+
+
+def test_what_tensorboard_has_is_that_of_an_uninterrupted_training(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended in its first epoch, of which no state was kept, and then right after the second one's was."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "epoch", None)
+        with pytest.raises(TypeError):
+            train(recipe, console=QUIET)
+    killed_after(recipe, 1, monkeypatch)
+    train(recipe, console=QUIET)
+    events = EventAccumulator(str(Run(recipe.output_dir).events)).Reload()
+    assert [each.step for each in events.Scalars("step/total")] == [0, 1, 2, 3, 4, 5]
+    assert [each.step for each in events.Scalars("validation/gap/AP")] == [1, 3, 5]
+    assert [each.step for each in events.Images("female")] == [1, 5]  # it was ended before those of the second
 
 
 def test_what_cannot_track_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,6 +603,7 @@ def test_what_cannot_track_is_said(recipe: Recipe, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "offline", Offline)
     with pytest.raises(FaapError, match="log_with: offline cannot be started: nobody is logged in"):
         train(replace(recipe, log_with="offline"), console=QUIET)
+    assert trackers_of(replace(recipe, log_with="tensorboard, ")) == ["tensorboard"]
     assert train(replace(recipe, epochs=1, log_with=""), console=QUIET).epoch == 0
     assert not Run(recipe.output_dir).events.exists()
 
@@ -727,6 +745,13 @@ def test_a_training_that_is_to_be_longer_is_not_finished_by_its_old_result(
     run.write_log(run.read_log()[:4])
     run.checkpoint(4).unlink()
     assert "goes on at epoch 4" in said_by(replace(longer, resume=""))[1]
+
+
+def test_a_training_cannot_be_made_shorter_than_it_is(finished: TrainResult, recipe: Recipe) -> None:
+    shorter = replace(resumed(finished.run_dir, epochs=2), output_dir=recipe.output_dir)
+    with pytest.raises(FaapError, match=r"epoch_0002\.pth: is later than the 2 epochs that are asked for; .*--epochs"):
+        train(shorter, console=QUIET)
+    assert not Path(recipe.output_dir).exists()
 
 
 def test_a_command_with_a_place_to_resume_from_can_be_repeated(

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from faap.compare.gather import gather, outcome, title
@@ -22,7 +23,8 @@ from faap.errors import FaapError
 from faap.files import write_text
 from faap.process import Terminal
 from faap.report import write_comparison
-from faap.runs import writing
+from faap.runs import Run, writing
+from faap.training.stopping import Stopping
 
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
 
@@ -33,7 +35,7 @@ def recipes_to_compare(names: Sequence[str], *, ablate: bool = False, **override
     Args:
         names: recipes by name, YAML files, or folders of YAML files.
         ablate: add to each recipe that comes with faap the variants in which one of its decisions is reverted.
-        overrides: fields that take the place of every recipe's.
+        overrides: fields that take the place of every recipe's, but for what a variant reverts.
 
     Returns:
         The recipes, in the order given, each with the folder of variants after it.
@@ -49,8 +51,10 @@ def recipes_to_compare(names: Sequence[str], *, ablate: bool = False, **override
         sources: Sequence[str | Path] = sorted(Path(name).glob("*.y*ml")) if Path(name).is_dir() else [name]
         if not sources:
             raise FaapError(f"{name}: no recipe (*.yaml) in this folder.")
-        variants = ablations[name] if ablate else []
-        found += [load_recipe(source, **overrides) for source in (*sources, *variants)]
+        found += [load_recipe(source, **overrides) for source in sources]
+        for variant in ablations[name] if ablate else []:
+            reverted = yaml.safe_load(variant.read_text())
+            found.append(load_recipe(variant, **{k: v for k, v in overrides.items() if k not in reverted}))
     for name, count in Counter(recipe.name for recipe in found).items():
         if count > 1:
             raise FaapError(f"{count} recipes are named {name!r}; give each a name of its own.")
@@ -105,7 +109,9 @@ def compare(
     at_once = jobs or runner.jobs or max(1, len(waiting))
     done = f"{len(runs) - len(waiting)} finished before, {len(waiting)} to go, {at_once} at a time"
     say(f"{len(runs)} runs in {root}: {done}; logs in {root / 'logs'}")
-    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    # of the cores that this process may use: a share of the machine's, under Slurm
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // (jobs or 1))
     with runner.open(waiting, console) if waiting else nullcontext():
         failed = _make(waiting, runner, root / "logs", at_once, threads, say)
     comparison = gather(runs, failed)
@@ -137,9 +143,16 @@ def _make(
 ) -> dict[str, str]:
     """Make runs, some at a time; return what went wrong, by their folders."""
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(at_once) as pool:
+
+    def make(run: Recipe) -> None:
+        if run.fresh:  # once: who makes the run again, as Ray does where a worker is lost, is to go on
+            with (folder := Run(run.output_dir)).locked():
+                folder.move_aside()
+        runner.train(replace(run, fresh=False), logs / f"{run.name}_{run.seed}.log", threads)
+
+    with Stopping().listening(), ThreadPoolExecutor(at_once) as pool:
         try:
-            made = {pool.submit(runner.train, run, logs / f"{run.name}_{run.seed}.log", threads): run for run in runs}
+            made = {pool.submit(make, run): run for run in runs}
             for done in as_completed(made):
                 run = made[done]
                 try:

@@ -1,6 +1,7 @@
 """Checkpoints: a trainer's state in a file, readable without unpickling anything but tensors and plain values."""
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,33 @@ def recipe_to_resume(path: Path, name: str, typed: Mapping[str, Any]) -> Recipe:
     """Return the recipe with which a run goes on: what its checkpoint stores, but for the fields that are typed.
 
     Args:
-        path: the checkpoint, or the run's folder.
+        path: see `state_at`.
         name: the recipe that was asked for.
         typed: fields of it.
 
     Raises:
         FaapError: if there is none that can be read, it is of another recipe, or names code that is not typed.
     """
-    place, notes = newest_state(Run(path)) if path.is_dir() else (path, [])
+    place, _ = state_at(path)
+    return resumed_recipe(name, read_checkpoint(place)["recipe"], place, **typed)
+
+
+def state_at(path: str | Path) -> tuple[Path, list[str]]:
+    """Return the state that a path names, a checkpoint or the newest of a run, and why newer ones cannot be read.
+
+    Args:
+        path: the checkpoint, the run's folder, or one in it.
+
+    Raises:
+        FaapError: if no state there can be read.
+    """
+    if not os.path.isdir(path):
+        return Path(path), []
+    run = Run(path)
+    place, notes = newest_state(run if run.is_begun() else Run(run.path.parent))
     if place is None:
         raise FaapError(f"{path}: no checkpoint there can be read. {' '.join(notes)}".strip())
-    return resumed_recipe(name, read_checkpoint(place)["recipe"], place, **typed)
+    return place, notes
 
 
 def newest_state(run: Run) -> tuple[Path | None, list[str]]:

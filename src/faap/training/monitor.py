@@ -165,7 +165,7 @@ class Monitor(NullMonitor):
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
         parts |= {f"validation/{group}": metrics for group, metrics in row["validation"]["perturbed"].items()}
         curves = {f"{place}/{name}": value for place, values in parts.items() for name, value in values.items()}
-        self._track(curves, len(self.rows) * self.per_epoch)
+        self._track(curves, len(self.rows) * self.per_epoch - 1)
         if self.recipe.log_format == "json":
             print(json.dumps(row), flush=True)
         else:
@@ -177,7 +177,8 @@ class Monitor(NullMonitor):
     def show(self, images: Callable[[], Mapping[str, "np.ndarray[Any, Any]"]]) -> None:
         """Track pictures, (H, W, 3) uint8, where somebody takes them."""
         if any(hasattr(each, "log_images") for each in self.trackers):
-            found, step = {name: image[None] for name, image in images().items()}, len(self.rows) * self.per_epoch
+            found = {name: image[None] for name, image in images().items()}
+            step = len(self.rows) * self.per_epoch - 1
 
             def told(tracker: Any) -> None:
                 if hasattr(tracker, "log_images"):
@@ -216,7 +217,7 @@ def trackers_of(recipe: Recipe) -> list[str]:
     Raises:
         FaapError: there is no such tracker, or its package is not installed.
     """
-    names = [name for name in recipe.log_with.split(",") if name]
+    names = recipe.log_with.replace(",", " ").split()
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             hint = nearest(name, LOGGER_TYPE_TO_CLASS)
@@ -232,7 +233,7 @@ def _tracker(name: str, run: Run, recipe: Recipe, steps: int) -> Any:
     place = [str(run.path)] if kind.requires_logging_directory else []
     PartialState()  # without it some, as wandb's, cannot say what they do
     try:
-        tracker = kind(run.events.name if own else "faap", *place, **({"purge_step": steps or None} if own else {}))
+        tracker = kind(run.events.name if own else "faap", *place, **({"purge_step": steps} if own else {}))
         tracker.start()
         if own:  # whose table of settings would be a run of its own
             tracker.log({"recipe": yaml.safe_dump(recipe.to_dict(), sort_keys=False)}, steps)

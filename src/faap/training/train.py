@@ -34,7 +34,7 @@ from faap.process import Terminal
 from faap.report.measure import measure, to_uint8
 from faap.report.page import Pixels
 from faap.runs import AUTO, Run, differences, writing
-from faap.training.checkpoints import newest_state, reached, read_checkpoint
+from faap.training.checkpoints import newest_state, reached, read_checkpoint, state_at
 from faap.training.monitor import Monitor, NullMonitor, keep_best, trackers_of
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
@@ -252,10 +252,7 @@ def _newest(trainer: Trainer, run: Run, console: Console) -> Path | None:
         changed.append(f"the code of {recipe.terms} has changed")
     state = here
     if typed:
-        file = not os.path.isdir(recipe.resume)
-        state, notes = (Path(recipe.resume), []) if file else newest_state(Run(recipe.resume))
-        if state is None:
-            raise FaapError(f"{recipe.resume}: no checkpoint there can be read. {' '.join(notes)}".strip())
+        state, notes = state_at(recipe.resume)
         same = mine and not changed and all(mine.get(key) == value for key, value in trainer.origin.items())
         if mine and same and reached(mine) >= reached(read_checkpoint(state)):
             state = here
@@ -272,6 +269,9 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
     """Bring a trainer to where a state was, say what is not as it was then, and return its log."""
     recipe, state = trainer.recipe, read_checkpoint(place)
     trainer.load_state_dict(state, str(place))
+    if reached(state) > (recipe.epochs - 1, 0):
+        said = f"{place}: is later than the {recipe.epochs} epochs that are asked for"
+        raise FaapError(f"{said}; take an earlier checkpoint, or a higher --epochs.")
     # where data and detector lie may change; what they are is held against their hashes
     if changed := differences(state["recipe"], recipe, "run", "data"):
         said = f"Going on with other settings than the checkpoint's: {'; '.join(changed)}."
