@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ def test_a_disk_that_fails_is_not_said_to_hold_no_text(tmp_path: Path, monkeypat
     (tmp_path / "a.json").touch()
     with pytest.raises(FaapError, match=r"a\.json: cannot be read: .*Input/output error"):
         read_text(tmp_path / "a.json")
+
+
+def test_a_drive_that_flushes_no_folders_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, flushed = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if flushed[-1]:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert write_text(tmp_path / "a.txt", "whole").read_text() == "whole"
+    assert flushed == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_what_is_far_too_large_for_a_recipe_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,15 +37,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
-        _to_disk(path.parent)
+        with suppress(OSError):  # Windows opens no folder, and network drives may flush none
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:
     """Wait until what is written lies on the disk; of a folder, its names."""
-    if path.is_dir() and os.name == "nt":  # which opens no folders
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
