@@ -13,7 +13,6 @@ from typing import Any
 from faap.data.coco import read_coco
 from faap.data.facet import FACET_ATTRIBUTE, FACET_LICENCE, is_facet, read_facet
 from faap.data.fields import NAMES, SPLIT_NAMES, folded, plain
-from faap.data.finding import Parts
 from faap.data.images import read_image
 from faap.data.problems import Problem, noting, place, refuse
 from faap.data.reading import Reading
@@ -266,11 +265,9 @@ def load_dataset(
         sources = {"test": partial(_attempt, read_facet, table, images, attribute)}
         groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
     elif split_folders:
-        words = FOLDER_WORDS.items()
-        places = {
-            key: (f"{word}_split/gender_{word}_{{split}}.json", images_dir or f"{word}_split/{{split}}")
-            for key, word in words
-        }
+        places: dict[str, tuple[str, str]] = {}
+        for group, word in FOLDER_WORDS.items():
+            places[group] = f"{word}_split/gender_{word}_{{split}}.json", images_dir or f"{word}_split/{{split}}"
         layout, sources = "split folders", _coco_sources(folder, places)
     elif home.is_file() and home.suffix.lower() == ".csv":
         raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
@@ -367,22 +364,19 @@ def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tupl
     Of one file for all, the images of each split may lie in folders of their own: `parts`, split -> folders.
     """
 
-    def parts(*places: Path) -> Parts | None:
-        named = {
-            part: [Path(str(each).replace("{split}", name)) for name in names for each in places]
-            for part, names in NAMES.items()
-        }
-        return {part: [*filter(Path.is_dir, named[part])] for part in named} if split == WHOLE else None
-
-    if told:
-        named = [root / told.replace("{split}", each) for each in NAMES.get(split, (split,))]
-        return named, {"parts": parts(root / told)}
     home = root.parent if root.name == "annotations" else root
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
-    likely = [home / folder / name for folder in (".", "images") for name in (own, *NAMES.get(split, ()))]
+    places = [root / told] if told else [home / "{split}", home / "images" / "{split}"]
+
+    def folders(*names: str) -> list[Path]:
+        return [Path(str(place).replace("{split}", name)) for place in places for name in names]
+
+    apart = {part: [*filter(Path.is_dir, folders(*names))] for part, names in NAMES.items()}
+    parts = apart if split == WHOLE else None
+    if told:
+        return folders(*NAMES.get(split, (split,))), {"parts": parts}
     other = [home / "images", home / "data", home, root, annotations.parent]
-    apart = parts(home / "{split}", home / "images" / "{split}")
-    return [*likely, *other], {"roots": [home, root], "parts": apart}
+    return [*folders(own, *NAMES.get(split, ())), *other], {"roots": [home, root], "parts": parts}
 
 
 def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
@@ -400,14 +394,10 @@ def _divided(path: Path, read: Callable[[], Reading]) -> Sources:
         if not any(record.split for record in reading.records):
             return reading
         # where some images say their split, all have to
-        kept, problems = [], [*reading.problems]
-        for record in reading.records:
-            with noting(problems):
-                if record.split not in NAMES:
-                    reason = f"split should be train, val or test, found {record.split!r:.80}"
-                    raise place(path, f"image {record.image_id}")("bad_field", reason)
-                kept.append(record)
-        return replace(reading, records=kept, problems=problems)
+        kept, lost = ([each for each in reading.records if (each.split in NAMES) is right] for right in (True, False))
+        said = {f"image {each.image_id}": f"train, val or test, found {each.split!r:.80}" for each in lost}
+        wrong = [place(path, image)("bad_field", f"split should be {reason}") for image, reason in said.items()]
+        return replace(reading, records=kept, problems=[*reading.problems, *wrong])
 
     def part(name: str) -> Reading:
         reading = known()

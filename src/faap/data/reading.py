@@ -5,6 +5,7 @@ import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,8 @@ class Reader:
         if self.personal or self.named:
             found = Counter(row[1] for image in images for row in image.rows)
             grouped = {row[1] for image in images for row in image.rows if row[4]}
-            if self.named and (
-                nobody := [f"{categories[key]} ({n})" for key, n in found.items() if key not in grouped]
-            ):
+            nobody = [f"{categories[key]} ({n})" for key, n in found.items() if key not in grouped]
+            if self.named and nobody:
                 self._note(f"categories that say no group are left out: {', '.join(nobody[:10])}")
             categories = {key: name for key, name in categories.items() if key in grouped}
         self.result.categories = categories
@@ -261,10 +261,9 @@ class Reader:
         called = next((each for each in (key, whole, posixpath.basename(whole)) if each in self.rows), None)
         if called is None:
             return {}
-        if isinstance(called, str) and self.taken.setdefault(called, whole) != whole:
-            reason = (
-                f"the table's {called!r} may be it or {self.taken[called]}; a table should name folders, too, or ids"
-            )
+        other = self.taken.setdefault(called, whole) if isinstance(called, str) else whole
+        if other != whole:
+            reason = f"the table's {called!r} may be it or {other}; a table should name folders, too, or ids"
             raise at("missing_group", reason)
         return self.rows[called]
 
@@ -300,7 +299,7 @@ class Reader:
     def _add(self, image: _Image, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add the record of an image, unless nobody in it has a group."""
         boxes, labels, areas, crowd, owners, seen = zip(*rows, strict=True) if rows else [()] * 6
-        names = set(owners) or {image.group}
+        names, said = set(owners) or {image.group}, dict.fromkeys(chain.from_iterable(seen))
         groups = names - {""}
         if not groups:
             self.result.left_out += 1
@@ -312,10 +311,7 @@ class Reader:
             areas=np.array(areas, dtype=np.float64),
             crowd=np.array(crowd, dtype=bool),
             owners=None if len(names) == 1 else owners,
-            conditions={
-                name: np.array([each.get(name, np.nan) for each in seen])
-                for name in dict.fromkeys(name for each in seen for name in each)
-            },
+            conditions={name: np.array([each.get(name, np.nan) for each in seen]) for name in said},
             **image.fields,
         )
         self.result.records.append(record)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+import json
 from itertools import zip_longest
 from pathlib import Path
 
@@ -39,10 +39,9 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
     if key is None:
         raise here("missing_column", f"has no column that names images: one of {', '.join(_IMAGE_COLUMNS)} {those}")
     parts = [group_field] if group_field in columns else [part.strip() for part in group_field.split("+")]
-    for part in parts:
-        if part not in columns:
-            reason = f"has no column {part!r}; --group_field names the one with the group {those}."
-            raise here("missing_column", reason + nearest(part, columns))
+    if lacking := [part for part in parts if part not in columns]:
+        reason = f"has no column {lacking[0]!r}; --group_field names the one with the group {those}."
+        raise here("missing_column", reason + nearest(lacking[0], columns))
     table: dict[str | int, dict[str, str]] = {}
     torn: list[tuple[dict[str, str], str]] = []
     for line, row in rows:
@@ -54,12 +53,12 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
             fields |= {"split": row[written["split"]]} if "split" in written else {}
             is_id = key.casefold() in _IDS and name.isdecimal() and len(name) < 20  # which 64 bits hold
             earlier = table.setdefault(int(name) if is_id else file_key(name), fields)
-            for kind, word in (("two_groups", group_field), ("two_splits", "split")):
+            for what, word in (("group", group_field), ("split", "split")):
                 now, then = fields.get(word, ""), earlier.get(word, "")
                 if plain(now) != plain(then):
-                    what = kind.removeprefix("two_").removesuffix("s")
                     torn.append((earlier, word))
-                    raise at(kind, f"image {name} is in {what} {now!r} here and in {then!r} in an earlier line")
+                    reason = f"image {name} is in {what} {now!r} here and in {then!r} in an earlier line"
+                    raise at(f"two_{what}s", reason)
     for fields, word in torn:
         fields[word] = ""
     return table, problems
@@ -80,7 +79,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], l
     """
     content = read_bytes(path)
     try:
-        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        text = content.decode(json.detect_encoding(content))
         # semicolons come from spreadsheets where the comma is a decimal point
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -92,14 +91,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], l
     columns = [name for name in header if name]  # a comma at the end names none
     if len(set(columns)) < len(columns):
         raise place(path)("missing_column", f"its first line should name each column once, found {columns}")
-    problems: list[Problem] = []
-    right = []
-    for line, cells in rows:
-        with noting(problems):
-            if any(cells[len(header) :]):
-                reason = (
-                    f"has {len(cells)} cells, and the first line {len(header)}; each column should have a name there"
-                )
-                raise place(path, f"line {line}")("bad_field", f"{reason}, and a cell with {delimiter!r} in it quotes")
-            right.append((line, dict(zip_longest(header, cells, fillvalue=""))))
+    why = f"{len(header)}; each column should have a name there, and a cell with {delimiter!r} in it quotes"
+    long = {n: f"has {len(row)} cells, and the first line {why}" for n, row in rows if any(row[len(header) :])}
+    problems = [place(path, f"line {line}")("bad_field", reason) for line, reason in long.items()]
+    right = [(line, dict(zip_longest(header, cells, fillvalue=""))) for line, cells in rows if line not in long]
     return columns, right, problems
