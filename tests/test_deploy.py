@@ -1,5 +1,6 @@
 """Perturbed pictures and videos: what is in them, what is kept with them, and that nothing is lost or replaced."""
 
+import errno
 import json
 import math
 import os
@@ -346,15 +347,36 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(generator: Generator,
     frames = [picture(seed=seed) for seed in range(3)]
     frames[0].save(folder / "moves.gif", save_all=True, append_images=frames[1:])
     picture(65_600, 1).save(folder / "long.png")
-    with pytest.raises(FaapError, match="4 of 7 cannot be made, the others are in") as error:
+    (folder / "link.png").symlink_to(folder / "taken away.png")
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(FaapError, match="6 of 9 cannot be made, the others are in") as error:
         apply_files(generator, [folder], tmp_path / "out", Form(jpeg=95))
-    for name in ("broken.jpg", "false.mp4", "moves.gif: holds 3 pictures", "long.png"):
-        assert str(folder / name) in str(error.value)
+    names = ("broken.jpg", "false.mp4", "moves.gif: holds 3 pictures", "long.png", "link.png", "pipe.png: is a pipe")
+    for name in names:
+        assert str(error.value).count(str(folder / name)) == 1 + (name == "link.png")
     assert listed(tmp_path / "out") == {"turned.jpg", "more/plain.jpg", "more/print.jpg", "applied.jsonl"}
     for wrong, said in ((folder / "none.jpg", "no such file or folder"), (tmp_path / "empty", "no picture or video")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(FaapError, match=said):
             apply_files(generator, [wrong], tmp_path / "out")
+
+
+def test_what_keeps_results_from_being_written_is_said_of_them(
+    generator: Generator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaapError, match=r"^out .*file: cannot be made or written to \(File exists\); .*--out\.$"):
+        apply_files(generator, [folder], tmp_path / "file")
+    film(folder / "walk.mkv", frames=2)
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name, made in (("_rewrite", folder / "walk.mkv"), ("arrived", folder / "turned.jpg")):
+        with monkeypatch.context() as patched:
+            patched.setattr(deploy, name, full)
+            with pytest.raises(FaapError, match=r"^out .*out: cannot be made .*No space left.* make room"):
+                apply_files(generator, [made], tmp_path / "out")
 
 
 def film(
@@ -665,8 +687,9 @@ def test_without_pyav_a_video_is_said_to_take_it(
 ) -> None:
     film(tmp_path / "walk.mkv", frames=2)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(FaapError, match=r"pip install 'faap\[video\]'"):
+    with pytest.raises(FaapError, match=r"pip install 'faap\[video\]'") as error:
         apply_files(generator, [tmp_path / "walk.mkv"], tmp_path / "out")
+    assert str(error.value).count("walk.mkv") == 1
 
 
 def test_the_command_perturbs_draws_and_says_what_arrives(
@@ -686,6 +709,7 @@ def test_the_command_perturbs_draws_and_says_what_arrives(
     assert "Give --detr_checkpoint." in capsys.readouterr().err
     flags = [f"--detr_checkpoint={tiny_detector}", "--draw", "--score=0", f"--out={tmp_path / 'drawn'}", "--jpeg=95"]
     assert cli.main(["apply", place, str(folder / "turned.jpg"), *flags]) == 0
+    assert f"1 file in {tmp_path / 'drawn'}." in " ".join(capsys.readouterr().out.split())
     with Image.open(tmp_path / "drawn" / "drawn" / "turned.jpg") as drawn:
         assert drawn.size == (2 * 44 + deploy._BETWEEN, 60)
 

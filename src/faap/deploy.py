@@ -27,12 +27,12 @@ from faap.conform import Between, conform
 from faap.data import denormalise, normalise
 from faap.data.images import Preprocessing, evaluation_transform, planes, read_image, to_rgb
 from faap.data.orientation import open_image
-from faap.data.problems import Problem, opening, place
+from faap.data.problems import opening, place
 from faap.detectors import FrozenDetector
 from faap.detectors.base import RawDetections, unchanged
 from faap.errors import FaapError
 from faap.evaluation.detections import perturb_as_deployed
-from faap.files import atomic_write, file_sha256, read_text
+from faap.files import atomic_write, file_sha256, read_text, refuse_odd
 from faap.perturbation import Generator
 from faap.runs import writing
 from faap.weights import tensors_sha256
@@ -234,8 +234,10 @@ def apply_files(
         pairs = _pairs(inputs, ledger, form)
         for source, name in pairs:
             ledger.check(source, name)
+        out.mkdir(parents=True, exist_ok=True)
         for source, name in bar.track(pairs, description="perturbing"):
             try:
+                refuse_odd(source)
                 about = source.stat()
                 row: dict[str, Any] = {"source": str(source.resolve()), "file": str(name)} | how
                 row |= {"bytes": about.st_size, "mtime": about.st_mtime_ns}
@@ -243,10 +245,12 @@ def apply_files(
                     make = _video if source.suffix.lower() in VIDEOS else _picture
                     before = make(generator, source, out, name, form, partial(ledger.add, row))
                 made.append(before)
-            except (OSError, ValueError, Problem) as error:
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                    raise
-                failed.append(str(error) if isinstance(error, Problem) else f"{source}: {error}")
+            except (OSError, ValueError) as error:
+                # where a video is written, what goes wrong is told of its source
+                code = getattr(error.__cause__ or error, "errno", 0)
+                if code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise OSError(code, os.strerror(code)) from error
+                failed.append(str(error) if isinstance(error, FaapError) else f"{source}: {error}")
     if failed:
         raise FaapError(f"{len(failed)} of {len(pairs)} cannot be made, the others are in {out}: {'; '.join(failed)}")
     return made
@@ -255,28 +259,12 @@ def apply_files(
 def _pairs(inputs: Sequence[str | Path], ledger: "_Ledger", form: Form) -> list[tuple[Path, Path]]:
     """Return every file to perturb, and what the result is called within the folder of results."""
     found: dict[Path, Path] = {}
-    out, rows = ledger.out, [row for rows in ledger.rows.values() for row in rows]
-    results = {(out / file).resolve() for row in rows for file in row["sha256"]}
+    out = ledger.out
     for path in map(Path, inputs):
         if not path.exists():
             raise FaapError(f"{path}: there is no such file or folder.")
-        here = [path]
-        if path.is_dir():
-            # results, of this command or an earlier one, are no input
-            ours = {each.parent.resolve() for each in path.rglob(LEDGER)} | {out.resolve()} - {*path.resolve().parents}
-            seen = [each for each in sorted(path.rglob("*")) if each.is_file() and each.resolve() not in results]
-            seen = [each for each in seen if not ours & {*each.resolve().parents}]
-            here = [each for each in seen if each.suffix.lower() in PICTURES + VIDEOS]
-            others = [str(each.relative_to(path)) for each in seen if each.suffix.lower() not in PICTURES + VIDEOS]
-            if left := [each for each in others if (guess_type(each)[0] or "").startswith(("image/", "video/"))]:
-                said = f"{', '.join(left[:3])} ({len(left)} in all)"
-                warnings.warn(f"{path}: of a format that is not read, and left out: {said}.", stacklevel=3)
-            if not here:
-                raise FaapError(
-                    f"{path}: there is no picture or video in this folder, but perhaps for results of faap."
-                )
-        for each in here:
-            inside = each.relative_to(path) if path.is_dir() else Path(each.name)
+        for each in _inside(path, ledger) if path.is_dir() else [path]:
+            inside = each.relative_to(path if path.is_dir() else path.parent)
             picture = ".png" if form.jpeg is None else ".jpg"
             name = inside.with_suffix(".mp4" if each.suffix.lower() in VIDEOS else picture)
             other = found.setdefault(name, each)
@@ -289,6 +277,24 @@ def _pairs(inputs: Sequence[str | Path], ledger: "_Ledger", form: Form) -> list[
                     f"{each}: its result would lie among the drawings; give the folder {path / _DRAWN} alone."
                 )
     return [(source, name) for name, source in found.items()]
+
+
+def _inside(folder: Path, ledger: "_Ledger") -> list[Path]:
+    """Return the pictures and videos of a folder; results, of this command or an earlier one, are none."""
+    out = ledger.out.resolve()
+    results = {(out / file).resolve() for rows in ledger.rows.values() for row in rows for file in row["sha256"]}
+    ours = {each.parent.resolve() for each in folder.rglob(LEDGER)} | {out} - {*folder.resolve().parents}
+    # also links that lead nowhere, which are named when they cannot be made
+    files = [each for each in sorted(folder.rglob("*")) if not each.is_dir() and each.resolve() not in results]
+    files = [each for each in files if not ours & {*each.resolve().parents}]
+    known = [each for each in files if each.suffix.lower() in PICTURES + VIDEOS]
+    others = [str(each.relative_to(folder)) for each in files if each.suffix.lower() not in PICTURES + VIDEOS]
+    if left := [each for each in others if (guess_type(each)[0] or "").startswith(("image/", "video/"))]:
+        said = f"{', '.join(left[:3])} ({len(left)} in all)"
+        warnings.warn(f"{folder}: of a format that is not read, and left out: {said}.", stacklevel=4)
+    if not known:
+        raise FaapError(f"{folder}: there is no picture or video in this folder, but perhaps for results of faap.")
+    return known
 
 
 class _Ledger:
