@@ -545,6 +545,12 @@ def test_split_folders_take_images_from_where_they_are_said_to_be(write_dataset,
     assert all(record.path.is_relative_to(root / "blurred") for record in found.records)
 
 
+def test_split_folders_say_that_they_heed_no_field(dataset_root):
+    assert load_dataset(dataset_root, group_field="gender").usable("train") == []
+    said = "The folders say the group, and not the field 'skin_tone'."
+    assert load_dataset(dataset_root, group_field="skin_tone").usable("train") == [said]
+
+
 def test_many_categories_take_no_time_that_grows_as_their_square(write_dataset, tmp_path):
     """Of 1,203, as LVIS has, each file took seconds; what is counted is how often a name is folded."""
     root = write_dataset(tmp_path / "data", splits=("train",))

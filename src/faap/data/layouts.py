@@ -269,6 +269,7 @@ def load_dataset(
         for group, word in FOLDER_WORDS.items():
             places[group] = f"{word}_split/gender_{word}_{{split}}.json", images_dir or f"{word}_split/{{split}}"
         layout, sources = "split folders", _coco_sources(folder, places)
+        note = f"The folders say the group, and not the field {field!r}." if field != "gender" else ""
     elif home.is_file() and home.suffix.lower() == ".csv":
         raise FaapError(f"data set {home}: is not FACET's annotations.csv, and a CSV alone has no images; {LAYOUTS}")
     else:
