@@ -226,6 +226,12 @@ def test_a_weighting_without_a_meaning_is_refused(contrastive: str, allowed: set
             Recipe(contrastive=contrastive, score_weighting=weighting)
 
 
+def test_a_training_starts_anew_or_goes_on() -> None:
+    with pytest.raises(FaapError, match=r"fresh starts anew, and resume goes on, from 'run'; give one of them"):
+        load_recipe("infonce_4th", fresh=True, resume="run")
+    assert load_recipe("infonce_4th", fresh=True, resume="auto").fresh
+
+
 def test_an_unknown_field_or_recipe_names_the_nearest() -> None:
     with pytest.raises(FaapError, match=r"unknown field 'lamda_align'. Did you mean 'lambda_align'\?"):
         load_recipe("infonce_4th", lamda_align=0.5)

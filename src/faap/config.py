@@ -19,7 +19,7 @@ from faap.objectives.own import OwnTerms, blaming, own_terms
 from faap.recipes import RECIPES as RECIPES
 from faap.recipes import find, read
 from faap.recipes import recipe_names as recipe_names
-from faap.runs import Run
+from faap.runs import AUTO, Run
 from faap.schedules import Settings as Schedules
 from faap.schedules import schedules
 from faap.settings import SECTIONS, checked, setting, shown
@@ -85,9 +85,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     weight_decay: float = _training(0.01, "weight decay of the optimizer", low=0)
     ema: float = _training(0.0, "decay of the moving average of the generator that is kept; 0: none", low=0, below=1)
     max_norm: float = _training(0.5, "gradient norm above which the gradient is scaled down", above=0)
-    max_skipped: int = _training(
-        10, "steps in a row that are left out because their loss is not finite; then the end", low=1
-    )
+    max_skipped: int = _training(10, "steps in a row left out because their loss is not finite; then the end", low=1)
     stop_on_collapse: bool = _training(False, "stop where a collapse of the features is suspected")
     clip_apart: bool = _training(False, "clip the gradients of generator and head each on their own")
     aug_strength: str = _training("weak", "colour jitter of the image", choices=("none", "weak", "medium", "strong"))
@@ -98,9 +96,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     graph: bool = _training(False, "on a GPU, record steps whose shapes repeat as CUDA graphs")
     compile: bool = _training(False, "compile the detector with torch.compile; for images that all have one size")
 
-    no_object_weight: float = setting(
-        0.0, "no-object's weight in the detection loss, for softmax; 0: the detector's", low=0
-    )
+    no_object_weight: float = setting(0.0, "no-object's weight in the loss, for softmax; 0: the detector's", low=0)
     terms: str = setting("", "terms of your own: a .py file beside the recipe or here, or a module; see docs/terms.md")
 
     def blamed(self) -> AbstractContextManager[None]:
@@ -119,6 +115,8 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
             raise FaapError(f"batch_size is {self.batch_size}; it must be even, half of each group.")
         if self.lr_min > self.lr_g:
             raise FaapError(f"lr_min is {self.lr_min}; it must not exceed lr_g, which is {self.lr_g}.")
+        if self.fresh and self.resume not in AUTO:
+            raise FaapError(f"fresh starts anew, and resume goes on, from {shown(self.resume)}; give one of them.")
         if self.anchor_group == self.reference_group:
             raise FaapError(f"anchor_group and reference_group are both {self.anchor_group!r}; they must differ.")
         if not self.train_edges:

@@ -39,9 +39,7 @@ def _join(device: torch.device) -> torch.device:
     count, local = _launched()
     if device.type == "cuda":
         if device.index is not None:
-            raise FaapError(
-                f"device is '{device}', and {count} processes were started: use cuda, and each has its own."
-            )
+            raise FaapError(f"device is '{device}', and there are {count} processes: use cuda, and each has its own.")
         if local >= (here := torch.cuda.device_count()):
             raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
         device = torch.device("cuda", local)

@@ -105,13 +105,11 @@ class Run:
 
     def is_trained_with(self, recipe: "Recipe") -> bool:
         """Whether what lies here was trained with a recipe's settings, wherever and on whatever it computed."""
-        try:
+        with suppress(FaapError, TypeError):  # it cannot be read, or has fields that the recipe has not
             # the recipe's own class reads the file, so that nothing it names is imported
-            values: dict[str, Any] = {**read(self.config)}
-            stored = type(recipe)(**values)
-        except (FaapError, TypeError):  # it cannot be read, or has fields that the recipe has not
-            return False
-        return not differences(stored.to_dict(), recipe, "run")
+            stored: dict[str, Any] = {**read(self.config)}
+            return not differences(type(recipe)(**stored).to_dict(), recipe, "run")
+        return False
 
     def read_log(self) -> list[dict[str, Any]]:
         """Return a row for each epoch; none if there is no log.
@@ -165,9 +163,7 @@ class Run:
             FaapError: no training lies here.
         """
         if not self.status.is_file():
-            raise FaapError(
-                f"{self.path}: no training lies there, or one of an earlier faap: {self.status} is missing."
-            )
+            raise FaapError(f"{self.path}: no training lies there, or none that has begun: {self.status} is missing.")
         found = read_json(self.status)
         try:
             with self.locked():
@@ -273,11 +269,13 @@ def differences(stored: Mapping[str, Any], recipe: "Recipe", *free: str) -> list
     """Say in which fields a stored recipe and another differ, but for those of the sections in `free`."""
     then, now = {each.name: each.default for each in fields(recipe)} | dict(stored), recipe.to_dict()
     names = [each.name for each in fields(recipe) if each.metadata["section"] not in free]
-    changed = [name for name in names if then[name] not in (now[name], getattr(recipe, name))]
-    places = ("dataset_root", "detr_checkpoint")  # one place may be written in several ways
-    same = [name for name in places if os.path.realpath(str(then[name])) == os.path.realpath(str(now[name]))]
-    changed = [name for name in changed if name not in same]
-    return [f"{name} was {then[name]!r}, is {now[name]!r}" for name in changed]
+
+    def same(name: str) -> bool:
+        if name in ("dataset_root", "detr_checkpoint"):  # one place may be written in several ways
+            return os.path.realpath(str(then[name])) == os.path.realpath(str(now[name]))
+        return then[name] in (now[name], getattr(recipe, name))
+
+    return [f"{name} was {then[name]!r}, is {now[name]!r}" for name in names if not same(name)]
 
 
 @contextmanager

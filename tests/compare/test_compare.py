@@ -243,16 +243,6 @@ def test_verdicts_have_three_states_and_warnings_are_passed_on(copied: Any) -> N
     assert second["success"]["ap_gap"] == 1
     assert result["warnings"] == ["finds nobody", "wgan_7th, seed 0: in one"]
 
-    def forget(content: dict[str, Any]) -> None:
-        content.pop("warnings")
-        for group in ("female", "male"):
-            content["perturbed"][group] |= {"AP": 0.0, "AR100": 0.0}
-
-    change(Run(runs[1].output_dir).metrics, forget)
-    result = gather(runs, {})
-    assert result["recipes"][1]["verdicts"]["ap_gap"] == {"met": 0, "not met": 0, "cannot be told": 1}
-    assert result["warnings"][-1].startswith("wgan_7th, seed 0: The detector finds nobody")
-
 
 @pytest.mark.parametrize(
     ("changes", "seeds", "said"),
@@ -345,7 +335,8 @@ def test_threads_are_shared_by_the_jobs(
             seen.append((log.name, threads))
             raise FaapError("enough")
 
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)  # as Slurm gives of a machine
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of which Slurm has given some
     compare([load_recipe("moco_4th", **small)], tmp_path, seeds=2, jobs=jobs, console=QUIET, runner=Sees())
     threads = max(1, 6 // jobs)
     assert sorted(seen) == [("moco_4th_0.log", threads), ("moco_4th_1.log", threads)]

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -109,9 +110,7 @@ def compare(
     at_once = jobs or runner.jobs or max(1, len(waiting))
     done = f"{len(runs) - len(waiting)} finished before, {len(waiting)} to go, {at_once} at a time"
     say(f"{len(runs)} runs in {root}: {done}; logs in {root / 'logs'}")
-    # of the cores that this process may use: a share of the machine's, under Slurm
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // (jobs or 1))
+    threads = max(1, torch.get_num_threads() // (jobs or 1))  # torch knows which cores are ours, under Slurm
     with runner.open(waiting, console) if waiting else nullcontext():
         failed = _make(waiting, runner, root / "logs", at_once, threads, say)
     comparison = gather(runs, failed)

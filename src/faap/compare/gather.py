@@ -10,7 +10,7 @@ import numpy as np
 from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, verdict_of
 from faap.evaluation.gaps import GAPS, HEADLINE, difference, headline
 from faap.report.charts import curves_of
 from faap.report.words import number
@@ -23,7 +23,6 @@ RULE = (
 )
 # by which AP or AR may differ from device to device, for the same detector and images
 ROUNDING = 1e-3
-BLIND = "The detector finds nobody to speak of: right checkpoint? right class names?"
 # in which recipes differ without differing in what they train
 _OWN = {*fields_of("run"), "seed"}
 
@@ -92,8 +91,7 @@ def read(run: Recipe) -> Result:
     metrics, log = folder.read_metrics(), folder.read_log()
     groups = dict.fromkeys(_groups(run), dict.fromkeys(GAPS.values(), (float, None)))
     both = {"baseline": groups, "perturbed": groups}
-    shape = {"gap": dict.fromkeys(GAPS, dict), "changes": {group: {"AP": dict} for group in groups}, "success": dict}
-    conform(metrics, both | shape, str(folder.metrics))
+    conform(metrics, both | {"changes": {group: {"AP": dict} for group in groups}}, str(folder.metrics))
     conform(log, [{"validation": both}], str(folder.log))
     if not log:
         raise FaapError(f"{folder.log}: holds no epoch.")
@@ -132,17 +130,11 @@ def _refuse_other_measurement(one: Result, other: Result) -> None:
         raise FaapError(f"{what}: nothing can be compared. Use another --output_dir.")
 
 
-def _is_blind(result: Result) -> bool:
-    """Whether neither group is found, before or after; an earlier faap did not ask, and called it success."""
-    before, after = (result.metrics[key] for key in ("baseline", "perturbed"))
-    return any(all(is_dead(metrics[group]) for group in _groups(result.run)) for metrics in (before, after))
-
-
 def _warnings(found: Sequence[Result]) -> list[str]:
     """Return what the measurements warn of, once each, with the runs it is about unless it is about all."""
     about: dict[str, list[str]] = {}
     for each in found:
-        for text in each.metrics.get("warnings", [BLIND] * _is_blind(each)):
+        for text in each.metrics.get("warnings", ()):
             about.setdefault(text, []).append(title(each.run))
     return [text if len(names) == len(found) else f"{'; '.join(names)}: {text}" for text, names in about.items()]
 
@@ -152,17 +144,12 @@ def _run_row(result: Result) -> dict[str, Any]:
     run, metrics, log = result
     groups, gap = _groups(run), metrics["gap"]["AP"]
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
-    if _is_blind(result):
-        verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
     row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": Run(run.output_dir).chosen(log)}
     row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
-    changes = {"gap": metrics["gap"]} | dict(
-        zip(("anchor", "reference"), map(metrics["changes"].get, groups), strict=True)
-    )
-    row["images_error"] = {
-        key: changes[whose][metric].get("standard_error") for key, (whose, metric) in HEADLINE.items()
-    }
-    row |= {"success": {key: verdict == MET for key, verdict in verdicts.items()}, "verdicts": verdicts}
+    anchor, reference = (metrics["changes"][group] for group in groups)
+    changes = {"gap": metrics["gap"], "anchor": anchor, "reference": reference}
+    errors = {key: changes[whose][metric].get("standard_error") for key, (whose, metric) in HEADLINE.items()}
+    row |= {"images_error": errors, "success": {k: v == MET for k, v in verdicts.items()}, "verdicts": verdicts}
     row |= {name: sum(epoch[name] for epoch in log) for name in ("seconds", "images")}
     return row | {"curves": curves_of(log, *groups, "train")}
 

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -176,23 +176,18 @@ class Monitor(NullMonitor):
 
     def show(self, images: Callable[[], Mapping[str, "np.ndarray[Any, Any]"]]) -> None:
         """Track pictures, (H, W, 3) uint8, where somebody takes them."""
-        if any(hasattr(each, "log_images") for each in self.trackers):
-            found = {name: image[None] for name, image in images().items()}
-            step = len(self.rows) * self.per_epoch - 1
-
-            def told(tracker: Any) -> None:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images(found, step, **({"dataformats": "NHWC"} if tracker.name == _OURS else {}))
-
-            self._tell(told)
+        if takers := [each for each in self.trackers if hasattr(each, "log_images")]:
+            found, last = {name: image[None] for name, image in images().items()}, len(self.rows) * self.per_epoch - 1
+            own = {_OURS: {"dataformats": "NHWC"}}
+            self._tell(lambda each: each.log_images(found, last, **own.get(each.name, {})), takers)
 
     def _track(self, values: Mapping[str, float | None], step: int) -> None:
         known = {name: value for name, value in values.items() if value is not None}
-        self._tell(lambda tracker: tracker.log(known, step))
+        self._tell(lambda tracker: tracker.log(known, step), self.trackers)
 
-    def _tell(self, what: Callable[[Any], object]) -> None:
-        """Tell all trackers; one that fails is told no more, as no training is worth ending for it, but for a disk."""
-        for each in [*self.trackers]:
+    def _tell(self, what: Callable[[Any], object], trackers: Sequence[Any]) -> None:
+        """Tell trackers; one that fails is told no more, as no training is worth ending for it, but for a disk."""
+        for each in [*trackers]:
             try:
                 with writing(self.run.path):
                     what(each)
@@ -262,13 +257,9 @@ def keep_best(run: Run) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any], epochs: int) -> str:
     before, after, gaps = (row["validation"][name] for name in ("baseline", "perturbed", "gap"))
-    groups = [
-        f"{escape(group)} {number(after[group]['AP'])} (baseline {number(before[group]['AP'])})" for group in before
-    ]
-    gap = f"validation AP gap {number(gaps['AP'])}, {', '.join(groups)}"
+    aps = {escape(group): (number(after[group]["AP"]), number(before[group]["AP"])) for group in before}
+    groups = ", ".join(f"{group} {ap} (baseline {earlier})" for group, (ap, earlier) in aps.items())
     terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())
-    seconds = f"{row['seconds']:.0f} s"
-    return (
-        f"[bold]epoch {row['epoch']} of 0 to {epochs - 1}[/bold]  {gap}, {seconds}\n[dim]  {terms}\n  {settings}[/dim]"
-    )
+    said = f"[bold]epoch {row['epoch']} of 0 to {epochs - 1}[/bold]  validation AP gap {number(gaps['AP'])}, {groups}"
+    return f"{said}, {row['seconds']:.0f} s\n[dim]  {terms}\n  {settings}[/dim]"

@@ -316,10 +316,9 @@ class Trainer:
         optimizer = adam_state(state["optimizer"], self.optimizer, f"{place}: optimizer")
         running = state.get("running", _nothing())
         here, random = _where_chance_is(self.device), running["random"]
-        if wrong := [
-            n for n, v in here.items() if n in random and (random[n].shape, random[n].dtype) != (v.shape, v.dtype)
-        ]:
-            raise FaapError(f"{place}: running: random: {wrong[0]} is no state of a generator of random numbers.")
+        for name in here.keys() & random.keys():
+            if (random[name].shape, random[name].dtype) != (here[name].shape, here[name].dtype):
+                raise FaapError(f"{place}: running: random: {name} is no state of a generator of random numbers.")
         check_tensors({"averaged": state.get("averaged", self.steps)}, {"averaged": self.steps}, place)
         if not 0 <= running["step"] <= len(self.batches):
             raise FaapError(f"{place}: running: step is {running['step']}, of {len(self.batches)} in an epoch.")
