@@ -209,6 +209,25 @@ def test_what_is_annotated_of_one_group_alone_takes_away_no_verdict(women, left_
     assert (result["detector"] == without["detector"]) == left_out
 
 
+def test_a_category_whose_boxes_are_alike_in_nothing_keeps_its_gap(record, tmp_path):
+    """People are found alike; hats, of women and of men never occluded alike, are found on men alone."""
+    records, found = [], []
+    for n, group in enumerate(["female"] * 30 + ["male"] * 30):
+        hats = n % 30 < 12
+        boxes, labels = [[10, 10, 40, 60], [120, 60, 30, 30]][: 1 + hats], [1, 7][: 1 + hats]
+        hidden = np.array([n % 2, 2 if group == "female" else 3][: 1 + hats], dtype=float)
+        records.append(replace(record(n + 1, group, boxes, labels), conditions={"occluded": hidden}))
+        seen = 1 if group == "female" else len(boxes)
+        found.append(Detections(n + 1, np.ones(seen), np.array(labels[:seen]), np.array(boxes[:seen], dtype=float)))
+    split = painted(Split("test", tuple(records), {1: "person", 7: "hat"}, "female", "male"), tmp_path)
+    result = audit(split, found, samples=40)
+    assert result["by_category"]["hat"]["value"] == pytest.approx(1)
+    assert result["gap"]["value"] == pytest.approx(0.5)
+    assert result["confounders"]["occluded"]["compared"] == {"female": 30 / 42, "male": 30 / 42}
+    assert result["confounders"]["occluded"]["left"]["value"] == pytest.approx(0.5)
+    assert result["causes"] == [DETECTOR]
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_group_without_anything_to_find_is_said(small):
     split, found = small
@@ -417,6 +436,15 @@ def test_results_are_sorted_to_their_images(small, tmp_path):
     assert f"no detection in {len(split.records) - 2} of" in notes[2]
 
 
+def test_boxes_that_leave_their_images_are_no_corners(small, tmp_path):
+    path = tmp_path / "r.json"
+    leaving = [[2, 3, 160, 128], [-8, -9, 190, 150], [90, 50, 30, 120], [90, 50, 180, 20]]
+    path.write_text(json.dumps([GOOD | {"bbox": box} for box in leaving]))
+    assert read_results(path, small[0])[0][0].boxes.tolist() == leaving
+    path.write_text(json.dumps([GOOD | {"bbox": [90, 50, 130, 100]}, *[GOOD] * 9]))
+    assert len(read_results(path, small[0])[0][0].boxes) == 10
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -439,6 +467,8 @@ def test_results_are_sorted_to_their_images(small, tmp_path):
         ([GOOD, GOOD | {"image_id": True}], r"r.json\[1\]: image_id"),
         ([GOOD, GOOD | {"score": True}], r"r.json\[1\]: score"),
         ([GOOD | {"image_id": 999}], "none of its 1 detections is of the test split"),
+        ([GOOD | {"bbox": [0.1, 0.2, 0.3, 0.4]}] * 2, r"r.json: its boxes lie in \[0, 1\]"),
+        ([GOOD | {"bbox": [90, 50, 130, 100]}, *[GOOD] * 8], r"1 of its boxes, .*would fit as \[left, top, right, bot"),
     ],
 )
 def test_bad_results_are_named(content, said, small, tmp_path):

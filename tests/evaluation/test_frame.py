@@ -142,3 +142,20 @@ def test_what_cannot_be_known(three):
     assert frame.worst["AP"]["group"] is None
     assert frame.worst["AP"]["ci95"] is frame.difference["woman"]["AP"]["ci95"] is frame.overall["AP"]["ci95"] is None
     assert np.isnan(frame.overall["AP"]["value"])
+
+
+@pytest.mark.usefixtures("few_replicates")
+def test_a_group_of_one_image_has_no_interval_and_is_worst_in_no_share(three, brute_force):
+    split, found, _ = three
+    children = [i for i in split.positions("child") if len(split.records[i].boxes)]
+    kept = [*split.positions("woman"), *split.positions("man"), children[0]]
+    split, found = split.subset(kept), [found[i] for i in kept]
+    found[-1] = replace(found[-1], boxes=found[-1].boxes + 1000)
+    frame = MetricFrame(split, found, samples=6, seed=3, metrics=["AP"])
+    for row in (frame.by_group["child"]["AP"], frame.difference["child"]["AP"]):
+        assert np.isfinite(row["value"])
+        assert row["ci95"] is row["standard_error"] is None
+    assert (frame.worst["AP"]["group"], frame.worst["AP"]["share"]) == ("child", None)
+    # the others are still measured in what the child has, too
+    each = [brute_force(split, found, copies)["man"][0] for copies in bootstrap.draw(split, 6, 3).T]
+    check_estimate(frame.by_group["man"]["AP"], np.array(each))

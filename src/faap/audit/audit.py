@@ -1,6 +1,6 @@
 """Is there a gap, how sure is it, and where does it come from: a detector's detections, taken apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -13,12 +13,12 @@ from rich.progress import Progress
 
 import faap
 from faap.audit.confounders import FEWEST, balance, cells_of, describe, effective_size
-from faap.audit.errors import KINDS, TOTALS, error_costs
+from faap.audit.errors import KINDS, TOTALS
 from faap.audit.examples import telling
 from faap.audit.perturbation import audit_perturbation
 from faap.audit.results import read_results
 from faap.audit.scores import Scores
-from faap.audit.side import Side
+from faap.audit.side import Side, costs_of, sides_of
 from faap.conform import Between, conform
 from faap.data import Dataset, Split
 from faap.detectors import load_detector
@@ -30,8 +30,8 @@ from faap.evaluation.bootstrap import draw, too_few
 from faap.evaluation.criteria import NOTHING_TO_FIND, is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
-from faap.evaluation.metrics import by_group, category_means, comparable_categories, shared_categories
-from faap.evaluation.statistics import VISIBLE, Floats, estimate
+from faap.evaluation.metrics import category_means, comparable_categories, in_order
+from faap.evaluation.statistics import VISIBLE, Floats, percentile_interval
 from faap.files import file_sha256
 from faap.perturbation import load_generator
 from faap.report.measure import is_test, read_before, refuse_choice, run_of
@@ -70,8 +70,8 @@ def audit(
     """
     conform(score, Between(0, 1), "score")
     frame = MetricFrame(split, detections, samples=samples, seed=seed)
-    (names, left_out), categories = comparable_categories(split), shared_categories(split)
-    if not categories:
+    names, left_out = comparable_categories(split)
+    if not names:
         raise FaapError(f"the groups have no category in common, so nothing can be compared: {left_out}")
     weights = draw(split, samples, seed)
     with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as progress:
@@ -79,11 +79,7 @@ def audit(
             whom = "people" if list(split.categories.values()) == ["person"] else "objects"
             seen = pool.map(partial(describe, whom=whom), split.records)
             described = list(progress.track(seen, len(split.records), description="reading the images"))
-        parts = by_group(split, detections)
-        sides = {
-            group: Side(records, found, weights[positions], categories)
-            for group, (positions, records, found) in parts.items()
-        }
+        sides = sides_of(split, detections, weights)
         steps = progress.add_task("taking the gap apart", total=None)
         result: dict[str, Any] = {
             "split": split.name,
@@ -98,16 +94,14 @@ def audit(
         }
         result |= {"groups": frame.by_group, "gaps": frame.difference, "ratios": frame.ratio, "worst": frame.worst}
         result |= {"errors": _errors(sides, split)}
-        pair = [sides[split.anchor], sides[split.reference]]
-        anchor, reference = (side.average_precision() for side in pair)
-        gaps = dict(zip(names, map(estimate, reference - anchor), strict=True))
-        result["by_category"] = gaps if len(gaps) > 1 else {}
-        pictures = [[described[i] for i in parts[group][0]] for group in (split.anchor, split.reference)]
-        result |= _causes(pair, (split.anchor, split.reference), pictures, score)
+        pair = {group: sides[group] for group in (split.anchor, split.reference)}
+        gaps = _gaps(pair.values())
+        result["by_category"] = dict(zip(names, gaps, strict=True)) if len(names) > 1 else {}
+        places = [in_order(split.positions(group), split.records, detections)[0] for group in pair]
+        pictures = [[described[i] for i in each] for each in places]
+        result |= _causes(pair, pictures, gaps, score)
         result |= {"scores": _scores(sides, split, score)}
-        result["examples"] = [
-            each for group in (split.anchor, split.reference) for each in telling(sides[group], group)
-        ]
+        result["examples"] = [each for group, side in pair.items() for each in telling(side, group)]
         progress.remove_task(steps)
     dead = [name for name, row in frame.by_group.items() if is_dead({key: row[key]["value"] for key in row})]
     said = [f"Of {', '.join(dead)} it finds nobody to speak of: right detector? right class names?"] if dead else []
@@ -202,20 +196,13 @@ def audit_data(
 
 def _errors(sides: Mapping[str, Side], split: Split) -> dict[str, Any]:
     """What each kind of error costs each group, and of the AP50 gap the part that goes away with it."""
-    costs_of = {
-        name: error_costs(side.records, side.detections, side.categories, side.copies) for name, side in sides.items()
-    }
-    found = category_means(costs_of)
-    base = {group: each[0] for group, each in found.items()}
-    gap = base[split.reference] - base[split.anchor]
-    kinds = {}
-    for place, kind in enumerate((*KINDS, *TOTALS), 1):
-        costs = {group: each[place] for group, each in found.items()}
-        of_gap = costs[split.anchor] - costs[split.reference]
-        kinds[kind] = {"costs": {group: estimate(each) for group, each in costs.items()}, "of_gap": estimate(of_gap)}
+    base, *found = (dict(zip(sides, each, strict=True)) for each in zip(*costs_of(sides).values(), strict=True))
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, costs in zip((*KINDS, *TOTALS), found, strict=True):
+        kinds[kind] = {"costs": costs, "of_gap": costs[split.anchor] - costs[split.reference]}
         if kind in KINDS:
             kinds[kind]["count"] = {group: _count(side, kind) for group, side in sides.items()}
-    return {"AP50": {group: estimate(ap) for group, ap in base.items()}, "gap": estimate(gap), "kinds": kinds}
+    return {"AP50": base, "gap": base[split.reference] - base[split.anchor], "kinds": kinds}
 
 
 def _count(side: Side, kind: str) -> int:
@@ -225,20 +212,21 @@ def _count(side: Side, kind: str) -> int:
 
 
 def _causes(
-    pair: Sequence[Side], groups: Sequence[str], pictures: Sequence[Sequence[Mapping[str, Floats]]], score: float
+    sides: Mapping[str, Side], pictures: Sequence[Sequence[Mapping[str, Floats]]], gaps: Floats, score: float
 ) -> dict[str, Any]:
     """What is left of the gap once both groups are alike, in one property of the pictures or in all.
 
     Args:
-        pair: anchor group, reference group.
-        groups: their names.
+        sides: the anchor group, the reference group.
         pictures: of each, what `describe` says of each image.
+        gaps: what `_gaps` says of the two.
         score: from which on a detection of nothing may be of something unlabelled.
     """
 
     def named(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(groups, values, strict=True))
+        return dict(zip(sides, values, strict=True))
 
+    pair = list(sides.values())
     names = list(dict.fromkeys(name for each in pictures for image in each for name in image))
     cells: list[list[Any]] = [[], []]
     means: dict[str, Any] = {}
@@ -252,18 +240,18 @@ def _causes(
         if few[0] == few[1]:
             alike.append(number)
         else:  # of one group alone: no box of the other has its like
-            whose = groups[few.index(True)]
+            whose = list(sides)[few.index(True)]
             wrong = f"{name} is annotated for fewer than {FEWEST} boxes of {whose}"
             lacking.append(f"{wrong}: the groups cannot be made alike in it, and are so in all the rest.")
         means[name] = named([_mean(side, each) for side, each in zip(pair, values, strict=True)])
 
-    gap = _gap(pair)
+    gap = _mean_gap(gaps)
     copies = [side.box_copies.astype(float) for side in pair]
 
     def compared(*numbers: int) -> tuple[dict[str, Any], list[Floats]]:
         factors = balance([[each[n] for n in numbers] for each in cells], copies)
         kept = [float((factor[:, 0] > 0).sum()) / max(len(factor), 1) for factor in factors]
-        left = _gap(pair, factors) if min(kept) >= _COMPARABLE else gap * np.nan
+        left = _mean_gap(_gaps(pair, factors), gaps) if min(kept) >= _COMPARABLE else gap * np.nan
         sizes = [effective_size(each * factor)[0] for each, factor in zip(copies, factors, strict=True)]
         return _cause(gap, left) | {"effective_boxes": named(sizes), "compared": named(kept)}, factors
 
@@ -277,10 +265,10 @@ def _causes(
     # the group that has more of them gets as many an image as the other
     with np.errstate(invalid="ignore", divide="ignore"):
         worth = [np.where(mine > other, other / mine, 1.0) for mine, other in (rates, rates[::-1])]
-    unlabelled = _cause(gap, _gap(pair, None, apart, worth))
-    unlabelled["each_image"] = named([estimate(rate) for rate in rates])
-    left = _gap(pair, factors, apart, worth) if np.isfinite(together["left"]["value"]) else gap * np.nan
-    detector = _cause(gap, gap - left)
+    labelled = _gaps(pair, None, apart, worth)
+    unlabelled = _cause(gap, _mean_gap(labelled)) | {"each_image": named(rates)}
+    left = _mean_gap(_gaps(pair, factors, apart, worth), labelled)
+    detector = _cause(gap, gap - (left if np.isfinite(together["left"][0]) else left * np.nan))
 
     causes = confounders | {UNLABELLED: unlabelled, DETECTOR: detector}
     sure = [
@@ -288,9 +276,9 @@ def _causes(
         for name, each in causes.items()
         if _above_zero(each["explained"]) and (each["share"] or 0) >= _WORTH_NAMING
     ]
-    first = sorted(sure, key=lambda name: -causes[name]["explained"]["value"]) if _above_zero(estimate(gap)) else []
+    first = sorted(sure, key=lambda name: -causes[name]["explained"][0]) if _above_zero(gap) else []
     return {
-        "gap": estimate(gap),
+        "gap": gap,
         "confounders": confounders,
         "all_confounders": together,
         "unlabelled": unlabelled,
@@ -300,30 +288,34 @@ def _causes(
     }
 
 
-def _gap(
-    pair: Sequence[Side], factors: Sequence[Floats] | None = None, apart: Any = (None, None), worth: Any = (1.0, 1.0)
+def _gaps(
+    pair: Iterable[Side], factors: Sequence[Floats] | None = None, apart: Any = (None, None), worth: Any = (1.0, 1.0)
 ) -> Floats:
+    """The gap between anchor and reference group in each category, (categories, R); nan where either has no box."""
     parts = zip(pair, factors or (None, None), apart, worth, strict=True)
-    means = category_means(
-        {name: side.average_precision(*each) for name, (side, *each) in zip("ar", parts, strict=True)}
-    )
-    return means["r"] - means["a"]
+    anchor, reference = (side.average_precision(*each) for side, *each in parts)
+    return reference - anchor
+
+
+def _mean_gap(gaps: Floats, otherwise: Floats | float = np.nan) -> Floats:
+    """The mean over the categories; one whose boxes are alike in nothing has the gap that it has otherwise."""
+    return category_means({"gap": np.where(np.isnan(gaps), otherwise, gaps)})["gap"]
 
 
 def _cause(gap: Floats, left: Floats) -> dict[str, Any]:
     share = float((gap - left)[0] / gap[0]) if abs(gap[0]) >= VISIBLE and np.isfinite(left[0]) else None
-    return {"explained": estimate(gap - left), "left": estimate(left), "share": share}
+    return {"explained": gap - left, "left": left, "share": share}
 
 
-def _above_zero(found: Mapping[str, Any]) -> bool:
-    return found["ci95"] is not None and found["ci95"][0] > 0
+def _above_zero(values: Floats) -> bool:
+    return (percentile_interval(values[1:]) or [0])[0] > 0
 
 
-def _mean(side: Side, values: Floats) -> dict[str, Any]:
+def _mean(side: Side, values: Floats) -> Floats:
     known = np.isfinite(values)
     copies = side.box_copies[known]
     with np.errstate(invalid="ignore"):
-        return estimate((values[known, None] * copies).sum(axis=0) / copies.sum(axis=0))
+        return np.asarray((values[known, None] * copies).sum(axis=0) / copies.sum(axis=0))
 
 
 def _rate(side: Side, positions: Sequence[Any]) -> Floats:
@@ -335,19 +327,10 @@ def _scores(sides: Mapping[str, Side], split: Split, score: float) -> dict[str, 
     """Recall and precision of each group at a threshold, their differences, and thresholds that make recall equal."""
     each = {group: Scores(side) for group, side in sides.items()}
     at = {group: one.at(score) for group, one in each.items()}
-    reference = at[split.reference]
-    equal = {}
-    for group, one in each.items():
-        if group != split.reference:
-            found = one.equal_recall(reference["recall"])
-            equal[group] = {name: estimate(value) for name, value in found.items()}
+    reference, others = at[split.reference], [group for group in each if group != split.reference]
     return {
-        "at": {group: {name: estimate(value) for name, value in row.items()} for group, row in at.items()},
-        "difference": {
-            group: {name: estimate(reference[name] - value) for name, value in row.items()}
-            for group, row in at.items()
-            if group != split.reference
-        },
-        "equal_recall": equal,
+        "at": at,
+        "difference": {group: {name: reference[name] - at[group][name] for name in reference} for group in others},
+        "equal_recall": {group: each[group].equal_recall(reference["recall"]) for group in others},
         "calibration": {group: one.calibration() for group, one in each.items()},
     }

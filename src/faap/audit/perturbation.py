@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from scipy.stats import binomtest
 
-from faap.audit.errors import KINDS, TOTALS, error_costs
+from faap.audit.errors import KINDS, TOTALS
+from faap.audit.side import costs_of, sides_of
 from faap.data import STD, FaapImages, Split, collate
 from faap.detectors import FrozenDetector
 from faap.evaluation import Detections, MetricFrame, detect, detect_baseline
@@ -17,7 +18,7 @@ from faap.evaluation.arrival import Arrival
 from faap.evaluation.bootstrap import check_resampling, draw
 from faap.evaluation.detections import mean_distance, perturb_as_deployed
 from faap.evaluation.matching import count_found
-from faap.evaluation.metrics import by_group, category_means, shared_categories
+from faap.evaluation.metrics import by_group
 from faap.evaluation.statistics import Floats, change
 from faap.perturbation import Generator, quantise
 
@@ -95,17 +96,12 @@ def audit_perturbation(
 
 def _errors(split: Split, before: Any, after: Any, samples: int, seed: int) -> dict[str, Any]:
     """What each kind of error costs each group, before and after."""
-    weights, categories = draw(split, samples, seed), shared_categories(split)
-    sides = [by_group(split, found) for found in (before, after)]
-    result: dict[str, dict[str, Any]] = {}
-    costs = [
-        category_means({group: error_costs(r, d, categories, weights[p]) for group, (p, r, d) in side.items()})
-        for side in sides
-    ]
-    for group in sides[0]:
-        for place, kind in enumerate((*KINDS, *TOTALS), 1):
-            result.setdefault(kind, {})[group] = change(*(each[group][place] for each in costs))
-    return result
+    weights = draw(split, samples, seed)
+    costs = [costs_of(sides_of(split, found, weights)) for found in (before, after)]
+    return {
+        kind: {group: change(*(each[group][place] for each in costs)) for group in costs[0]}
+        for place, kind in enumerate((*KINDS, *TOTALS), 1)
+    }
 
 
 def who_is_found(

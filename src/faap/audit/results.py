@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from faap.conform import Between, conform
 from faap.data import Split
+from faap.data.boxes import BOX_TOLERANCE
 from faap.errors import FaapError
 from faap.evaluation import Detections
+from faap.evaluation.statistics import Floats
 from faap.files import read_text, reading
 
 _ID = Between(-(2**63), 2**63 - 1, 1)
+# a share of the boxes that no detector leaves its images with
+_MANY = 0.1
 _ENTRY = {"image_id": _ID, "category_id": _ID, "bbox": [float] * 4, "score": Between(0, 1)}
 
 
@@ -29,7 +33,7 @@ def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]
         One entry a record, in order, and what to know of the file, a sentence each.
 
     Raises:
-        FaapError: it cannot be read, an entry is none, or nothing in it is of the split.
+        FaapError: it cannot be read, an entry is none, nothing in it is of the split, or its boxes are in other units.
     """
     with reading(path, "not JSON"):
         entries = json.loads(read_text(path))
@@ -50,23 +54,36 @@ def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]
             f"{path}[{wrong}]: bbox should be [x, y, width, height] in pixels, none of the last two negative."
         )
     position = {record.image_id: i for i, record in enumerate(split.records)}
-    known = np.array([image in position for image in ids[:, 0].tolist()], dtype=bool)
-    ours = known & np.isin(ids[:, 1], list(split.categories))
-    if not ours.any():
+    places = np.array([position.get(image, -1) for image in ids[:, 0].tolist()], dtype=np.int64)
+    known = places >= 0
+    ours = np.flatnonzero(known & np.isin(ids[:, 1], list(split.categories)))
+    if not len(ours):
         there = f"images {split.records[0].image_id}, … and categories {split.categories}"
         raise FaapError(f"{path}: none of its {len(ids)} detections is of the {split.name} split, which has {there}.")
-    order = np.argsort([position[image] for image in ids[ours, 0].tolist()], kind="stable")
-    mine, numbers = ids[ours][order], numbers[ours][order]
-    counts = np.bincount([position[image] for image in mine[:, 0].tolist()], minlength=len(split.records))
-    ends = np.cumsum(counts)[:-1]
-    rows: Any = zip(
-        split.records, *(np.split(part, ends) for part in (numbers[:, 4], mine[:, 1], numbers[:, :4])), strict=True
-    )
+    ours = ours[np.argsort(places[ours], kind="stable")]
+    _check_units(path, numbers[ours, :4], np.array([(each.width, each.height) for each in split.records])[places[ours]])
+    ends = np.cumsum(np.bincount(places[ours], minlength=len(split.records)))[:-1]
+    parts = [np.split(each[ours], ends) for each in (numbers[:, 4], ids[:, 1], numbers[:, :4])]
+    found = [Detections(record.image_id, *mine) for record, *mine in zip(split.records, *parts, strict=True)]
     told = {
         "are of images that the split does not have, and are left out": int((~known).sum()),
-        "are of categories that the split does not have, and are left out": int((known & ~ours).sum()),
+        "are of categories that the split does not have, and are left out": int(known.sum()) - len(ours),
     }
     notes = [f"{count} of the {len(ids)} detections in {path} {what}." for what, count in told.items() if count]
-    if empty := int((counts == 0).sum()):
+    if empty := sum(not len(each.scores) for each in found):
         notes.append(f"{path} has no detection in {empty} of {len(split.records)} images.")
-    return [Detections(record.image_id, *parts) for record, *parts in rows], notes
+    return found, notes
+
+
+def _check_units(path: Path, boxes: Floats, sizes: npt.NDArray[np.int64]) -> None:
+    """Raise if boxes, in images of these sizes, both (n, ...), are fractions, or many would fit as corners alone."""
+    if boxes.max() <= 1:
+        raise FaapError(f"{path}: its boxes lie in [0, 1], as fractions of the image do; they should be in pixels.")
+    starts, spans = boxes[:, :2], boxes[:, 2:]
+    # detectors leave images, too, but not by a tenth
+    odd = (starts + spans > 1.1 * sizes).any(axis=1) & ((spans > starts) & (spans <= sizes + BOX_TOLERANCE)).all(axis=1)
+    if odd.mean() > _MANY:
+        wrong = f"{odd.sum()} of its boxes, such as {boxes[odd][0].tolist()}, leave their images"
+        raise FaapError(
+            f"{path}: {wrong}; they would fit as [left, top, right, bottom], but should be [x, y, width, height]."
+        )

@@ -6,7 +6,7 @@ import numpy as np
 
 from faap.audit.side import Side
 from faap.evaluation.matching import Bools
-from faap.evaluation.statistics import Floats, estimate
+from faap.evaluation.statistics import Floats
 
 BINS = 10
 
@@ -61,7 +61,7 @@ class Scores:
             mine = place == number
             right, count = self._count(mine & self.right), self._count(mine)
             with np.errstate(invalid="ignore", divide="ignore"):
-                share = estimate(right / count)
+                share = right / count
             score = float(self.scores[mine].mean()) if mine.any() else None
             wrong = int(count[0] - right[0])
             rows.append({"from": number / BINS, "score": score, "right": int(right[0]), "wrong": wrong, "share": share})

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import mask
 
-from faap.audit.errors import ABOUT, KINDS, Errors, find_errors
-from faap.data import Record
+from faap.audit.errors import ABOUT, KINDS, Errors, error_costs, find_errors
+from faap.data import Record, Split
+from faap.evaluation.bootstrap import drawn_anew
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import Bools, Ints, Matched, Weights, average_precision, match_image
+from faap.evaluation.metrics import by_group, category_means, shared_categories
 from faap.evaluation.statistics import Floats
 
 _BACKGROUND = KINDS.index("background")
@@ -105,6 +107,25 @@ class Side:
             precision = average_precision(parts, weights, np.maximum(positives, 1e-300), boxes)
             found.append(np.where(positives > 0, precision.mean(axis=1), np.nan))
         return np.array(found)
+
+
+def sides_of(split: Split, detections: Sequence[Detections], weights: Weights) -> dict[str, Side]:
+    """Return each group's images, with weights (images, R) from `draw`, in the categories that all groups share."""
+    categories = shared_categories(split)
+    return {
+        group: Side(records, found, weights[positions] * drawn_anew(weights, positions), categories)
+        for group, (positions, records, found) in by_group(split, detections).items()
+    }
+
+
+def costs_of(sides: Mapping[str, Side]) -> dict[str, Floats]:
+    """Return what `error_costs` says of each group in the mean of the categories, (1 + kinds, R)."""
+    return category_means(
+        {
+            group: error_costs(each.records, each.detections, each.categories, each.copies)
+            for group, each in sides.items()
+        }
+    )
 
 
 def _part(matched: Sequence[Matched], apart: Sequence[Ints], inside: bool) -> list[Matched]:

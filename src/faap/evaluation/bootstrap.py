@@ -9,7 +9,7 @@ import numpy.typing as npt
 from faap.data import Split
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
-from faap.evaluation.matching import weighted_metrics
+from faap.evaluation.matching import Weights, weighted_metrics
 from faap.evaluation.metrics import METRICS, Images, by_group, category_means, in_order, shared_categories
 from faap.evaluation.statistics import Floats
 
@@ -76,6 +76,16 @@ def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
     return weights
 
 
+def drawn_anew(weights: Weights, positions: Sequence[int]) -> Floats:
+    """Return (R,) ones; nan for the replicates of images that are all drawn once each time, as a single one is.
+
+    Nobody knows from it how it would vary, and an interval without width would say that it does not.
+    """
+    result = np.ones(weights.shape[1])
+    result[1:] = np.nan if (weights[positions] == 1).all() else 1
+    return result
+
+
 def _measure(
     parts: Mapping[str, Images], categories: Collection[int], weights: npt.NDArray[np.int32], metrics: Sequence[str]
 ) -> Replicates:
@@ -87,7 +97,8 @@ def _measure(
     for group, (positions, records, found) in parts.items():
         each = [weighted_metrics(records, found, one, weights[positions], metrics) for one in categories]
         values[group] = np.array([list(one.values()) for one in each])  # (categories, metrics, R)
-    return {group: dict(zip(metrics, each, strict=True)) for group, each in category_means(values).items()}
+    means = {group: each * drawn_anew(weights, parts[group][0]) for group, each in category_means(values).items()}
+    return {group: dict(zip(metrics, each, strict=True)) for group, each in means.items()}
 
 
 def group_metrics(split: Split, detections: Sequence[Detections]) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from faap.errors import FaapError
 from faap.evaluation.bootstrap import Replicates, replicate, replicate_all
 from faap.evaluation.detections import Detections
 from faap.evaluation.metrics import METRICS
-from faap.evaluation.statistics import Floats, change, estimate
+from faap.evaluation.statistics import Floats, change, estimate, known
 
 # metric -> what `estimate` says of it, or of two detectors `change`
 Row = dict[str, dict[str, Any]]
@@ -78,12 +78,15 @@ class MetricFrame:
         """The least of the groups' numbers; also group (whose it is), and the share of replicates in which it is so."""
         found: Row = {}
         for metric in self.metrics:
-            tables = [np.stack([values[metric] for values in each.values()]) for each in self.drawn]
-            least = [np.fmin.reduce(table) for table in tables]
+            # whoever has nothing to find is not the worst
+            there = [group for group, values in self.drawn[-1].items() if np.isfinite(values[metric][0])]
+            names = there or list(self.drawn[-1])
+            tables = [np.stack([each[group][metric] for group in names]) for each in self.drawn]
+            least = [table.min(axis=0) for table in tables]
             is_least = tables[-1] == least[-1]  # (groups, 1 + samples)
-            group = int(np.argmax(is_least[:, 0]))
-            share = float(is_least[group, 1:].mean()) if is_least.shape[1] > 1 else None
-            name = list(self.drawn[-1])[group] if is_least[:, 0].any() else None
+            group, drawn = int(np.argmax(is_least[:, 0])), len(known(least[-1][1:]))
+            share = float(is_least[group, 1:].sum() / drawn) if drawn else None
+            name = names[group] if there else None
             found[metric] = {"group": name, "share": share} | self._said(*least)
         return found
 

@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from faap.evaluation.statistics import estimate
+
 # group -> metric -> its value (None where unknown), or replicates of it
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -39,11 +43,13 @@ def headline(metrics: Metrics, anchor: str, reference: str) -> dict[str, Any]:
 
 
 def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values ready for JSON: None for every number that could not be computed."""
+    """Return values ready for JSON: None for every number that could not be computed, `estimate` of replicates."""
     return {key: _known(value) for key, value in values.items()}
 
 
 def _known(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = estimate(value)
     if isinstance(value, list):
         return [_known(each) for each in value]
     if isinstance(value, dict):
