@@ -189,6 +189,15 @@ def test_group_names_come_from_the_data_and_are_escaped(tmp_path, metrics, log, 
     assert "female" not in page.words
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_whole_and_keep_to_their_numbers(tmp_path, metrics, log, write_run):
+    anchor, reference = "여성", "גברים בוגרים"
+    page = read(write_report(write_run(tmp_path, metrics(anchor, reference), log(2, anchor, reference))))
+    assert f"(\u2068{reference}\u2069 − {anchor})" in page.words
+    drawn = "".join(base64.b64decode(each["src"].partition(",")[2]).decode() for each in page.all("img"))
+    assert f">{reference} − {anchor}<" in drawn
+
+
 def test_an_evaluation_without_training_has_no_curves(tmp_path, metrics, write_run):
     page = read(write_report(write_run(tmp_path, metrics())))
     assert not page.all("img")

@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
@@ -79,7 +80,11 @@ def data_uri(kind: str, image: io.BytesIO) -> str:
 def embed(figure: Figure) -> str:
     """Make a figure a picture that a page carries, as a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # which is missing here, where text is measured, not where it is read
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return data_uri("svg+xml", buffer)
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page about a run."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ MAX_EXAMPLES = 6
 # embedded pictures: a page of six photographs stays below a few megabytes, small images are kept exactly
 _LONGEST_EDGE = 640
 _EXACT_PIXELS = 256 * 256
+
+_LEFTWARD = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+"  # Hebrew, Arabic and their like
+_LEFTWARDS = re.compile(f"{_LEFTWARD}(?:[ _-]+{_LEFTWARD})*")
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -107,11 +111,17 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves
 def render(template: str, **values: Any) -> str:
     """Fill one of the templates of this folder; what is put in is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    options: Any = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "finalize": _isolated}
+    environment = Environment(loader=loader, **options)
     environment.filters.update(number=words.number, percent=words.percent, interval=words.interval, spread=words.spread)
     environment.globals.update(words=words, charts=charts, METRICS=METRICS, picture=picture, shown_in=_shown_in)
     environment.globals["count_found"] = count_found
     return environment.get_template(template).render(values)
+
+
+def _isolated(value: Any) -> Any:
+    """Set names that are read from right to left apart, so that numbers beside them stay on their side."""
+    return _LEFTWARDS.sub("\u2068\\g<0>\u2069", value) if type(value) is str else value
 
 
 def _shown_in(record: Record, detections: Detections, names: Mapping[int, str] = {}) -> list[dict[str, Any]]:
