@@ -3,6 +3,7 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,14 @@ def test_the_bootstrap_is_of_as_many_images_and_replicates_as_it_says(monkeypatc
     monkeypatch.setattr(bench, "MetricFrame", recorded)
     bench.bootstrap(14, 21)
     assert made == {"images": 14, "boxes": {100}, "samples": 21, "metrics": METRICS}
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 2**20), ("darwin", 2**30)])
+def test_memory_is_told_in_the_same_unit_everywhere(platform: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts it in KiB, macOS in bytes."""
+    monkeypatch.setattr(bench, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(bench.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * unit))
+    assert bench.bootstrap(8, 2, ["AP"])["bootstrap_gib"] == 3
 
 
 def test_detector(run: Any) -> None:
