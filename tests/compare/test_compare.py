@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -122,6 +123,19 @@ def test_finished_runs_are_not_repeated_and_a_failed_one_does_not_stop_the_other
         {"recipe": name, "seed": 2, "error": "out of luck"} for name in ("infonce_4th", "wgan_7th")
     ]
     assert more["recipes"] == finished.result["recipes"]
+
+
+def test_what_was_measured_on_other_test_images_is_measured_again(
+    finished: Any, copied: Any, here: Any, tmp_path: Path
+) -> None:
+    run, runner = Run(copied(0).output_dir), here()
+    sha256 = run.read_metrics()["provenance"]["split_sha256"]
+    change(run.metrics, lambda content: content["provenance"].update(split_sha256="0" * 64))
+    out = Console(file=io.StringIO(), width=300)
+    compare([finished.recipes[0]], tmp_path, console=out, runner=runner)
+    assert [seen.name for seen in runner.seen] == ["infonce_4th"]
+    assert "was measured on other test images. It is measured again" in out.file.getvalue()
+    assert run.read_metrics()["provenance"]["split_sha256"] == sha256
 
 
 def test_fresh_trains_what_is_finished_anew(finished: Any, copied: Any, here: Any, tmp_path: Path) -> None:

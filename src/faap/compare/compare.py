@@ -98,11 +98,11 @@ def compare(
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
     _refuse(runs)
     # an error of all runs is one error, and said now
-    load_dataset(**runs[0].data())
+    test = load_dataset(**runs[0].data()).split("test").fingerprint()
     with writing(root):
         (root / "logs").mkdir(parents=True, exist_ok=True)
     say = partial(console.print, markup=False, highlight=False)
-    states = [Standing(run) if run.fresh else standing(run) for run in runs]
+    states = [Standing(run) if run.fresh else standing(run, test) for run in runs]
     for each in states:
         if each.note:
             say(f"{title(each.recipe)}: {each.note}", style="yellow")

@@ -23,8 +23,13 @@ class Standing(NamedTuple):
     note: str = ""
 
 
-def standing(run: Recipe) -> Standing:
-    """Look at what lies in a run's folder; nothing there is trusted, and nothing there is an error."""
+def standing(run: Recipe, test_sha256: str = "") -> Standing:
+    """Look at what lies in a run's folder; nothing there is trusted, and nothing there is an error.
+
+    Args:
+        run: what is to be there.
+        test_sha256: fingerprint of the test images on which it is to be measured; empty: any.
+    """
     folder = Run(run.output_dir)
     if not folder.is_trained_with(run):
         note = f"{folder.path} holds a run with other settings, or one that cannot be read; it is moved aside."
@@ -32,7 +37,9 @@ def standing(run: Recipe) -> Standing:
     if not folder.is_complete():
         return Standing(run)
     try:
-        read(run)
+        source = read(run).metrics.get("provenance", {})
     except FaapError as error:
         return Standing(replace(run, resume=run.output_dir), note=f"{error} It is measured again.")
+    if test_sha256 and source.get("split_sha256", test_sha256) != test_sha256:
+        return Standing(run, note=f"{folder.path}: was measured on other test images. It is measured again.")
     return Standing(run, finished=True)
