@@ -545,6 +545,13 @@ def test_split_folders_take_images_from_where_they_are_said_to_be(write_dataset,
     assert all(record.path.is_relative_to(root / "blurred") for record in found.records)
 
 
+@pytest.mark.parametrize("root", [".", "people.json", "../annotations/people.json"])
+def test_a_data_set_is_the_same_from_within_its_annotations(tmp_path, monkeypatch, root):
+    write(tmp_path, content(4), "annotations/people.json", "images")
+    monkeypatch.chdir(tmp_path / "annotations")
+    assert groups(root) == {"female": 2, "male": 2}
+
+
 def test_split_folders_say_that_they_heed_no_field(dataset_root):
     assert load_dataset(dataset_root, group_field="gender").usable("train") == []
     said = "The folders say the group, and not the field 'skin_tone'."

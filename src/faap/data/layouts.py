@@ -260,7 +260,7 @@ def load_dataset(
     split_folders = not coco and any((home / f"{word}_split").is_dir() for word in FOLDER_WORDS.values())
     if not split_folders and not coco and (table := _facet_file(home)):
         attribute = group_field or FACET_ATTRIBUTE
-        images = (folder.parent if folder.name == "annotations" else folder) / images_dir
+        images = _home(folder) / images_dir
         layout, note = "FACET", FACET_LICENCE
         sources = {"test": partial(_attempt, read_facet, table, images, attribute)}
         groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
@@ -334,6 +334,11 @@ def _coco_sources(root: Path, places: Mapping[str, tuple[str, str]], **options: 
     return {split: partial(read, split) for split in present}
 
 
+def _home(folder: Path) -> Path:
+    """Return where a data set begins whose annotations may lie in a folder of that name, perhaps the current one."""
+    return Path(os.path.normpath(folder / os.pardir)) if folder.absolute().name == "annotations" else folder
+
+
 def _facet_file(home: Path) -> Path | None:
     candidates = [home] if home.is_file() else [home / "annotations" / "annotations.csv", home / "annotations.csv"]
     return next((path for path in candidates if path.suffix == ".csv" and path.is_file() and is_facet(path)), None)
@@ -355,7 +360,9 @@ def _pattern(root: Path) -> str:
     if len(found) == 1:
         return str(found[0].relative_to(root))
     names = ", ".join(path.name for path in found[:5])
-    known = f"it has {names}; --annotations names the one" if found else f"give {LAYOUTS}"
+    known = (
+        f"it has {names}; --annotations names the one, or with {{split}} one a split" if found else f"give {LAYOUTS}"
+    )
     raise FaapError(f"data set {root}: no layout that faap knows; {known}")
 
 
@@ -365,7 +372,7 @@ def _image_folders(root: Path, annotations: Path, split: str, told: str) -> tupl
     Of one file for all, the images of each split may lie in folders of their own: `parts`, split -> folders.
     """
 
-    home = root.parent if root.name == "annotations" else root
+    home = _home(root)
     own = annotations.stem.removeprefix("instances_")  # COCO's val2017 lies beside annotations/instances_val2017.json
     places = [root / told] if told else [home / "{split}", home / "images" / "{split}"]
 
