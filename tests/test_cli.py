@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -329,6 +330,34 @@ def test_the_help_of_train_is_by_subject_with_choices_and_the_recipes_own_defaul
 
 
 @pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["demo"], {"images_per_epoch": "3072", "lr_g": "0.0025", "output_dir": "faap_outputs/demo", "seed": "0"}),
+        (["demo", "--recipe", "moco_4th"], {"images_per_epoch": "960", "output_dir": "faap_outputs/demo_moco_4th"}),
+        (["compare", "equal"], {"images_per_epoch": "12544", "output_dir": "faap_outputs/compare"}),
+    ],
+)
+def test_help_shows_what_the_command_does_with_what_is_not_given(
+    words: list[str], shown: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words, "--help"])
+    entries = {text.split()[0]: " ".join(text.split()) for text in capsys.readouterr().out.split("\n  --")[1:]}
+    for name, value in shown.items():
+        assert f"(default: {value})" in entries[name]
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_who_reads_no_further_is_no_error(word: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "faap", word]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["--help"],
@@ -364,6 +393,7 @@ def test_a_dash_is_as_good_as_an_underscore(places: list[str], tmp_path: Path) -
         (["train", "infonce_4th", "--detr_checkpoint", "/nowhere"], "/nowhere"),
         (["train", "infonce_4th", "--resume", "/nowhere/epoch_0001.pth"], "/nowhere/epoch_0001.pth"),
         (["train"], "recipe"),
+        (["demo", "--recipe"], "expected one argument.\nSee faap demo --help."),
         (["evaluate", "/nowhere"], "/nowhere"),
         (["evaluate"], "generator"),
         (["train", "infonce_4th", "--device", "gpu"], "'gpu'"),

@@ -1,6 +1,7 @@
 """What is exported does what PyTorch does, at any size, and says what it is."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -54,6 +55,19 @@ def test_a_generator_is_the_same_at_twenty_sizes(arch: str, to: str, tmp_path: P
         assert (found - wanted).abs().max() <= 1e-4, (batch, height, width)
     assert (wanted - images).abs().max() > 0.01
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("to", "name", "right"), [("onnx", "g.pt2", ".onnx"), ("torch", "g.onnx", ".pt2")])
+def test_a_file_is_of_the_format_that_its_name_says(
+    to: str, name: str, right: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FaapError, match=rf"{name}: would be of the format {to}, whose files end in {right}; "):
+        export.export(moving("light"), tmp_path / name, to=to)
+    assert [*tmp_path.iterdir()] == []
+    said = list[Any]()
+    monkeypatch.setattr(logging.getLogger("torch.export.pt2_archive._package"), "filters", [said.append])
+    export.export(moving("light"), tmp_path / f"g{right}", to=to)
+    assert said == []  # torch complained of the name that a file has while it is written
 
 
 @pytest.mark.parametrize(("kind", "to"), [("detr", "onnx"), ("conditional_softmax", "torch")])

@@ -6,9 +6,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def typed(self, *flags: str) -> dict[str, Any]:
         """Return what is typed of some flags, before all are known."""
-        peek = Parser(self.words, add_help=False, argument_default=argparse.SUPPRESS)
+        peek = Parser(self.words, prog=self.prog, add_help=False, argument_default=argparse.SUPPRESS)
         for flag in flags:
             peek.add_argument(flag)
         return vars(peek.parse_known_args(self.words)[0])
@@ -85,13 +86,14 @@ def _add_field(place: argparse._ActionsContainer, field: "Field[Any]", default: 
     )
 
 
-def _recipe_flags(parser: Parser, usage: str, names: Sequence[str]) -> None:
+def _recipe_flags(parser: Parser, usage: str, names: Sequence[str], own: Mapping[str, Any] = {}) -> None:
     """Add every field as a flag, by subject: those of the recipes, and of the terms that are typed with them.
 
     Args:
         parser: gets them.
         usage: what comes before the flags.
         names: of the recipes; the own values of a single one are the defaults.
+        own: defaults of the command.
     """
     for name in names:
         find(name)  # a wrong name is said before torch is loaded
@@ -100,7 +102,7 @@ def _recipe_flags(parser: Parser, usage: str, names: Sequence[str]) -> None:
     typed = parser.typed("--terms", "--dataset_root", "--detr_checkpoint")
     recipe = load_recipe(*names, **typed) if len(names) == 1 else recipe_class(typed.get("terms", ""))()
     groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
-    values = recipe.to_dict()
+    values = {**recipe.to_dict(), **own}
     for field in fields(recipe):
         if field.name not in ("name", "description"):
             _add_field(groups[field.metadata["section"]], field, values[field.name])
@@ -121,6 +123,11 @@ _SHARED: dict[str, dict[str, Any]] = {
 def _shared(parser: Parser, *names: str) -> None:
     for name in names:
         parser.add_argument(name, **_SHARED[name])
+
+
+def _say(console: Console, text: object, style: str = "") -> None:
+    """Print what holds paths, which are not broken over lines."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def _before_flags(words: Sequence[str]) -> list[str]:
@@ -163,20 +170,19 @@ def status(parser: Parser, console: Console) -> None:
     given = parser.given()
     found = Run(given["run"]).read_status()
     told = found | {"seconds_left": found.get("seconds_left", "not known yet")}
-    print(json.dumps(found, indent=2)) if given["json"] else console.print(
-        "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items()), highlight=False
-    )
+    text = "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in told.items())
+    print(json.dumps(found, indent=2)) if given["json"] else _say(console, text)
 
 
 def demo(parser: Parser, console: Console) -> None:
     """Build the embedded benchmark, train a recipe in front of its biased detector, and measure what came out."""
     name = parser.typed("--recipe").get("recipe", "equal")
     parser.add_argument("--recipe", metavar="NAME", help="recipe to train (default: equal)")
-    _recipe_flags(parser, "", [name])
-    given = parser.given()
-    del given["recipe"]
     scale: dict[str, Any] = SHORT if name == "equal" else FEW
     scale = {"output_dir": "faap_outputs/demo" if name == "equal" else f"faap_outputs/demo_{Path(name).stem}"} | scale
+    _recipe_flags(parser, "", [name], scale)
+    given = parser.given()
+    del given["recipe"]
     recipe = _train(name, scale | given if given.get("resume", "auto") in AUTO else given, console, ["promenade"])
     if recipe.detr_checkpoint == recipe.dataset_root == "promenade":
         from faap.distributed import resolve_device
@@ -248,7 +254,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     detector = faap.load_detector(settings["detr_checkpoint"], device)
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
-        console.print(said, style="yellow", markup=False)
+        console.print(said, style="yellow")
     trained_in = run_of(given["generator"])
     if not given["i_know"]:
         refuse_choice(trained_in, dataset.split(given["split"]), generator)
@@ -265,9 +271,8 @@ def apply(parser: Parser, console: Console) -> None:
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="write JPEG of this quality, 1 to 100, not PNG")
     what = "the detector that they are for, which says how it resizes images (default: the run's)"
     parser.add_argument("--detr_checkpoint", metavar="TEXT", help=what)
-    parser.add_argument(
-        "--draw", action="store_true", help="draw what the detector finds before and after, side by side"
-    )
+    beside = "draw what the detector finds before and after, side by side"
+    parser.add_argument("--draw", action="store_true", help=beside)
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="of what is drawn (default: 0.5)")
     given = parser.given()
     from faap import distributed
@@ -286,8 +291,8 @@ def apply(parser: Parser, console: Console) -> None:
     made = apply_files(generator, given["inputs"], given["out"], form, console=console)
     for row in made:
         for note in row.get("notes", ()):  # an earlier faap had none
-            console.print(f"{row['source']}: {note}", style="yellow", soft_wrap=True)
-    said = f"{len(made)} files in {given['out']}. "
+            _say(console, f"{row['source']}: {note}", "yellow")
+    said = f"{len(made)} file{'s' if len(made) > 1 else ''} in {given['out']}. "
     if known := [row for row in made if row["kept"] is not None]:
         worst, mean = min(known, key=lambda row: row["kept"]), sum(row["kept"] for row in known) / len(known)
         said += f"As they were written they hold {share(mean)} of the perturbation "
@@ -295,16 +300,22 @@ def apply(parser: Parser, console: Console) -> None:
     said += f"The largest change of a pixel is {max(row['linf_pixels'] for row in made):.0f} of 255"
     if noise := [row["psnr_db"] for row in made if row["psnr_db"] is not None]:
         said += f", the lowest PSNR {min(noise):.1f} dB"
-    console.print(f"{said}.", highlight=False, soft_wrap=True)
+    _say(console, f"{said}.")
+
+
+def _run_behind(given: dict[str, Any]) -> Run | None:
+    """Return the run that a generator is from, if it is here."""
+    from faap.perturbation.storage import place_of
+
+    place = place_of(given["generator"])
+    return Run.of(place) if place.exists() else None
 
 
 def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | None":
     """Load the detector that is typed, or else the one in the generator's run, if it is there."""
     from faap.config import run_recipe
-    from faap.perturbation.storage import place_of
 
-    place, name = place_of(given["generator"]), given["detr_checkpoint"]
-    run = Run.of(place) if place.exists() else None
+    name, run = given["detr_checkpoint"], _run_behind(given)
     if not name and run and run.config.is_file():
         name = run_recipe(run).detr_checkpoint
         if name != "promenade" and not Path(name).exists():
@@ -324,22 +335,17 @@ def export(parser: Parser, console: Console) -> None:
     parser.add_argument("--with_detector", action="store_true", help="the detector behind it, in the same file")
     parser.add_argument("--detr_checkpoint", metavar="TEXT", help="that detector (default: the run's)")
     given = parser.given()
+    from faap.export import ENDINGS
     from faap.export import export as write
-    from faap.perturbation.storage import place_of
 
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"])
     detector = _detector_behind(given, needed=True) if given["with_detector"] else None
     name = "generator_and_detector" if detector else "generator"
-    path = Path(given["output"] or f"faap_outputs/{name}.{'onnx' if given['to'] == 'onnx' else 'pt2'}")
-    place = place_of(given["generator"])
-    run = Run.of(place) if place.exists() else None
+    path, run = Path(given["output"] or f"faap_outputs/{name}{ENDINGS[given['to']]}"), _run_behind(given)
     about = write(generator, path, to=given["to"], detector=detector, run=run)
     if run and run.metrics.is_file() and "gap" not in about:
-        said = f"{run.metrics} is about another generator, or another ε: its figures are left out."
-        console.print(said, style="yellow", soft_wrap=True)
-    console.print(
-        f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.", highlight=False, soft_wrap=True
-    )
+        _say(console, f"{run.metrics} is about another generator, or another ε: its figures are left out.", "yellow")
+    _say(console, f"{path}: differs from PyTorch by {about['largest_difference']:.1e} at most.")
 
 
 def push(parser: Parser, console: Console) -> None:
@@ -353,11 +359,9 @@ def push(parser: Parser, console: Console) -> None:
 
     if given["folder"]:
         hub.write_folder(given["run"], given["folder"], given["repository"])
-        console.print(f"{given['folder']}: what would be sent", highlight=False, soft_wrap=True)
+        _say(console, f"{given['folder']}: what would be sent")
     else:
-        console.print(
-            hub.push(given["run"], given["repository"], private=given["private"]), highlight=False, soft_wrap=True
-        )
+        _say(console, hub.push(given["run"], given["repository"], private=given["private"]))
 
 
 def audit(parser: Parser, console: Console) -> None:
@@ -371,13 +375,8 @@ def audit(parser: Parser, console: Console) -> None:
     here, kept = "faap_outputs/audit", "gets audit.json and audit.html (default: %(default)s)"
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="threshold in use (default: 0.5)")
-    parser.add_argument(
-        "--samples",
-        type=_count,
-        default=500,
-        metavar="N",
-        help="bootstrap replicates; no intervals below 40 (default: 500)",
-    )
+    replicates = "bootstrap replicates; no intervals below 40 (default: 500)"
+    parser.add_argument("--samples", type=_count, default=500, metavar="N", help=replicates)
     given = parser.given()
     from faap.audit import audit_data
     from faap.config import data_arguments
@@ -385,7 +384,7 @@ def audit(parser: Parser, console: Console) -> None:
 
     dataset = faap.load_dataset(**data_arguments(given))
     for said in dataset.usable(given["split"]):
-        console.print(said, style="yellow", markup=False)
+        console.print(said, style="yellow")
     names = ("split", "predictions", "generator", "transfer", "i_know", "score", "samples", "num_workers", "device")
     own = "promenade" if given["dataset_root"] == "promenade" and not given["predictions"] else ""
     chosen = given.get("detr_checkpoint") or own
@@ -395,7 +394,7 @@ def audit(parser: Parser, console: Console) -> None:
     with writing(root):
         places = write_text(root / "audit.json", json.dumps(result, indent=2) + "\n"), root / "audit.html"
         write_text(places[1], page)
-    console.print("numbers: {}\nreport:  {}".format(*places), highlight=False, markup=False, soft_wrap=True)
+    _say(console, "numbers: {}\nreport:  {}".format(*places))
 
 
 def app(parser: Parser, console: Console) -> None:
@@ -410,9 +409,8 @@ def app(parser: Parser, console: Console) -> None:
     parser.add_argument("--runs", default="faap_outputs", metavar="DIR", help=here)
     near = "address to listen at; whoever can reach it can use the page (default: %(default)s)"
     parser.add_argument("--host", default="127.0.0.1", help=near)
-    parser.add_argument(
-        "--port", type=int, default=7860, metavar="N", help="0: any that is free (default: %(default)s)"
-    )
+    free = "0: any that is free (default: %(default)s)"
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help=free)
     given = parser.given()
     from faap.app import Shelf, serve
     from faap.config import data_arguments
@@ -428,11 +426,9 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
     Another data set comes with its own groups and files, of which the run says nothing.
     """
     from faap.config import fields_of, run_recipe
-    from faap.perturbation.storage import place_of
 
-    names = fields_of("data", "groups")
+    names, run = fields_of("data", "groups"), _run_behind(given)
     settings = {name: given[name] for name in names if name in given}
-    run = Run.of(place_of(given["generator"]))
     if run and run.config.is_file() and not {"dataset_root", "detr_checkpoint"} <= settings.keys():
         recipe = run_recipe(run, **settings)
         if "dataset_root" in settings:
@@ -450,27 +446,31 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
 def compare(parser: Parser, console: Console) -> None:
     """Train several recipes with several seeds, and lay them side by side."""
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
-    parser.add_argument("--seeds", type=_count, default=1, help="runs of each recipe, with seeds from --seed on")
-    parser.add_argument("--jobs", type=_count, help="runs at the same time; they share the cores (default: 1)")
+    parser.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="runs of each recipe, with seeds from --seed on"
+    )
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", help="runs at the same time; they share the cores (default: 1)"
+    )
     cluster = "hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
     names = [name for name in _before_flags(parser.words) if not os.path.isdir(name)]
-    _recipe_flags(parser, "RECIPE [RECIPE ...] ", names)
-    given = parser.given()
+    here = {"output_dir": "faap_outputs/compare"}
+    _recipe_flags(parser, "RECIPE [RECIPE ...] ", names, here)
+    given = here | parser.given()
     if "resume" in given:
         raise FaapError("--resume is not for compare: repeat the command, and what is unfinished goes on by itself.")
     from faap.compare import RayRunner, recipes_to_compare
     from faap.compare import compare as run_all
     from faap.report import comparison_table
 
-    root, address = Path(given.pop("output_dir", "faap_outputs/compare")), given.pop("ray")
+    root, address = Path(given.pop("output_dir")), given.pop("ray")
     how = {name: given.pop(name) for name in ("seeds", "jobs")}
     chosen = recipes_to_compare(given.pop("recipes"), ablate=given.pop("ablate"), **given)
     result = run_all(chosen, root, **how, runner=None if address is None else RayRunner(address), console=console)
     console.print(comparison_table(result, console.width))
-    places = f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}"
-    console.print(places, highlight=False, markup=False, soft_wrap=True)
+    _say(console, f"numbers: {root / 'compare.json'}\nreport:  {root / 'compare.html'}")
     if count := len(result["failed"]):
         raise FaapError(f"{count} run{'s' if count > 1 else ''} failed; repeat the command to try again.")
 
@@ -484,18 +484,21 @@ def _count(text: str) -> int:
 def bench(parser: Parser, console: Console) -> None:
     """Measure what faap costs beside the detector alone, as ratios."""
     _shared(parser, "--device")
-    parser.add_argument("--json", default="faap_outputs/bench.json", help="gets the figures (default: %(default)s)")
-    parser.add_argument("--threads", type=_count, default=2, help="of torch, on the CPU (default: 2)")
+    parser.add_argument(
+        "--json", default="faap_outputs/bench.json", metavar="FILE", help="gets the figures (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="of torch, on the CPU (default: 2)")
     parser.add_argument("--onnx", action="store_true", help="measure exported files in onnxruntime, too")
-    parser.add_argument("--repeats", type=_count, default=5, help="turns whose median is reported (default: 5)")
+    parser.add_argument(
+        "--repeats", type=_count, default=5, metavar="N", help="turns whose median is reported (default: 5)"
+    )
     given = parser.given()
     from faap import bench as benchmark
 
     path = Path(given.pop("json"))
     result = benchmark.bench(**given, console=console)
     console.print(benchmark.table(result))
-    written = write_text(path, json.dumps(result, indent=1) + "\n")
-    console.print(str(written), highlight=False, markup=False, soft_wrap=True)
+    _say(console, write_text(path, json.dumps(result, indent=1) + "\n"))
 
 
 def recipes(parser: Parser, console: Console) -> None:
@@ -523,10 +526,7 @@ def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
     from faap.report.words import cost
 
     console.print(summary(metrics))
-    places = f"metrics: {run.metrics}\nreport:  {run.report}"
-    console.print(
-        f"cost:    {cost(metrics | cost_of(run.path))}\n{places}", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(console, f"cost:    {cost(metrics | cost_of(run.path))}\nmetrics: {run.metrics}\nreport:  {run.report}")
 
 
 class _Listed(Exception):
@@ -568,25 +568,8 @@ def _flags_of(name: str) -> list[str]:
 
 
 Command = Callable[[Parser, Console], int | None]
-COMMANDS: dict[str, Command] = {
-    each.__name__: each
-    for each in (
-        train,
-        demo,
-        status,
-        check,
-        audit,
-        app,
-        evaluate,
-        apply,
-        export,
-        push,
-        compare,
-        bench,
-        recipes,
-        completion,
-    )
-}
+_ALL = (train, demo, status, check, audit, app, evaluate, apply, export, push, compare, bench, recipes, completion)
+COMMANDS: dict[str, Command] = {each.__name__: each for each in _ALL}
 
 
 def _usage() -> str:
@@ -613,16 +596,17 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     before = list(takewhile(lambda word: word in _EVERYWHERE, words))
     name, *rest = words[len(before) :] or ["--help"]
-    if name in COMMANDS:
-        return run(name, [*rest, *before])
+    return run(name, [*rest, *before]) if name in COMMANDS else outcome(partial(_alone, name))
+
+
+def _alone(name: str) -> None:
+    """Answer what is typed without a command."""
     if name in ("-h", "--help", "help"):
         print(_usage())
-        return 0
-    if name == "--version":
+    elif name == "--version":
         print(f"faap {faap.__version__}")
-        return 0
-    said = f"unknown command {name!r}.{nearest(name, COMMANDS)}"
-    if name.startswith("-"):
-        said = f"{name} stands before a command; flags come after it, as in faap recipes --json."
-    print(f"error: {said} See faap --help.", file=sys.stderr)
-    return 2
+    else:
+        said = f"unknown command {name!r}.{nearest(name, COMMANDS)}"
+        if name.startswith("-"):
+            said = f"{name} stands before a command; flags come after it, as in faap recipes --json."
+        raise FaapError(f"{said} See faap --help.")

@@ -35,7 +35,7 @@ INPUT = "pixel_values"
 OUTPUTS = ("perturbed", "logits", "boxes")
 # (batch, height, width) at which it is held against PyTorch; the first is what is traced
 SIZES = ((2, 133, 161), (1, 128, 160), (3, 64, 97), (1, 320, 416))
-KINDS = ("onnx", "torch")
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 # stands in every file
 _MARK = b"generator_sha256"
 
@@ -77,8 +77,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a generator, alone or with a detector behind it, as one file, and hold the file against PyTorch.
 
-    It takes "pixel_values" (B, 3, H, W), ImageNet-normalised, of any B, H and W (of 16 pixels or more, for "torch"),
-    without padding, and gives "perturbed", the same normalised; with a detector "logits" (B, Q, C') and "boxes"
+    It takes "pixel_values" (B, 3, H, W), ImageNet-normalised, of any B, H and W (of 16 pixels or more, for "torch";
+    of 17 with Promenade's detector), without padding, and gives "perturbed", the same normalised; with a detector "logits" (B, Q, C') and "boxes"
     (B, Q, 4), cxcywh in [0, 1], too.
 
     Args:
@@ -95,12 +95,14 @@ def export(
     Raises:
         FaapError: a library is missing, the detector cannot be exported, or the file does not do what PyTorch does.
     """
-    if to not in KINDS:
-        raise FaapError(f"export to {to!r}: it can be one of {', '.join(KINDS)}.")
+    if to not in ENDINGS:
+        raise FaapError(f"export to {to!r}: it can be one of {', '.join(ENDINGS)}.")
     if detector is not None and (divisor := getattr(detector, "divisor", 1)) > 1:
         takes = f"takes sides that are multiples of {divisor}, and a file takes images of any size"
         raise FaapError(f"the detector {detector.name} {takes}; export without --with_detector.")
     whole, path = _Whole(generator, detector).eval(), Path(path)
+    if path.suffix in {*ENDINGS.values()} - {ENDINGS[to]}:
+        raise FaapError(f"{path}: would be of the format {to}, whose files end in {ENDINGS[to]}; give that, or --to.")
     if path.is_dir() or (path.exists() and _MARK not in path.read_bytes()):
         raise FaapError(f"{path}: is there, and no export of faap; give another file with --output.")
     about = _about(generator, detector, run)
@@ -193,7 +195,8 @@ def _quiet() -> Iterator[None]:
 def load_exported(path: Path, to: str = "onnx") -> Callable[[Tensor], list[Tensor]]:
     """Return a function of an exported file: images (B, 3, H, W) to the list of its outputs."""
     if to == "torch":
-        module = torch.export.load(path).module()
+        with path.open("rb") as file:  # of a path it asks for its own ending
+            module = torch.export.load(file).module()
         return lambda images: list(module(images))
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its builds tell Microsoft of their use unless told not to
     runtime = import_module("onnxruntime")
