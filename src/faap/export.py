@@ -77,9 +77,9 @@ def export(
 ) -> dict[str, Any]:
     """Write a generator, alone or with a detector behind it, as one file, and hold the file against PyTorch.
 
-    It takes "pixel_values" (B, 3, H, W), ImageNet-normalised, of any B, H and W (of 16 pixels or more, for "torch";
-    of 17 with Promenade's detector), without padding, and gives "perturbed", the same normalised; with a detector "logits" (B, Q, C') and "boxes"
-    (B, Q, 4), cxcywh in [0, 1], too.
+    It takes "pixel_values" (B, 3, H, W), ImageNet-normalised, of any B, H and W (of 16 pixels or more, for "torch"; 17
+    with Promenade's detector), without padding, and gives "perturbed", the same normalised; with a detector "logits"
+    (B, Q, C') and "boxes" (B, Q, 4), cxcywh in [0, 1], too.
 
     Args:
         generator: with its ε, on the CPU.
