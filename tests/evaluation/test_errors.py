@@ -14,7 +14,8 @@ CATEGORIES = (1, 7)
 
 def costs_of(records, detections, weights):
     """AP50 and what each kind costs, means over the categories."""
-    base, *costs = error_costs(records, detections, CATEGORIES, weights).mean(axis=0)
+    errors = [find_errors(*each, CATEGORIES) for each in zip(records, detections, strict=True)]
+    base, *costs = error_costs(records, errors, CATEGORIES, weights).mean(axis=0)
     return base, dict(zip((*KINDS, *TOTALS), costs, strict=True))
 
 

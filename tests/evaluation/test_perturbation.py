@@ -9,7 +9,7 @@ import torch
 
 import faap
 from faap.audit import audit_data
-from faap.audit.errors import error_costs
+from faap.audit.errors import error_costs, find_errors
 from faap.audit.perturbation import audit_perturbation, probe, who_is_found
 from faap.cli import main
 from faap.data import Split
@@ -52,7 +52,9 @@ def test_everything_is_before_and_after_on_the_same_images(measured, generator):
     weights = np.ones((len(split.group("female")), 1), dtype=np.int32)
     mine = [[found[i] for i in split.positions("female")] for found in (before, after)]
     for place, row in enumerate(found["errors"].values(), 1):
-        costs = [error_costs(split.group("female"), each, [1], weights)[0, place, 0] for each in mine]
+        women = split.group("female")
+        errors = [[find_errors(*pair, [1]) for pair in zip(women, each, strict=True)] for each in mine]
+        costs = [error_costs(women, each, [1], weights)[0, place, 0] for each in errors]
         assert [row["female"]["baseline"], row["female"]["perturbed"]] == pytest.approx(costs)
     through = faap.evaluation.arrival.Arrival(jpeg=75)
     pair = [detect(detector, split, each, arrival=through) for each in (None, generator)]
@@ -113,7 +115,8 @@ def test_a_probe_finds_what_is_there_and_nothing_else(split_of):
 
 def test_the_command_says_it_and_counts_it_as_a_reading(tiny_promenade, generator, tmp_path, capsys):
     run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
+    run.mkdir()
+    (run / "config.yaml").write_text("name: some\ndetr_checkpoint: promenade\n")
     save_generator(generator, run / "generator")
     words = ["audit", str(tiny_promenade), "--detr_checkpoint", "promenade", "--samples", "10"]
     words += ["--output_dir", str(tmp_path / "out"), "--generator", str(run / "generator")]

@@ -101,7 +101,7 @@ def _fixed(record: Record, errors: Errors, kind: int) -> tuple[Errors, Bools]:
 
 
 def error_costs(
-    records: Sequence[Record], detections: Sequence[Detections], categories: Collection[int], weights: Weights
+    records: Sequence[Record], errors: Sequence[Errors], categories: Collection[int], weights: Weights
 ) -> Floats:
     """Measure AP50 as it is, and how much it would be with one kind of error mended.
 
@@ -111,7 +111,7 @@ def error_costs(
 
     Args:
         records: of one group.
-        detections: one entry a record, in the same order.
+        errors: what `find_errors` says of each, in the same order.
         categories: that are measured.
         weights: (images, R) copies of each image in each of R data sets.
 
@@ -119,7 +119,6 @@ def error_costs(
         (categories, 1 + kinds, R) AP50, and the AP50 that each of `KINDS` and `TOTALS` costs, mended less as it is; nan
         where there is nothing to find.
     """
-    errors = [find_errors(*each, categories) for each in zip(records, detections, strict=True)]
     weights = np.ascontiguousarray(weights.T)
 
     def measured(states: Sequence[tuple[Errors, Bools]], unasked: Sequence[Ints] = ()) -> Floats:

@@ -77,13 +77,8 @@ def audit_perturbation(
         alone = detect_baseline(detector, split, arrival=arrival, **options)
         survival[name] = moved(alone, detect(detector, split, generator, arrival=arrival, **options))
     traces, sizes = _traces(detector, generator, split)
-    result = {
-        "epsilon": generator.epsilon,
-        **mean_distance(after),
-        **sizes,
-        **moved(before, after),
-        "survival": survival,
-    }
+    result: dict[str, Any] = {"epsilon": generator.epsilon} | mean_distance(after) | sizes
+    result |= moved(before, after) | {"survival": survival}
     result["errors"] = _errors(split, before, after, samples, seed)
     result["found"] = who_is_found(split, before, after, score)
     result["probe"] = {name: probe(split, values) for name, values in traces.items()}
@@ -108,18 +103,14 @@ def who_is_found(
     split: Split, before: Sequence[Detections], after: Sequence[Detections], score: float
 ) -> dict[str, Any]:
     """In how many images of each group more is found at a score than before, and in how many and which less."""
-    result = {}
+    result = dict[str, dict[str, Any]]()
     pairs = zip(by_group(split, before).items(), by_group(split, after).values(), strict=True)
     for (group, (_, records, old)), (_, _, new) in pairs:
         counts = [[count_found(*each, score) for each in zip(records, found, strict=True)] for found in (old, new)]
         more = [b - a for a, b in zip(*counts, strict=True)]
         worse = [record.path.name for record, by in zip(records, more, strict=True) if by < 0]
-        result[group] = {
-            "images": len(records),
-            "better": sum(by > 0 for by in more),
-            "worse": len(worse),
-            "files": worse,
-        }
+        result[group] = {"images": len(records), "better": sum(by > 0 for by in more)}
+        result[group] |= {"worse": len(worse), "files": worse}
     return result
 
 

@@ -121,10 +121,7 @@ def sides_of(split: Split, detections: Sequence[Detections], weights: Weights) -
 def costs_of(sides: Mapping[str, Side]) -> dict[str, Floats]:
     """Return what `error_costs` says of each group in the mean of the categories, (1 + kinds, R)."""
     return category_means(
-        {
-            group: error_costs(each.records, each.detections, each.categories, each.copies)
-            for group, each in sides.items()
-        }
+        {group: error_costs(each.records, each.errors, each.categories, each.copies) for group, each in sides.items()}
     )
 
 

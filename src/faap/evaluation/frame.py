@@ -108,9 +108,7 @@ class MetricFrame:
         index = pd.MultiIndex.from_tuples(rows, names=["what", "group", "metric"])
         table = pd.DataFrame(list(rows.values()), index=index).drop(columns="group")
         for name in [name for name in table.columns if name.endswith("ci95")]:
-            ends = table.pop(name)
-            for i, end in enumerate(("low", "high")):
-                table[f"{name}_{end}"] = [interval[i] if interval else np.nan for interval in ends]
+            table[[f"{name}_low", f"{name}_high"]] = [ends or [np.nan] * 2 for ends in table.pop(name)]
         return table
 
     @property

@@ -13,7 +13,7 @@ from faap.audit.errors import KINDS, TOTALS
 from faap.data import Split, read_image
 from faap.report import charts
 from faap.report.page import render
-from faap.report.terminal import columns, short
+from faap.report.terminal import columns, short, stacked
 from faap.report.words import SHOWN, interval, number, share
 
 # the causes that are told in words
@@ -167,10 +167,7 @@ def audit_summary(audit: Mapping[str, Any]) -> Group:
     rows = [(group, row) for group, row in audit["groups"].items()]
     rows += [(f"gap ({audit['reference']} − {group})", row) for group, row in audit["gaps"].items()]
     for name, row in rows:
-        cells = [
-            Text.assemble(short(number(row[m]["value"])), (f"\n{short(interval(row[m]['ci95'], sign=False))}", "dim"))
-            for m in SHOWN
-        ]
+        cells = [stacked(number(row[m]["value"]), interval(row[m]["ci95"], sign=False)) for m in SHOWN]
         groups.add_row(Text(name), *cells)
     why = columns("what explains the gap", "", "explains", "95 % interval", "share")
     for name, each in causes(audit).items():

@@ -92,19 +92,9 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves
     shown = examples[:MAX_EXAMPLES]
     # the largest that keeps every perturbation between black and white
     factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
-    about: dict[str, Any] = {
-        "metrics": metrics | cost_of(run.path),
-        "log": log,
-        "chosen": chosen,
-        "config": config,
-        "drawn": drawn,
-    }
-    about |= {
-        "curves": charts.draw_curves(*curves) if curves else [],
-        "examples": shown,
-        "factor": factor,
-        "threshold": SCORE_THRESHOLD,
-    }
+    about: dict[str, Any] = {"metrics": metrics | cost_of(run.path), "log": log, "chosen": chosen, "config": config}
+    about |= {"drawn": drawn, "curves": charts.draw_curves(*curves) if curves else []}
+    about |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
     return write_text(run.report, render("report.html", **about))
 
 

@@ -52,9 +52,8 @@ def _changes(metrics: Mapping[str, Any], title: str) -> Table:
     rows += [("", f" gap ({reference} − {group})", row) for group, row in metrics["gaps"].items()]
     for begin, end, row in rows:
         for name in words.SHOWN:
-            said = [(short(value), short(sure)) for value, sure in words.change(row[name])]
-            cells = [Text.assemble(value, (f"\n{sure}", "dim")) for value, sure in said]
-            cells = [Text(f"{begin}{name}{end}"), *cells, Text(words.p_value(row[name]["p_value"]))]
+            said = [stacked(*each) for each in words.change(row[name])]
+            cells = [Text(f"{begin}{name}{end}"), *said, Text(words.p_value(row[name]["p_value"]))]
             table.add_row(*cells, end_section=name == words.SHOWN[-1])
     return table
 
@@ -98,6 +97,11 @@ def columns(title: str, *headings: str) -> Table:
     for heading in rest:
         table.add_column(Text(heading), justify="right" if heading else "left", no_wrap=True)
     return table
+
+
+def stacked(value: str, sure: str) -> Text:
+    """A number over its interval."""
+    return Text.assemble(short(value), (f"\n{short(sure)}", "dim"))
 
 
 def short(text: str) -> str:

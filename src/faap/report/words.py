@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -28,19 +29,17 @@ def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def percent(value: float | None) -> str:
-    """A share as a signed percentage with one decimal; a dash for what could not be computed."""
-    return "–" if value is None else f"{number(100 * value, 1, sign=True)} %"
+def share(value: float | None, *, sign: bool = False) -> str:
+    """A share as a percentage with one decimal; a dash for what could not be computed."""
+    return "–" if value is None else f"{number(100 * value, 1, sign=sign)} %"
+
+
+percent = partial(share, sign=True)
 
 
 def p_value(value: float | None, equals: str = "") -> str:
     """A p-value with three decimals, which is never zero; a dash for what could not be computed."""
     return "< 0.001" if value is not None and value < 0.001 else f"{equals}{number(value, 3)}"
-
-
-def share(value: float | None) -> str:
-    """A share as a percentage with one decimal; a dash for what could not be computed."""
-    return "–" if value is None else f"{number(100 * value, 1)} %"
 
 
 def interval(bounds: list[float] | None, *, sign: bool = True) -> str:
