@@ -429,6 +429,36 @@ def test_people_say_their_groups_where_images_are_empty(tmp_path):
     assert opened(write(tmp_path, data)).split("all").counts() == {"her": 2, "him": 2}
 
 
+@pytest.mark.parametrize("empty", ["", None, "n/a"])
+@pytest.mark.parametrize("says", ["images", "table", "categories"])
+def test_a_field_that_nobody_has_filled_in_leaves_it_to_others_to_say_the_group(tmp_path, empty, says):
+    """As CVAT writes an attribute of its project into every annotation."""
+    data, options = content(4), {}
+    for image, annotation in zip(data["images"], data["annotations"], strict=True):
+        image["gender"] = GROUPS[image["id"] % 2] if says == "images" else empty
+        annotation["attributes"] = {"gender": empty}
+        annotation["category_id"] = 1 + image["id"] % 2 if says == "categories" else 1
+    if says == "categories":
+        data["categories"] = [{"id": 1, "name": "her"}, {"id": 2, "name": "him"}]
+    root = write(tmp_path, data)
+    if says == "table":
+        options["group_csv"] = "groups.csv"
+        (root / "groups.csv").write_text("id,gender\n1,him\n2,her\n3,him\n4,her\n")
+    split = opened(root, **options).split("all")
+    assert [record.group for record in split.records] == ["him", "her", "him", "her"]
+    assert split.objects("her") == {"person": 2}
+    if says == "images":
+        for image in data["images"]:
+            image["gender"] = empty
+        with pytest.raises(FaapError, match="no image and no annotation has a field 'gender' that says its group"):
+            opened(write(tmp_path, data)).split("all")
+
+
+def test_a_file_without_images_is_said_to_have_none(tmp_path):
+    with pytest.raises(FaapError, match=r"data\.json: holds no image"):
+        opened(write(tmp_path, content(0))).split("all")
+
+
 def test_a_file_name_goes_before_a_row_number(tmp_path):
     root = write(tmp_path, content(2))
     assert [r.group for r in table(root, "id,file_name,gender\n1,2.jpg,her\n2,1.jpg,him\n").split("all").records] == [

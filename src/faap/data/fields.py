@@ -118,5 +118,6 @@ def conditions(entry: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if isinstance(value, bool) or fits(value, float)}
 
 
-def mentions(entry: Any, field: str) -> bool:
-    return isinstance(entry, dict) and lookup(entry, field) is not _ABSENT
+def says(entry: Any, field: str) -> bool:
+    """Say whether a field of an entry is there and not empty; editors write out what nobody has filled in."""
+    return isinstance(entry, dict) and (value := lookup(entry, field)) is not _ABSENT and _word(value) != ""

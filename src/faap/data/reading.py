@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from faap.data.boxes import against_area, as_corners, check_box
-from faap.data.fields import WORD, conditions, file_key, folded, mentions, plain, take, whole
+from faap.data.fields import WORD, conditions, file_key, folded, plain, says, take, whole
 from faap.data.finding import Finder, Parts
 from faap.data.orientation import read_header, turn_box, upright
 from faap.data.problems import MakeProblem, Problem, noting, opening, place
@@ -84,7 +84,7 @@ class Reader:
         complete: whether images without a size, and people without a group where others have one, are mistakes.
 
     Raises:
-        Problem: nothing says a group.
+        Problem: there is no image, or nothing says a group.
     """
 
     path: Path
@@ -100,6 +100,8 @@ class Reader:
     complete: bool = True
 
     def __post_init__(self) -> None:
+        if not self.lists["images"]:
+            raise place(self.path)("empty_split", "holds no image; an empty split cannot be used")
         self.finder = Finder(self.folders, self.roots, self.parts)
         self.rows, problems = self.table() if self.table else ({}, [])
         self.result = Reading(problems=[*problems])
@@ -116,9 +118,9 @@ class Reader:
         self.same: dict[int, int] = {}  # of categories that share a name, which id stands for which
         self._each("categories", self._category)
         # categories that say a group somewhere are asked for it everywhere, but then not every image is
-        saying = [] if self.group else [entry for entry in found if mentions(entry, self.group_field)]
+        saying = [] if self.group else [entry for entry in found if says(entry, self.group_field)]
         self.personal = {whole(entry.get("category_id")) for entry in saying}
-        said = self.table is not None or any(mentions(entry, self.group_field) for _, entry in self.lists["images"])
+        said = self.table is not None or any(says(entry, self.group_field) for _, entry in self.lists["images"])
         self.asked = said and not self.group and not self.personal
         if self.rows and self.personal:
             self._note("annotations say the group themselves; the table counts for those that do not")
@@ -133,10 +135,8 @@ class Reader:
         """Return the records in the order of the file, and what is wrong with the others.
 
         Raises:
-            Problem: there is no image, or the boxes misread as a whole.
+            Problem: the boxes misread as a whole.
         """
-        if not self.lists["images"]:
-            raise place(self.path)("empty_split", "holds no image; an empty split cannot be used")
         self._each("images", self._image)
         self._each("annotations", self._annotation)
         # of masks, some areas say it by chance
