@@ -98,6 +98,34 @@ def test_what_is_overwritten_where_no_gradient_is_needed_changes_nothing(arch: s
         assert torch.equal(without, through)
 
 
+class Fixed(Generator):
+    """The same for every image, or the image itself: what it gives is not its to give away."""
+
+    WIDTHS = (1, 1, 1)
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.delta = kind, nn.Parameter(torch.linspace(-2, 2, 3 * 20 * 30).view(1, 3, 20, 30))
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        whole = {"one": self.delta, "expanded": self.delta.expand_as(pixel_values), "image": pixel_values}
+        return whole[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["one", "expanded", "image"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_a_generator_gives_is_read_and_not_written(kind: str, batch: int) -> None:
+    generator, x = Fixed(kind), images(batch, 20, 30)
+    kept, delta = x.clone(), generator.delta.detach().clone()
+    expected = torch.maximum(torch.minimum(x + 0.1 * (x if kind == "image" else delta).tanh(), WHITE), BLACK)
+    with torch.no_grad():
+        measured = generator.perturb(x)
+    torch.testing.assert_close(measured, expected)
+    assert torch.equal(generator.perturb(x), measured)
+    assert torch.equal(x, kept)
+    assert torch.equal(generator.delta, delta)
+
+
 def test_epsilon_may_be_set_anew() -> None:
     x, generator = images(1, 32, 32), strong()
     generator.epsilon = 0.02

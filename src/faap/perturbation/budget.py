@@ -11,7 +11,7 @@ def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_m
 
     Args:
         pixel_values: (B, 3, H, W) ImageNet-normalised.
-        raw: (B, 3, H, W), any real values; overwritten where it needs no gradient.
+        raw: (B, 3, H, W), any real values.
         epsilon: the bound on δ, in normalised units, ≥ 0.
         pixel_mask: (B, H, W) bool, True where the image is; None: everywhere.
 
@@ -22,11 +22,11 @@ def add_within_budget(pixel_values: Tensor, raw: Tensor, epsilon: float, pixel_m
     """
     mean, std = channels(MEAN, pixel_values), channels(STD, pixel_values)
     black, white = -mean / std, (1 - mean) / std
-    raw = raw.to(pixel_values.dtype)
-    if torch.is_grad_enabled() and (raw.requires_grad or pixel_values.requires_grad):
-        clamped = pixel_values.add(raw.tanh(), alpha=epsilon).clamp(black, white)
+    delta = raw.to(pixel_values.dtype).tanh()
+    if torch.is_grad_enabled() and (delta.requires_grad or pixel_values.requires_grad):
+        clamped = pixel_values.add(delta, alpha=epsilon).clamp(black, white)
     else:  # a deployment pays for every new tensor
-        clamped = torch.add(pixel_values, raw.tanh_(), alpha=epsilon, out=raw).clamp_(black, white)
+        clamped = torch.add(pixel_values, delta, alpha=epsilon, out=delta).clamp_(black, white)
     return clamped if pixel_mask is None else torch.where(pixel_mask[:, None], clamped, pixel_values)
 
 

@@ -92,7 +92,8 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
         Source: docs/recipes.md, "Notation".
         """
         mask = needed(pixel_mask)
-        return add_within_budget(pixel_values, self(pixel_values, mask), self.epsilon, mask)
+        raw = self(pixel_values, mask).expand_as(pixel_values)  # one for all images is one for each
+        return add_within_budget(pixel_values, raw, self.epsilon, mask)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> "Generator":
