@@ -19,7 +19,7 @@ mean, std = (np.array(json.loads(known[name]), np.float32)[:, None, None] for na
 
 
 def perturb(image: Image.Image) -> Image.Image:
-    """Perturb a picture, at the size at which the detector takes it."""
+    """Perturb a picture of 8 bits, without transparency, at the size at which the detector takes it."""
     pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / 255
     (moved,) = session.run(["perturbed"], {"pixel_values": ((pixels - mean) / std)[None]})
     levels = ((moved[0] * std + mean) * 255).round().clip(0, 255).astype(np.uint8)

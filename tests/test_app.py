@@ -249,6 +249,15 @@ def test_what_is_typed_wrongly_is_said_before_anything_is_shown(flag: str, said:
     assert said in capsys.readouterr().err
 
 
+def test_what_there_is_to_choose_from_may_be_said_in_several_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[tuple[Any, ...]]()
+    monkeypatch.setattr("faap.app.Shelf", lambda *places, **_: asked.append(places))
+    monkeypatch.setattr("faap.app.serve", lambda *_, **__: None)
+    assert cli.main(["app", "--generators", "a", "b", "--data", "d", "--generators", "c"]) == 0
+    assert cli.main(["app"]) == 0
+    assert asked == [(["a", "b", "c"], ["promenade"], ["d"], "faap_outputs"), (*3 * [["promenade"]], "faap_outputs")]
+
+
 def test_an_address_that_cannot_be_had_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

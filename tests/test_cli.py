@@ -244,14 +244,20 @@ def test_a_log_for_machines_stands_alone_and_quiet_is_quiet(
     assert second.err == ""
 
 
-def test_flags_may_stand_before_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_may_stand_before_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(cli, "_train", lambda name, given, *_: asked.append((name, given)))
     (tmp_path / "mine.py").write_text(OWN_TERMS)
-    (tmp_path / "mine.yaml").write_text("base: infonce_4th\nterms: mine\n")
-    for recipe, flag in (("equal", "--lr_g"), (str(tmp_path / "mine.yaml"), "--lambda_mine")):
+    mine = [str(tmp_path / name) for name in ("mine.yaml", "mine.yml")]
+    for name in mine:
+        Path(name).write_text("base: infonce_4th\nterms: mine\n")
+    for recipe, flag in (("equal", "--lr_g"), *((name, "--lambda_mine") for name in mine)):
         assert cli.main(["train", flag, "0.2", recipe]) == 0
         assert asked.pop() == (recipe, {flag[2:]: "0.2"})
+        assert cli.main(["compare", flag, "0.2", recipe, "--resume", "x"]) == 2
+        assert "--resume is not for compare" in capsys.readouterr().err  # the other flag is known
 
 
 # Literally, so that a flag is never added, renamed or lost by accident: scripts of users hold these names.

@@ -130,16 +130,18 @@ def _say(console: Console, text: object, style: str = "") -> None:
     console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
-def _before_flags(words: Sequence[str]) -> list[str]:
-    return list(takewhile(lambda word: not word.startswith("-"), words))
+def _recipes_in(words: Sequence[str]) -> list[str]:
+    """Return the recipes of a command line: what stands before its flags, or else what is one among them."""
+    known = (*recipe_names(), *variants())
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and os.path.isfile(word)]
+    first = list(takewhile(lambda word: not word.startswith("-"), words))
+    return first or [word for word in words if word in known or word in files]
 
 
 def train(parser: Parser, console: Console) -> None:
     """Train a recipe in front of a frozen detector and measure it."""
     parser.add_argument("recipe", help=f"one of {', '.join(recipe_names())}, or a YAML file")
-    known = {*recipe_names(), *variants()}
-    later = [word for word in parser.words if word in known or (word.endswith(".yaml") and os.path.isfile(word))]
-    _recipe_flags(parser, "RECIPE ", _before_flags(parser.words[:1]) or later[:1])
+    _recipe_flags(parser, "RECIPE ", _recipes_in(parser.words)[:1])
     given = parser.given()
     _train(given.pop("recipe"), given, console)
 
@@ -400,7 +402,7 @@ def audit(parser: Parser, console: Console) -> None:
 def app(parser: Parser, console: Console) -> None:
     """Show in the browser what a generator does to a picture, audit data, and lay runs side by side."""
     _shared(parser, "--device")
-    places: dict[str, Any] = {"nargs": "+", "default": ["promenade"], "metavar": "PLACE"}
+    places: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "PLACE"}
     parser.add_argument("--generators", help="runs, generators' folders or files (default: promenade)", **places)
     parser.add_argument("--detr_checkpoint", help="detectors to choose from (default: promenade)", **places)
     parser.add_argument("--data", help="data sets that can be audited (default: promenade)", **places)
@@ -415,8 +417,8 @@ def app(parser: Parser, console: Console) -> None:
     from faap.app import Shelf, serve
     from faap.config import data_arguments
 
-    choices = (given["generators"], given["detr_checkpoint"], given["data"], given["runs"])
-    shelf = Shelf(*choices, groups=data_arguments(given), device=given["device"])
+    choices: list[Any] = [given[name] or ["promenade"] for name in ("generators", "detr_checkpoint", "data")]
+    shelf = Shelf(*choices, given["runs"], groups=data_arguments(given), device=given["device"])
     serve(shelf, given["host"], given["port"], console=console)
 
 
@@ -455,7 +457,7 @@ def compare(parser: Parser, console: Console) -> None:
     cluster = "hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
-    names = [name for name in _before_flags(parser.words) if not os.path.isdir(name)]
+    names = [name for name in _recipes_in(parser.words) if not os.path.isdir(name)]
     here = {"output_dir": "faap_outputs/compare"}
     _recipe_flags(parser, "RECIPE [RECIPE ...] ", names, here)
     given = here | parser.given()
