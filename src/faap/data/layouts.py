@@ -176,12 +176,10 @@ class Dataset:
         # male is no slip of female, nor 1 of 10
         alike = {key for key in counts if key[:1].casefold() == group[:1].casefold() and (key + group).isalpha()}
         slips = alike - {self.anchor, self.reference}
-        reason = (
-            f"data set {self.root}: the split {split.name!r} has no object of group {group!r} to find; it has {known}. "
-            f"--anchor_group and --reference_group choose.{nearest(group, slips)}"
-        )
+        reason = f"the split {split.name!r} has no object of group {group!r} to find; it has {known}"
+        advice = f"--anchor_group and --reference_group choose.{nearest(group, slips)}"
         found = self.read(split.name)
-        return "\n".join([reason, *map(str, found.problems[:1]), *found.notes])
+        return "\n".join([f"data set {self.root}: {reason}. {advice}", *map(str, found.problems[:1]), *found.notes])
 
 
 def clash(first: tuple[str, Record], second: tuple[str, Record]) -> tuple[str, str]:

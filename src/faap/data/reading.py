@@ -140,14 +140,12 @@ class Reader:
         self._each("images", self._image)
         self._each("annotations", self._annotation)
         # of masks, some areas say it by chance
-        wrong = Counter(reason for reason in self.misread if reason)
-        if 2 * wrong.total() > len(self.misread):
-            count = f"of {len(self.misread)} annotations with an area, {wrong.total()} contradict it"
-            raise place(self.path)("bad_box", f"{count}: {next(iter(wrong))}")
-        corners = [reason for reason in self.corners if reason]
-        if 2 * len(corners) > len(self.corners) > 1:
-            count = f"of {len(self.corners)} boxes that can tell, {len(corners)} are not [x, y, width, height]"
-            raise place(self.path)("bad_box", f"{count}: {corners[0]}")
+        areas = self.misread, 0, "annotations with an area, {} contradict it"
+        corners = self.corners, 1, "boxes that can tell, {} are not [x, y, width, height]"
+        for said, least, words in (areas, corners):
+            wrong = [*filter(None, said)]
+            if 2 * len(wrong) > len(said) > least:
+                raise place(self.path)("bad_box", f"of {len(said)} {words.format(len(wrong))}: {wrong[0]}")
         categories, images = self.categories, [image for image in self.images.values() if image]
         if self.personal or self.named:
             found = Counter(row[1] for image in images for row in image.rows)
@@ -215,10 +213,9 @@ class Reader:
             for name, value in (entry.items() if isinstance(entry, dict) else ())
             for inner in ((isinstance(value, dict) and value) or ("",))
         }
-        return (
-            f"no image and no annotation has a field {self.group_field!r} that says its group; --group_field names the "
-            f"right one (fields: {', '.join(sorted(names)[:30])}), or --group_csv a table"
-        )
+        lacking = f"no image and no annotation has a field {self.group_field!r} that says its group"
+        there = f"(fields: {', '.join(sorted(names)[:30])})"
+        return f"{lacking}; --group_field names the right one {there}, or --group_csv a table"
 
     def _group_of(self, entry: dict[str, Any], at: MakeProblem) -> str:
         """Return an entry's group, spelt as the first that differs from it in case or Unicode form alone."""
