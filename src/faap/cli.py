@@ -417,8 +417,9 @@ def app(parser: Parser, console: Console) -> None:
     from faap.app import Shelf, serve
     from faap.config import data_arguments
 
-    choices: list[Any] = [given[name] or ["promenade"] for name in ("generators", "detr_checkpoint", "data")]
-    shelf = Shelf(*choices, given["runs"], groups=data_arguments(given), device=given["device"])
+    names = ("generators", "detr_checkpoint", "data")
+    generators, detectors, data = (given[name] or ["promenade"] for name in names)
+    shelf = Shelf(generators, detectors, data, given["runs"], data_arguments(given), given["device"])
     serve(shelf, given["host"], given["port"], console=console)
 
 
