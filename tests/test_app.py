@@ -251,7 +251,7 @@ def test_what_is_typed_wrongly_is_said_before_anything_is_shown(flag: str, said:
 
 def test_what_there_is_to_choose_from_may_be_said_in_several_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[Any, ...]]()
-    monkeypatch.setattr("faap.app.Shelf", lambda *places, **_: asked.append(places))
+    monkeypatch.setattr("faap.app.Shelf", lambda *places: asked.append(places[:4]))
     monkeypatch.setattr("faap.app.serve", lambda *_, **__: None)
     assert cli.main(["app", "--generators", "a", "b", "--data", "d", "--generators", "c"]) == 0
     assert cli.main(["app"]) == 0
