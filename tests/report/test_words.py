@@ -26,7 +26,7 @@ def test_numbers(value, options, text):
     assert number(value, **options) == text
 
 
-def said(metrics, anchor_ap, reference_ap, ci95=(-0.01, 0.01)):
+def said(metrics, anchor_ap, reference_ap, ci95=(-0.03, -0.01)):
     data = metrics(anchor_ap=anchor_ap, reference_ap=reference_ap)
     data["gap"]["AP"]["ci95"] = list(ci95)
     return gap_sentence(data, "female", "male") + " " + group_sentence(data, "female", "male")
@@ -105,6 +105,7 @@ def test_noise_is_told_by_the_interval(ci95, told, metrics):
     text = said(metrics, (0.40, 0.41), (0.50, 0.50), ci95)
     assert ("is distinguishable from noise" in text) == told
     assert ("is not distinguishable from noise" in text) != told
+    assert ("the gap is smaller mostly because" in text) == told
 
 
 def test_terminal_summary(metrics):

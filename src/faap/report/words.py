@@ -105,10 +105,11 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
     a_after, r_after = (metrics["perturbed"][group]["AP"] for group in (anchor, reference))
     text = f"The AP of {anchor} images {_moved(a, a_after)}, that of {reference} images {_moved(r, r_after)}"
     lifted, raised = difference(a, a_after), difference(r, r_after)
+    low, high = metrics["gap"]["AP"]["ci95"] or (1, 1)
     if lifted is not None and raised is not None and abs(raised - lifted) >= VISIBLE:
         if max(lifted, raised) <= -VISIBLE:
             text += "; both groups are found less well than before"
-        elif abs(r_after - a_after) < abs(r - a):
+        elif abs(r_after - a_after) < abs(r - a) and not low <= 0 <= high:
             moves = [(anchor, lifted), (reference, raised)]
             (worse, up), (better, down) = moves if r > a else moves[::-1]
             group, how = (worse, "better") if up > -down else (better, "less well")
