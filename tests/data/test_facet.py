@@ -141,6 +141,8 @@ def test_votes_that_are_missing_are_none(tmp_path, word):
     ]
     assert load_dataset(write(tmp_path, people)).split("test").counts() == {"fem": 1, "masc": 1}
     assert load_dataset(tmp_path).read("test").left_out == 1
+    with pytest.raises(FaapError, match="no object of group 'fem' to find; it has nothing"):
+        load_dataset(write(tmp_path / "nobody", people[2:])).split("test")
 
 
 @pytest.mark.parametrize("word", ["inf", "-1", "many"])

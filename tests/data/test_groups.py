@@ -274,6 +274,7 @@ def test_people_may_have_groups_of_their_own(tmp_path):
     assert (him.group, him.owners) == ("him", None)
     assert split.categories == {1: "person"}, "a category in which nobody has a group is left out"
     assert reading.left_out == 1, "and so is an image"
+    assert any("categories that say no group are left out: dog (1)" in note for note in reading.notes)
     assert split.counts() == {"her": 2, "him": 2}
     assert [record.crowd.tolist() for record in split.group("her")] == [[False, True], [False, True]]
     assert [record.crowd.tolist() for record in split.group("him")] == [[True, False], [False]]

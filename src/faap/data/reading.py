@@ -121,14 +121,14 @@ class Reader:
         saying = [] if self.group else [entry for entry in found if says(entry, self.group_field)]
         self.personal = {whole(entry.get("category_id")) for entry in saying}
         said = self.table is not None or any(says(entry, self.group_field) for _, entry in self.lists["images"])
-        self.asked = said and not self.group and not self.personal
+        self.asked = said and self.complete and not self.group and not self.personal
         if self.rows and self.personal:
             self._note("annotations say the group themselves; the table counts for those that do not")
         elif self.rows:
             how = "ids" if any(isinstance(key, int) for key in self.rows) else "names"
             self._note(f"the table names images by their {how}")
         self.named: dict[int, str] = {}
-        if not (self.group or self.personal or self.asked):
+        if self.complete and not (self.group or self.personal or self.asked):
             self._name_groups()
 
     def read(self) -> Reading:
@@ -150,8 +150,7 @@ class Reader:
         if self.personal or self.named:
             found = Counter(row[1] for image in images for row in image.rows)
             grouped = {row[1] for image in images for row in image.rows if row[4]}
-            nobody = [f"{categories[key]} ({n})" for key, n in found.items() if key not in grouped]
-            if self.named and nobody:
+            if nobody := [f"{categories[key]} ({n})" for key, n in found.items() if key not in grouped]:
                 self._note(f"categories that say no group are left out: {', '.join(nobody[:10])}")
             categories = {key: name for key, name in categories.items() if key in grouped}
         self.result.categories = categories
