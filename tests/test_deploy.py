@@ -621,6 +621,34 @@ def test_a_video_that_was_transparent_says_that_it_is_no_more(
     assert row["notes"] == ["not kept: transparency"]
 
 
+def test_a_video_whose_pictures_change_their_size_is_made_in_the_first_ones(
+    generator: Generator, tmp_path: Path
+) -> None:
+    """As calls that are recorded are, where the net grows faster."""
+    with av.open(str(tmp_path / "call.webm"), "w") as file:
+        stream = file.add_stream("libvpx", rate=15)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for start, larger in ((0, 1), (8, 2)):
+            coder = av.CodecContext.create("libvpx", "w")
+            coder.width, coder.height, coder.pix_fmt = 64 * larger, 48 * larger, "yuv420p"
+            coder.time_base, coder.bit_rate = Fraction(1, 15), 4_000_000
+            image = QUARTERS.repeat(larger, 0).repeat(larger, 1)
+            for number in range(start, start + 8):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 15)
+                for packet in [*coder.encode(frame), *(coder.encode() if number == start + 7 else ())]:
+                    packet.stream, packet.time_base = stream, Fraction(1, 15)
+                    file.mux(packet)
+    (row,) = apply_files(generator, [tmp_path / "call.webm"], tmp_path / "out")
+    assert row["notes"] == ["pictures of 2 sizes have the first one's now"]
+    assert row["frames"] == 16
+    with av.open(str(tmp_path / "out" / "call.mp4")) as file:
+        found = [frame.to_ndarray(format="rgb24").astype(float) for frame in file.decode(video=0)]
+    for each in found:
+        assert each.shape == QUARTERS.shape
+        assert np.median(np.abs(each - apply(generator, QUARTERS))) < 6
+
+
 @pytest.mark.parametrize(
     ("codec", "rate", "layout", "wanted", "notes"),
     [

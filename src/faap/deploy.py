@@ -484,9 +484,9 @@ def _complaints(av: Any) -> Iterator[list[Any]]:
         av.logging.set_skip_repeated(skips)
 
 
-def _upright(frame: Any) -> Pixels:
-    """Return a picture of a video as it is to be seen: mirrored, turned, as a matrix beside it says."""
-    image: Pixels = frame.to_ndarray(format="rgb24")
+def _upright(frame: Any, width: int, height: int) -> Pixels:
+    """Return a picture of a video, in a size, as it is to be seen: mirrored, turned, as a matrix beside it says."""
+    image: Pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
     if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
         (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3).astype(float)
         image = image[::-1] if a * d < b * c else image
@@ -502,7 +502,7 @@ def _rewrite(
     """
     stream, made, copied, encoded, notes = _tracks(file, written)
     waiting, damage = list[Any](), list[str]()  # the file is begun when the pictures' size is known
-    number, last = 0, -1
+    number, last, sizes = 0, -1, dict[tuple[int, int], bool]()
     expected = stream.frames or int((file.duration or 0) / av.time_base * float(stream.average_rate or 0))
     every = max(1, expected // _LOOKED_AT)
     step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
@@ -525,7 +525,8 @@ def _rewrite(
                 if (new := encoded.get(packet.stream.index)) is not None:
                     waiting += new.encode(frame)
                     continue
-                image = np.ascontiguousarray(_upright(frame))
+                sizes[frame.width, frame.height] = True
+                image = np.ascontiguousarray(_upright(frame, *next(iter(sizes))))
                 if not number:
                     made.height, made.width = image.shape[:2]
                     # of even sides, because most players know halved chroma alone
@@ -554,6 +555,8 @@ def _rewrite(
         raise ValueError("no picture of it can be read")
     for new in (made, *encoded.values()):
         written.mux(new.encode())
+    if len(sizes) > 1:
+        notes.append(f"pictures of {len(sizes)} sizes have the first one's now")
     if damage:
         end = float((last + step) * stream.time_base)
         notes.append(f"cut off or damaged ({damage[0]}): what can be read of its first {end:.1f} seconds is made")
