@@ -22,7 +22,7 @@ from faap.data import Record, Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, detect
 from faap.promenade import compose, detector_dir, scenes
-from faap.report.audit import audit_page, sentences
+from faap.report.audit import audit_page, cause_sentence, sentences
 
 SCENES, SEED = 110, 11
 
@@ -326,6 +326,15 @@ def test_groups_without_a_category_in_common_are_refused(split_of, tmp_path):
     records = [each.with_boxes(each.labels == (1 if each.group == "female" else 7)) for each in split.records]
     with pytest.raises(FaapError, match="no category in common"):
         audit(painted(replace(split, records=tuple(records)), tmp_path), found, samples=5)
+
+
+def test_what_the_groups_differ_in_is_told_with_its_interval(audited):
+    for cause, found in (
+        ("box size", audited["confounders"]["box size"]["means"]),
+        (UNLABELLED, audited["unlabelled"]["each_image"]),
+    ):
+        for low, high in (each["ci95"] for each in found.values()):
+            assert f"({low:.4f} to {high:.4f})" in cause_sentence(audited, cause)
 
 
 def test_without_replicates_nothing_is_said_for_sure(small):

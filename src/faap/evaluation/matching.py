@@ -103,7 +103,11 @@ def weighted_metrics(
         Each of them (R,), nan where a data set has no ground truth of the category and size.
     """
     result: dict[str, Floats] = {}
-    weights = np.ascontiguousarray(weights.T)  # (R, images)
+    # what has nothing of the category, as most images of many categories, changes none of its numbers
+    pairs = zip(records, detections, strict=True)
+    there = [i for i, pair in enumerate(pairs) if any(category in each.labels for each in pair)] or [0]
+    records, detections = [records[i] for i in there], [detections[i] for i in there]
+    weights = np.ascontiguousarray(weights[there].T)  # (R, images)
     for suffix, area in AREAS.items():
         if suffix and not {f"AP{suffix}", f"AR{suffix}"} & set(wanted):
             continue

@@ -58,14 +58,14 @@ def cause_sentence(audit: Mapping[str, Any], cause: str) -> str:
         rest = f"is left once the pictures of {anchor} and {reference} are alike in all that was measured"
     elif cause == UNLABELLED:
         found = audit["unlabelled"]
-        rates = " and ".join(f"{number(rate['value'], 3)}" for rate in found["each_image"].values())
+        rates = " and ".join(map(estimate, found["each_image"].values()))
         rest = (
             f"goes away once both have as many detections of {audit['score']:g} or more of nothing that is annotated "
             f"({rates} an image of {anchor} and {reference})"
         )
     else:
         found = audit["confounders"][cause]
-        means = " and ".join(number(mean["value"], 2) for mean in found["means"].values())
+        means = " and ".join(map(estimate, found["means"].values()))
         rest = f"goes away once both are compared at equal {cause} ({means} in the mean of {anchor} and {reference})"
     return f"{_begin(cause)}: of the gap, {estimate(found['explained'])} {rest}."
 
