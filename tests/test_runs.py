@@ -69,25 +69,42 @@ def test_what_is_moved_aside_is_the_run_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_what_something_else_keeps_in_a_folder_makes_no_run_of_it_and_is_not_overwritten(tmp_path: Path) -> None:
-    """A project's own config.yaml, beside which a checkpoint and a generator lie, and a page of its own."""
-    recipe, mine = load_recipe("infonce_4th"), "model:\n  name: yolo\n"
-    run = Run(tmp_path / "project")
+    """A project's own config.yaml and results, beside which a checkpoint and a generator lie."""
+    recipe, run = load_recipe("infonce_4th"), Run(tmp_path / "project")
     for place in (run.path / "weights" / "epoch_0000.pth", run.generator / "config.json"):
         place.parent.mkdir(parents=True)
         place.touch()
-        run.config.write_text(mine)
-        assert Run.of(place) is None
-    run.config.write_text("epochs: 3\n")
-    assert Run.of(run.path) is None
-    with pytest.raises(FaapError, match=r"project/config\.yaml: .* would be overwritten; .*--output_dir"):
-        run.claim(recipe, [])
+        for mine in ("model:\n  name: yolo\n", "epochs: 3\n"):
+            run.config.write_text(mine)
+            assert Run.of(place) is None
+            with pytest.raises(FaapError, match=r"project/config\.yaml: .* would be overwritten; .*--output_dir"):
+                run.refuse_others()
+    for each in (run.metrics, run.report):
+        each.write_text("mine")
+    with pytest.raises(FaapError, match="would be overwritten"):
+        run.refuse_others()
+    assert run.move_aside() == tmp_path / "project.1"  # as where a result is written
     assert run.config.read_text() == "epochs: 3\n"
+    assert Run(tmp_path / "project.1").report.read_text() == "mine"
+    # a recipe alone says that a generator is of a run, and may be the person's own file
     recipe.save(run.config)
-    assert Run.of(run.generator) is not None
-    other = Run(tmp_path / "pages")
-    other.path.mkdir()
-    other.report.write_text("mine")
-    assert other.move_aside() == tmp_path / "pages.1"
+    assert Run.of(run.path / "generator") is not None
+    with pytest.raises(FaapError, match="would be overwritten"):
+        run.refuse_others()
+    run.write_metrics({})
+    run.refuse_others()  # what was kept of a training, which is moved aside
+    other = Run(tmp_path / "other")
+    other.generator.mkdir(parents=True)
+    (other.generator / "config.json").touch()
+    with pytest.raises(FaapError, match=r"other/generator/config\.json: .* would be overwritten"):
+        other.refuse_others()
+
+
+def test_a_page_alone_is_moved_aside(tmp_path: Path) -> None:
+    run = Run(tmp_path / "pages")
+    run.path.mkdir()
+    run.report.write_text("mine")
+    assert run.move_aside() == tmp_path / "pages.1"
     assert (tmp_path / "pages.1" / "report.html").read_text() == "mine"
 
 

@@ -215,6 +215,7 @@ class Run:
         """
         if not (self.metrics.exists() or self.report.exists() or self.within.exists() or self.epochs()):
             return None
+        others = () if self.is_one() else (self.config,)
         here = self.path.resolve()
         places = (here.with_name(f"{here.name}.{number}") for number in itertools.count(1))
         aside = next(place for place in places if not place.exists())
@@ -222,12 +223,20 @@ class Run:
         try:
             # what says that it is finished first, and what else lies in the folder not at all
             for each in (self.metrics, self.report, *self._written, self.events, self.generator, self.checkpoints):
-                if each.exists():
+                if each.exists() and each not in others:
                     (here / each.name).rename(aside / each.name)
         finally:
             with suppress(OSError):  # unless something is in it
                 aside.rmdir()
         return aside
+
+    def refuse_others(self) -> None:
+        """Raise a FaapError if a config.yaml or a generator lies in the folder that is of no training there."""
+        ours = self.is_begun() or (self.metrics.exists() and self.is_one())
+        for each in (self.config, self.generator / "config.json"):
+            if each.exists() and not ours:
+                what = "is not of a training that lies there, and would be overwritten"
+                raise FaapError(f"{each}: {what}; give another folder with --output_dir.")
 
     def claim(self, recipe: "Recipe", rows: Iterable[Mapping[str, Any]], resumed: "Run | None" = None) -> None:
         """Make the folder, which is locked, a training's own, with its recipe in it.
@@ -238,12 +247,9 @@ class Run:
             resumed: the run that goes on; if it lies in another folder, what is there of these epochs is copied.
 
         Raises:
-            FaapError: if the folder cannot be written, or has a config.yaml of something else.
+            FaapError: if the folder cannot be written.
         """
         rows = list(rows)
-        if self.config.exists() and not self.is_begun():
-            what = "is not of a training that lies there, and would be overwritten"
-            raise FaapError(f"{self.config}: {what}; give another folder with --output_dir.")
         with writing(self.path):
             # what processes that were killed left of their files; what others keep here is theirs
             mine = [self.path.glob(f".{each.name}.*.tmp") for each in (self.metrics, self.report, *self._written)]

@@ -26,13 +26,11 @@ def variants() -> dict[str, Path]:
 
 def find(name_or_path: str | Path) -> Path:
     """Return the file of a recipe or a variant, by name or path; raise a FaapError if there is none."""
-    known = recipe_names()
-    if str(name_or_path) in known:
-        return RECIPES / f"{name_or_path}.yaml"
-    if str(name_or_path) in (others := variants()):
-        return others[str(name_or_path)]
+    named = {name: RECIPES / f"{name}.yaml" for name in recipe_names()} | variants()
+    if path := named.get(str(name_or_path)):
+        return path
     if not os.path.isfile(name_or_path):
-        hint = f"{nearest(str(name_or_path), [*known, *others])} Recipes: {', '.join(known)}."
+        hint = f"{nearest(str(name_or_path), named)} Recipes: {', '.join(recipe_names())}."
         raise FaapError(f"{shown(str(name_or_path), 300)[1:-1]}: no recipe of this name, and no file.{hint}")
     return Path(name_or_path)
 

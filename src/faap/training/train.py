@@ -127,6 +127,7 @@ def _train(
     rows, resumed = (_resume(trainer, state, console), Run.of(state)) if state else ([], None)
 
     def claim() -> None:
+        run.refuse_others()
         ours = resumed is not None and resumed.path.resolve() == run.path.resolve()
         source = resumed
         if (not ours or _goes_back(trainer, run, state)) and (aside := run.move_aside()):
@@ -286,11 +287,6 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
     return [row for row in rows if row["epoch"] < trainer.finished]
 
 
-def _processes() -> str:
-    count, threads = distributed.world(), torch.get_num_threads()
-    return f"{count} process{'es' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
-
-
 def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:
     recipe, detector = trainer.recipe, trainer.detector
     parameters = sum(p.numel() for p in trainer.generator.parameters())
@@ -298,9 +294,11 @@ def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dic
     if mixed := sum(not record.group for record in training.records):
         counts += f"; {mixed} with people of several groups are not trained on"
     aps = ", ".join(f"{group} {values['AP']:.4f}" for group, values in baseline.items())
+    count, threads = distributed.world(), torch.get_num_threads()
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
-        f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector {detector.name} "
-        f"({detector.file_sha256[:12]}…), frozen; {_processes()}\nvalidation AP without the generator: {aps} "
-        f"({len(validation.records)} images)\nrun directory: {run.path}"
+        f"({counts}); generator {recipe.arch}, {parameters:,} parameters; detector "
+        f"{detector.name} ({detector.file_sha256[:12]}…), frozen; "
+        f"{count} process{'es' * (count > 1)} of {threads} thread{'s' * (threads > 1)}\n"
+        f"validation AP without the generator: {aps} ({len(validation.records)} images)\nrun directory: {run.path}"
     )
