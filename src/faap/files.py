@@ -139,6 +139,8 @@ def read_tensors(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
+            if "Unsupported operand" in str(error):
+                raise FaapError(f"{path}: is no checkpoint, but something else under its name, or damaged.") from error
             reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error)).strip()[:200]
             never = "holds more than tensors and plain values, and nothing else is ever unpickled: it could run code"
             advice = "Where you trust the file, save its tensors alone in a new one."

@@ -304,6 +304,54 @@ def test_a_function_of_ones_own_may_import_what_stands_beside_it(directory, monk
         load_detector("away:build")
 
 
+OWN = """
+import torch
+from faap.data import Preprocessing
+from faap.detectors import DetectorOutput, FrozenDetector
+
+
+class Mine(FrozenDetector):
+    def forward(self, x, mask=None):
+        logits, boxes, features = (torch.zeros(len(x), 5, width) for width in (3, 4, 8))
+        return {gives}
+
+
+def build():
+    shape = {{"num_queries": 5, "feature_dim": 8, "preprocessing": Preprocessing(None, None), "file_sha256": ""}}
+    return Mine(torch.nn.Identity(), name="own", activation={activation!r}, labels={labels!r}, **shape)
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        ({"gives": "logits, boxes, features"}, r"gives a tuple; it should be a faap\.detectors\.DetectorOutput"),
+        ({"gives": "DetectorOutput(logits, boxes, features.mean(1))"}, r"shapes .*\(1, 8\)\]; they should be"),
+        (
+            {"gives": "DetectorOutput(logits, boxes, boxes)"},
+            r"\(1, Q, 4\) and \(1, Q, 8\), by its labels and feature_dim",
+        ),
+        ({"gives": "DetectorOutput(boxes, logits, features)"}, "logits, boxes and features have the shapes"),
+        ({"gives": "DetectorOutput(logits[0], boxes, features)"}, "logits, boxes and features have the shapes"),
+        ({"gives": "DetectorOutput(logits / 0, boxes, features)"}, "outputs for a grey image are NaN or infinite"),
+        ({"labels": {0: "person", 3: "dog"}}, r"they should be \(1, Q, 4 or more\)"),
+        ({"activation": "softmax"}, r"they should be \(1, Q, 4 or more\)"),
+        ({"labels": ["person"]}, r"labels: is \['person'\]; it should be a mapping"),
+    ],
+)
+def test_what_a_function_of_ones_own_gives_is_looked_at(changed, message, monkeypatch, tmp_path, request):
+    given = {"gives": "DetectorOutput(logits, boxes, features)", "activation": "sigmoid", "labels": {2: "person"}}
+    name = f"looked_at_{abs(hash(request.node.name))}"  # a module is imported once
+    (tmp_path / f"{name}.py").write_text(OWN.format(**given | changed))
+    monkeypatch.chdir(tmp_path)
+    if message is None:
+        assert load_detector(f"{name}:build").labels == {2: "person"}
+    else:
+        with pytest.raises(FaapError, match=rf"detector {name}:build: .*{message}"):
+            load_detector(f"{name}:build")
+
+
 def test_what_is_not_a_detector_says_what_would_be(tmp_path):
     with pytest.raises(FaapError, match=r"nowhere does not exist; give 'promenade', a directory"):
         load_detector(tmp_path / "nowhere")

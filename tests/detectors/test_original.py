@@ -265,6 +265,13 @@ class Harmful:
         return (print, ("run",))
 
 
+def test_what_is_no_checkpoint_is_said_without_what_the_library_advises(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
+    with pytest.raises(FaapError, match=r"page\.pth: is no checkpoint, but something else under its name") as caught:
+        load_original(tmp_path / "page.pth")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_what_is_no_detr_is_refused(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = torch.load(saved, weights_only=True)["model"]
 

@@ -261,6 +261,7 @@ def test_what_is_wrong_with_a_module_is_said_with_file_and_line(here: Path, tmp_
         (SETTINGS.replace("lambda_mine", "lambda_align") + TERMS, "Settings.lambda_align is a name"),
         (SETTINGS.replace('setting(0.5, "weight of mine", low=0)', "0.5") + TERMS, "Settings.lambda_mine must be"),
         (SETTINGS.replace(": float", ": list") + TERMS, "Settings.lambda_mine must be"),
+        (SETTINGS.replace("low=0", "section='nowhere'") + TERMS, "Settings.lambda_mine must be"),
         ("import faap\n" + SETTINGS.replace("Settings:", "Settings(faap.Recipe):") + TERMS, "TypeError"),
         (SETTINGS.replace("0.5", "-1") + TERMS, "lambda_mine is -1; it must be at least 0"),
     ):
@@ -329,7 +330,7 @@ def terms(recipe, feature_dim, projected_dim):
 
 def test_what_a_term_returns_and_monitors(tmp_path: Path) -> None:
     numbers = itertools.count()
-    out = DetectorOutput(torch.randn(4, 3, 2), torch.rand(4, 3, 4), torch.randn(4, 3, 16), [])
+    out = DetectorOutput(torch.randn(4, 3, 2).requires_grad_(), torch.rand(4, 3, 4), torch.randn(4, 3, 16), [])
     detector: Any = SimpleNamespace(
         activation="softmax", loss=lambda *_: torch.tensor(0.5), matched_scores=lambda *_: [torch.ones(1)] * 4
     )

@@ -21,6 +21,7 @@ import faap.config
 from faap.config import Recipe, load_recipe
 from faap.data.images import Preprocessing
 from faap.detectors import DetectorOutput, FrozenDetector
+from faap.errors import FaapError
 from faap.objectives import (
     View,
     adversarial_confusion,
@@ -345,6 +346,15 @@ def test_the_discriminator_learns_from_its_own_steps_alone() -> None:
     for name, value in objective.named_parameters():
         assert torch.equal(value, after[name][0])
         assert torch.equal(value.grad, after[name][1])
+
+
+def test_a_detector_that_lets_no_gradient_through_is_refused_and_not_trained_in_front_of() -> None:
+    objective, images = build("infonce_4th"), Images()
+    images.out = DetectorOutput(images.out.logits.detach(), images.out.boxes.detach(), images.out.features.detach())
+    with pytest.raises(FaapError, match=r"stub gives outputs without a gradient .* torch\.no_grad"):
+        view_of(objective, images)
+    with torch.no_grad():
+        run(objective, images)
 
 
 @pytest.mark.parametrize("name", NAMES)

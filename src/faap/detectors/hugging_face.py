@@ -224,12 +224,23 @@ _TRIAL_EDGE, _LARGEST_TRIAL = 640, 1344
 
 
 @torch.no_grad()
-def try_out(detector: HuggingFaceDetector, source: Path) -> None:
+def try_out(detector: FrozenDetector, source: object) -> None:
     """Let a detector look at a grey image, so that whatever is wrong with it is known now."""
+    conform(detector.labels, {int: str}, f"{source}: labels")
+    classes = max(detector.labels, default=-1) + 1 + (detector.activation == "softmax")
     own = detector.preprocessing
     wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2
     height, width = (max(1, min(side, _LARGEST_TRIAL) // own.multiple) * own.multiple for side in wanted)
-    out = detector(torch.zeros(1, 3, height, width))
+    out = detector(torch.zeros(1, 3, height, width, device=next(detector.parameters(), torch.empty(0)).device))
+    if not isinstance(out, DetectorOutput):
+        raise FaapError(f"{source}: gives a {type(out).__name__}; it should be a faap.detectors.DetectorOutput.")
+    shapes = [tuple(values.shape) for values in (out.logits, out.boxes, out.features)]
+    first = shapes[0][:-1]
+    if len(first) != 2 or shapes[0][-1] < classes or shapes[1:] != [(*first, 4), (*first, detector.feature_dim)]:
+        right = (
+            f"(1, Q, {classes} or more), (1, Q, 4) and (1, Q, {detector.feature_dim}), by its labels and feature_dim"
+        )
+        raise FaapError(f"{source}: its logits, boxes and features have the shapes {shapes}; they should be {right}.")
     detector.detections(out, torch.tensor([[height, width]]))
     if not all(bool(values.isfinite().all()) for values in (out.logits, out.boxes, out.features)):
         raise FaapError(f"{source}: makes a detector whose outputs for a grey image are NaN or infinite.")

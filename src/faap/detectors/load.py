@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from faap.detectors.base import FrozenDetector
-from faap.detectors.hugging_face import FILES, load_hugging_face
+from faap.detectors.hugging_face import FILES, load_hugging_face, try_out
 from faap.detectors.original import load_original
 from faap.errors import FaapError
 from faap.files import hub_folder
@@ -77,4 +77,5 @@ def _call(module: str, function: str) -> FrozenDetector:
     if not isinstance(detector, FrozenDetector):
         wanted = "a function that takes nothing and returns a faap.detectors.FrozenDetector"
         raise FaapError(f"detector {module}:{function}: is {type(detector).__name__}; it should be {wanted}")
+    try_out(detector, f"detector {module}:{function}")
     return detector

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from faap.errors import FaapError
 from faap.objectives.term import Term, View, scalar
-from faap.settings import kind_of, shown
+from faap.settings import SECTIONS, kind_of, shown
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _of(module: ModuleType, source: str, file: str) -> OwnTerms:
     if not callable(getattr(module, "terms", None)) or not (isinstance(settings, type) and is_dataclass(settings)):
         raise FaapError(f"{file}: is no module of terms: it needs a frozen dataclass Settings and a function terms.")
     for each in fields(settings):
-        if kind_of(each) is None or "section" not in each.metadata:
+        if kind_of(each) is None or each.metadata.get("section") not in SECTIONS:
             declared = 'a text, number or truth value declared by faap.objectives.setting(0.1, "what it is", low=0)'
             raise FaapError(f"{file}: Settings.{each.name} must be {declared}.")
     return OwnTerms(source, file, module)

@@ -64,6 +64,9 @@ class Objective(nn.Module):
             whole: its output for the augmented, perturbed batch of B images, and what `whole_batch` knows of them.
         """
         out, targets, groups, known = whole
+        if torch.is_grad_enabled() and not any(each.requires_grad for each in (out.logits, out.boxes, out.features)):
+            advice = "its code detaches them, or runs under torch.no_grad, and a training goes back through it"
+            raise FaapError(f"the detector {detector.name} gives outputs without a gradient to its images: {advice}.")
         names = (self.recipe.anchor_group, self.recipe.reference_group)
         places = [_places([group == name for group in groups], out.logits.device) for name in names]
         pooled = out.features.float().mean(1)  # (B, D)
@@ -77,9 +80,7 @@ class Objective(nn.Module):
             return first, second
 
         loss, weight = detector.loss, self.recipe.no_object_weight
-        if (
-            weight and getattr(type(detector), "loss", None) is FrozenDetector.loss
-        ):  # a loss of the detector's own is not ours to weigh
+        if weight and type(detector).loss is FrozenDetector.loss:  # a loss of the detector's own is not ours to weigh
             loss = partial(loss, criterion=replace(detector.criterion, no_object_weight=weight))
         pairs = [(values[places[0]], values[places[1]]) for values in (pooled, projected, scores)]
         return View(pairs[0], pairs[1], pairs[2], matched_scores, lambda: loss(out, targets, known))
