@@ -28,7 +28,7 @@ def open_image(path: Path) -> Image.Image:
             default a hundred million.
     """
     Image.init()
-    most = int(os.environ.get("FAAP_MAX_PIXELS") or _MOST_PIXELS)
+    most = float(os.environ.get("FAAP_MAX_PIXELS") or _MOST_PIXELS)  # which may be 1e9
     known = [each for each in FORMATS if each in Image.OPEN]
     try:
         image = Image.open(path, formats=known)
@@ -37,7 +37,7 @@ def open_image(path: Path) -> Image.Image:
             image = Image.open(path, formats=known)
     if (pixels := image.width * image.height) > most:
         image.close()
-        raise ValueError(f"it has {pixels:,} pixels, and {most:,} are the most; FAAP_MAX_PIXELS allows more")
+        raise ValueError(f"it has {pixels:,} pixels, and {most:,.0f} are the most; FAAP_MAX_PIXELS allows more")
     return image
 
 
