@@ -98,20 +98,20 @@ def state_at(path: str | Path) -> tuple[Path, list[str]]:
 
 def newest_state(run: Run) -> tuple[Path | None, list[str]]:
     """Return where the newest state of a run lies that can be read, and why newer ones cannot, a sentence each."""
-    within, notes = None, []
-    for path in (run.within, *map(run.checkpoint, reversed(run.epochs()))):
-        if not path.exists():
-            continue
+    notes: list[str] = []
+
+    def read(path: Path) -> tuple[int, int] | None:
         try:
-            state = read_checkpoint(path)
+            return reached(read_checkpoint(path)) if path.exists() else None
         except FaapError as error:
             notes.append(f"{error} It is left out.")
-            continue
-        if path == run.within:
-            within = state["epoch"], state["running"]["step"]
-        else:
-            return (run.within if within and within > (state["epoch"], 0) else path), notes
-    return (run.within if within else None), notes
+            return None
+
+    within, whole = read(run.within), map(run.checkpoint, reversed(run.epochs()))
+    newest = next(((far, path) for path in whole if (far := read(path))), None)
+    if within and (newest is None or within > newest[0]):
+        return run.within, notes
+    return newest and newest[1], notes
 
 
 def reached(state: Mapping[str, Any]) -> tuple[int, int]:

@@ -279,9 +279,8 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
         console.print(said, style="yellow", markup=False)
     step = f", step {trainer.running['step']}" if trainer.running["step"] else ""
     said = f"{place}: goes on at epoch {trainer.finished}{step}."
-    if trainer.finished >= recipe.epochs:
-        said = f"{place} is the last of {recipe.epochs} epochs: nothing left to train."
-    console.print(said, markup=False)
+    last = f"{place} is the last of {recipe.epochs} epochs: nothing left to train."
+    console.print(said if trainer.finished < recipe.epochs else last, markup=False)
     run = Run.of(place)
     rows = state.get("log", run.read_log() if run else [])  # an earlier faap kept them apart
     return [row for row in rows if row["epoch"] < trainer.finished]
