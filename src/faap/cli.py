@@ -109,6 +109,13 @@ def _recipe_flags(parser: Parser, usage: str, names: Sequence[str], own: Mapping
     parser.usage = f"{parser.prog} {usage}[--FIELD VALUE ...]"
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+_COUNT: dict[str, Any] = {"type": _count, "metavar": "N"}
 # arguments of several commands
 _SHARED: dict[str, dict[str, Any]] = {
     "generator": {"help": "a run directory, a generator's folder or file, or promenade"},
@@ -242,7 +249,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="as JPEG files of this quality, 1 to 100")
     parser.add_argument("--resize", type=float, metavar="X", help="resized by this factor, and back")
-    parser.add_argument("--shift", type=_count, metavar="N", help="shifted by so many pixels to the right and down")
+    parser.add_argument("--shift", help="shifted by so many pixels to the right and down", **_COUNT)
     parser.add_argument("--absolute", action="store_true", help="judge by the study's absolute targets")
     given = parser.given()
     from faap import distributed
@@ -378,7 +385,7 @@ def audit(parser: Parser, console: Console) -> None:
     parser.add_argument("--output_dir", default=here, help=kept)
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="threshold in use (default: 0.5)")
     replicates = "bootstrap replicates; no intervals below 40 (default: 500)"
-    parser.add_argument("--samples", type=_count, default=500, metavar="N", help=replicates)
+    parser.add_argument("--samples", default=500, help=replicates, **_COUNT)
     given = parser.given()
     from faap.audit import audit_data
     from faap.config import data_arguments
@@ -449,12 +456,8 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
 def compare(parser: Parser, console: Console) -> None:
     """Train several recipes with several seeds, and lay them side by side."""
     parser.add_argument("recipes", nargs="+", help="names, YAML files, or folders of them")
-    parser.add_argument(
-        "--seeds", type=_count, default=1, metavar="N", help="runs of each recipe, with seeds from --seed on"
-    )
-    parser.add_argument(
-        "--jobs", type=_count, metavar="N", help="runs at the same time; they share the cores (default: 1)"
-    )
+    parser.add_argument("--seeds", default=1, help="runs of each recipe, with seeds from --seed on", **_COUNT)
+    parser.add_argument("--jobs", help="runs at the same time; they share the cores (default: 1)", **_COUNT)
     cluster = "hand the runs to a Ray cluster: auto, HOST:PORT or ray://HOST:PORT; if left out, one found or new"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
     parser.add_argument("--ablate", action="store_true", help="add the variants that revert one decision each")
@@ -478,23 +481,14 @@ def compare(parser: Parser, console: Console) -> None:
         raise FaapError(f"{count} run{'s' if count > 1 else ''} failed; repeat the command to try again.")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
 def bench(parser: Parser, console: Console) -> None:
     """Measure what faap costs beside the detector alone, as ratios."""
     _shared(parser, "--device")
-    parser.add_argument(
-        "--json", default="faap_outputs/bench.json", metavar="FILE", help="gets the figures (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=_count, default=2, metavar="N", help="of torch, on the CPU (default: 2)")
+    here, kept = "faap_outputs/bench.json", "gets the figures (default: %(default)s)"
+    parser.add_argument("--json", default=here, metavar="FILE", help=kept)
+    parser.add_argument("--threads", default=2, help="of torch, on the CPU (default: 2)", **_COUNT)
     parser.add_argument("--onnx", action="store_true", help="measure exported files in onnxruntime, too")
-    parser.add_argument(
-        "--repeats", type=_count, default=5, metavar="N", help="turns whose median is reported (default: 5)"
-    )
+    parser.add_argument("--repeats", default=5, help="turns whose median is reported (default: 5)", **_COUNT)
     given = parser.given()
     from faap import bench as benchmark
 
