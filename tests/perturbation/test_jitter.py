@@ -49,17 +49,15 @@ def unpillow(image: Image.Image) -> Tensor:
 @pytest.mark.parametrize(
     ("ranges", "enhance"),
     [
-        (Strength(0.4, 0, 0, 0), ImageEnhance.Brightness),
-        (Strength(0, 0.4, 0, 0), ImageEnhance.Contrast),
-        (Strength(0, 0, 0.4, 0), ImageEnhance.Color),
+        ((0.4, 0, 0, 0, 0), ImageEnhance.Brightness),
+        ((0, 0.4, 0, 0, 0), ImageEnhance.Contrast),
+        ((0, 0, 0.4, 0, 0), ImageEnhance.Color),
     ],
 )
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_each_operation_is_pillows(ranges: Strength, enhance, share: float) -> None:  # type: ignore[no-untyped-def]
     image = pixels(3, 12, 14)
-    rng = Fixed(
-        [share if reach else 0.5 for reach in (ranges.brightness, ranges.contrast, ranges.saturation, 0)], [0, 1, 2, 3]
-    )
+    rng = Fixed([share if reach else 0.5 for reach in (*ranges[:3], 0)], [0, 1, 2, 3])
     ours = _jitter_one(image, ranges, rng)  # type: ignore[arg-type]
     theirs = unpillow(enhance(pillow(image)).enhance(0.6 + 0.8 * share))
     assert (ours - theirs).abs().max() < 3 / 255
@@ -79,9 +77,9 @@ def test_hue_is_kornias(turn: float) -> None:
 
 def test_strengths_are_the_specs() -> None:
     assert STRENGTHS["none"] is None
-    assert STRENGTHS["weak"] == Strength(0.2, 0.2, 0.2, 0.05, 0)
-    assert STRENGTHS["medium"] == Strength(0.3, 0.3, 0.3, 0.1, 0)
-    assert STRENGTHS["strong"] == Strength(0.4, 0.4, 0.4, 0.1, 0.2)
+    assert STRENGTHS["weak"] == (0.2, 0.2, 0.2, 0.05, 0)
+    assert STRENGTHS["medium"] == (0.3, 0.3, 0.3, 0.1, 0)
+    assert STRENGTHS["strong"] == (0.4, 0.4, 0.4, 0.1, 0.2)
 
 
 def test_draws_fill_their_ranges_and_orders_vary() -> None:
@@ -99,7 +97,7 @@ def test_draws_fill_their_ranges_and_orders_vary() -> None:
 
 def test_order_matters_and_grey_comes_last() -> None:
     image = pixels(3, 6, 6)
-    ranges = Strength(0.4, 0.4, 0.4, 0.1, 0.2)
+    ranges = (0.4, 0.4, 0.4, 0.1, 0.2)
     one, other = (
         _jitter_one(image, ranges, Fixed([1, 0, 1, 1], order))  # type: ignore[arg-type]
         for order in ([0, 1, 2, 3], [3, 2, 1, 0])

@@ -17,17 +17,12 @@ class Stem(nn.Conv2d):
     @staticmethod
     def suits(module: nn.Module) -> bool:
         """Whether a module is a convolution that this one can stand for."""
-        if type(module) is not nn.Conv2d or module.kernel_size[0] != module.kernel_size[1]:
+        if type(module) is not nn.Conv2d:
             return False
-        half, odd = divmod(module.kernel_size[0], 2)
-        plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
-        return (
-            plain
-            and module.in_channels <= 4
-            and module.stride == (2, 2)
-            and module.padding == (half, half)
-            and odd == 1
-        )
+        side = module.kernel_size[0]
+        shape = module.kernel_size, module.stride, module.padding, module.dilation
+        square = side % 2 == 1 and shape == ((side, side), (2, 2), (side // 2, side // 2), (1, 1))
+        return square and module.in_channels <= 4 and module.groups == 1 and module.padding_mode == "zeros"
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W)."""
@@ -56,7 +51,5 @@ class _Convolve(torch.autograd.Function):
         kernel = pairs.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).to(gradient.dtype)
         found = F.conv2d(gradient, kernel.contiguous(memory_format=torch.channels_last), padding=after)
         found = found[:, :, after - before :, after - before :]  # (B, 4 C, H / 2, W / 2)
-        batch, _, rows, columns = found.shape
-        pixels = found.reshape(batch, -1, 2, 2, rows, columns).permute(0, 4, 2, 5, 3, 1)
-        whole = pixels.reshape(batch, 2 * rows, 2 * columns, -1).permute(0, 3, 1, 2)
+        whole = F.pixel_shuffle(found, 2)
         return whole[:, :, : ctx.size[0], : ctx.size[1]], None, None

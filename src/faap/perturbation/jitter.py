@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,29 +12,14 @@ from torch import Tensor
 
 from faap.data.images import denormalise, normalise
 
-
-@dataclass(frozen=True)
-class Strength:
-    """How far the colours may go.
-
-    Attributes:
-        brightness, contrast, saturation: the factor is drawn from 1 ± this.
-        hue: the turn is drawn from ± this, as a share of the colour circle.
-        grayscale: probability that the image loses its colours at the end.
-    """
-
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    grayscale: float = 0.0
-
-
-STRENGTHS = {
+# of brightness, contrast and saturation: the factor is drawn from 1 ± this; of hue: the turn, from ± this, as a share
+# of the colour circle; and the probability that the image loses its colours at the end
+Strength = tuple[float, float, float, float, float]
+STRENGTHS: dict[str, Strength | None] = {
     "none": None,
-    "weak": Strength(0.2, 0.2, 0.2, 0.05),
-    "medium": Strength(0.3, 0.3, 0.3, 0.1),
-    "strong": Strength(0.4, 0.4, 0.4, 0.1, grayscale=0.2),
+    "weak": (0.2, 0.2, 0.2, 0.05, 0.0),
+    "medium": (0.3, 0.3, 0.3, 0.1, 0.0),
+    "strong": (0.4, 0.4, 0.4, 0.1, 0.2),
 }
 # Keeps the draws apart from those of other random choices that are made from the same three numbers.
 _STREAM = 1
@@ -56,11 +41,6 @@ class Drawn:
     orders: list[list[int]]
     grey: list[int]
 
-    def to(self, device: torch.device) -> "Drawn":
-        """Return it with the factors on a device, for which nobody waits."""
-        factors = self.factors.pin_memory() if device.type == "cuda" else self.factors
-        return replace(self, factors=factors.to(device, non_blocking=True))
-
 
 def draw(strength: str, seeds: Sequence[tuple[int, int, int]]) -> Drawn | None:
     """Draw for `apply`.
@@ -77,12 +57,12 @@ def draw(strength: str, seeds: Sequence[tuple[int, int, int]]) -> Drawn | None:
 
 def _draw(ranges: Strength, generators: Sequence[np.random.Generator]) -> Drawn:
     factors, orders, grey = list[list[float]](), list[list[int]](), list[int]()
+    *reaches, hue, grayscale = ranges
     for number, rng in enumerate(generators):
-        reaches = (ranges.brightness, ranges.contrast, ranges.saturation)
         factors.append([float(rng.uniform(1 - reach, 1 + reach)) for reach in reaches])
-        factors[-1].append(float(rng.uniform(-ranges.hue, ranges.hue)))
+        factors[-1].append(float(rng.uniform(-hue, hue)))
         orders.append([int(each) for each in rng.permutation(4)])
-        grey += [number] if rng.random() < ranges.grayscale else []
+        grey += [number] if rng.random() < grayscale else []
     return Drawn(torch.tensor(factors, dtype=torch.float64), orders, grey)
 
 

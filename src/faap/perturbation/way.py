@@ -42,10 +42,12 @@ class Way:
 
     def to(self, device: torch.device) -> "Way":
         """Return it with what the device needs there, for which nobody waits."""
-        moved, drawn = self.moves, self.colours
-        if moved is not None:
-            moved = (moved.pin_memory() if device.type == "cuda" else moved).to(device, non_blocking=True)
-        return replace(self, moves=moved, colours=None if drawn is None else drawn.to(device))
+
+        def there(values: Tensor) -> Tensor:
+            return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+        colours = self.colours and replace(self.colours, factors=there(self.colours.factors))
+        return replace(self, moves=None if self.moves is None else there(self.moves), colours=colours)
 
     def apply(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
         """Return images (B, 3, H, W), ImageNet-normalised, as they arrive."""
