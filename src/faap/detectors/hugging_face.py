@@ -304,7 +304,8 @@ def _weight_files(directory: Path) -> list[Path]:
         files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
     for file in files:
         if not file.is_file():
-            raise FaapError(f"{file}: no such file; a detector's weights must be in safetensors format")
+            advice = "must be in safetensors format, as save_pretrained of transformers writes them, and not a .bin"
+            raise FaapError(f"{file}: no such file; a detector's weights {advice}")
     return files
 
 
