@@ -128,6 +128,18 @@ def test_demo_in_front_of_another_detector_is_measured_alone(places: list[str], 
     assert "beside" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "--with_detector"], ["apply", "a.png", "--draw"]])
+def test_a_detector_that_only_a_run_names_is_not_fetched(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_generator(build_generator(), tmp_path / "generator")
+    (tmp_path / "config.yaml").write_text("name: some\ndetr_checkpoint: organisation/model\n")
+    monkeypatch.setattr(faap, "load_detector", lambda *_: pytest.fail("it is not to be looked for"))
+    assert cli.main([command[0], str(tmp_path), *command[1:]]) == 2
+    said = "its detector organisation/model is not here; say --detr_checkpoint organisation/model"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_evaluate_takes_split_groups_and_absolute_targets(places: list[str], tmp_path: Path) -> None:
     generator = tmp_path / "generator"
     save_generator(build_generator(), generator)

@@ -320,17 +320,21 @@ def _run_behind(given: dict[str, Any]) -> Run | None:
     return Run.of(place) if place.exists() else None
 
 
+def _detector_here(run: Run, recipe: "Recipe") -> str:
+    """Return what a run's file names as its detector, which is fetched for nobody who does not name it."""
+    name = recipe.detr_checkpoint
+    if name != "promenade" and not Path(name).exists():
+        raise FaapError(f"{run.config}: its detector {name} is not here; say --detr_checkpoint {name}, or where it is.")
+    return name
+
+
 def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | None":
     """Load the detector that is typed, or else the one in the generator's run, if it is there."""
     from faap.config import run_recipe
 
     name, run = given["detr_checkpoint"], _run_behind(given)
     if not name and run and run.config.is_file():
-        name = run_recipe(run).detr_checkpoint
-        if name != "promenade" and not Path(name).exists():
-            raise FaapError(
-                f"{run.config}: its detector {name} is not here; say --detr_checkpoint {name}, or where it is."
-            )
+        name = _detector_here(run, run_recipe(run))
     if not name and needed:
         raise FaapError(f"{given['generator']}: does not say which detector it is for. Give --detr_checkpoint.")
     return faap.load_detector(name) if name else None
@@ -441,6 +445,8 @@ def _trained_with(given: dict[str, Any]) -> dict[str, Any]:
     settings = {name: given[name] for name in names if name in given}
     if run and run.config.is_file() and not {"dataset_root", "detr_checkpoint"} <= settings.keys():
         recipe = run_recipe(run, **settings)
+        if "detr_checkpoint" not in settings:
+            _detector_here(run, recipe)
         if "dataset_root" in settings:
             names = ("detr_checkpoint",)
         elif not (recipe.dataset_root == "promenade" or Path(recipe.dataset_root).exists()):
