@@ -9,15 +9,11 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import PreTrainedModel
 
-from faap.detectors.stem import Stem
-
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """Fold batch norm into the convolutions, rectify in place, lay weights out channels last, use fused attention.
-
-    On a CPU the first convolution's way back is another one, too (`Stem`).
 
     The model must be for inference only: batch statistics are taken as constants. Outputs and input gradients stay
     the same up to float32 rounding.
@@ -29,8 +25,6 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
         The same model.
     """
     fold_norms(model)
-    for module in filter(Stem.suits, model.modules()):
-        module.__class__ = Stem
     library_model: Any = model
     library_model.to(memory_format=torch.channels_last)
     if library_model._supports_sdpa:
