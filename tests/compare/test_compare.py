@@ -257,6 +257,16 @@ def test_verdicts_have_three_states_and_warnings_are_passed_on(copied: Any) -> N
     assert second["success"]["ap_gap"] == 1
     assert result["warnings"] == ["finds nobody", "wgan_7th, seed 0: in one"]
 
+    def forget(content: dict[str, Any]) -> None:
+        content.pop("warnings")
+        for group in ("female", "male"):
+            content["perturbed"][group] |= {"AP": 0.0, "AR100": 0.0}
+
+    change(Run(runs[1].output_dir).metrics, forget)
+    result = gather(runs, {})
+    assert result["recipes"][1]["verdicts"]["ap_gap"] == {"met": 0, "not met": 0, "cannot be told": 1}
+    assert result["warnings"][-1].startswith("wgan_7th, seed 0: The detector finds nobody")
+
 
 @pytest.mark.parametrize(
     ("changes", "seeds", "said"),

@@ -10,7 +10,7 @@ import numpy as np
 from faap.config import Recipe, fields_of
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, verdict_of
+from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead, verdict_of
 from faap.evaluation.gaps import GAPS, HEADLINE, difference, headline
 from faap.report.charts import curves_of
 from faap.report.words import number
@@ -23,6 +23,7 @@ RULE = (
 )
 # by which AP or AR may differ from device to device, for the same detector and images
 ROUNDING = 1e-3
+BLIND = "The detector finds nobody to speak of: right checkpoint? right class names?"
 # in which recipes differ without differing in what they train
 _OWN = {*fields_of("run"), "seed"}
 
@@ -130,11 +131,17 @@ def _refuse_other_measurement(one: Result, other: Result) -> None:
         raise FaapError(f"{what}: nothing can be compared. Use another --output_dir.")
 
 
+def _is_blind(result: Result) -> bool:
+    """Whether neither group is found, before or after; an earlier faap did not ask, and called it success."""
+    before, after = (result.metrics[key] for key in ("baseline", "perturbed"))
+    return any(all(is_dead(metrics[group]) for group in _groups(result.run)) for metrics in (before, after))
+
+
 def _warnings(found: Sequence[Result]) -> list[str]:
     """Return what the measurements warn of, once each, with the runs it is about unless it is about all."""
     about: dict[str, list[str]] = {}
     for each in found:
-        for text in each.metrics.get("warnings", ()):
+        for text in each.metrics.get("warnings", [BLIND] * _is_blind(each)):
             about.setdefault(text, []).append(title(each.run))
     return [text if len(names) == len(found) else f"{'; '.join(names)}: {text}" for text, names in about.items()]
 
@@ -144,6 +151,8 @@ def _run_row(result: Result) -> dict[str, Any]:
     run, metrics, log = result
     groups, gap = _groups(run), metrics["gap"]["AP"]
     verdicts = {key: verdict_of(metrics["success"][key]) for key in HEADLINE}
+    if _is_blind(result):
+        verdicts = {key: UNKNOWN if verdict == MET else verdict for key, verdict in verdicts.items()}
     row = {"seed": run.seed, "run_dir": run.output_dir, "epoch": Run(run.output_dir).chosen(log)}
     row |= headline(metrics["perturbed"], *groups) | {"ap_gap_change": gap["change"], "ap_gap_ci95": gap["ci95"]}
     anchor, reference = (metrics["changes"][group] for group in groups)
