@@ -412,7 +412,7 @@ def test_a_dash_is_as_good_as_an_underscore(places: list[str], tmp_path: Path) -
         (["train", "infonce_4th", "--resume", "/nowhere/epoch_0001.pth"], "/nowhere/epoch_0001.pth"),
         (["train"], "recipe"),
         (["demo", "--recipe"], "expected one argument.\nSee faap demo --help."),
-        (["evaluate", "/nowhere"], "/nowhere"),
+        (["evaluate", "/nowhere"], "/nowhere: does not exist"),
         (["evaluate"], "generator"),
         (["train", "infonce_4th", "--device", "gpu"], "'gpu'"),
         (["train", "infonce_4th", "--device", "cuda:99"], "CUDA devices"),
@@ -444,7 +444,7 @@ def test_mistakes_are_one_line_that_says_what_is_right(
     assert "Traceback" not in error
 
 
-def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {
         "contrastive_1st",
@@ -462,7 +462,18 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         ("epsilon", "beta", "contrastive_weight", "learning_rate"), 24
     )
     assert cli.main(["recipes"]) == 0
-    assert cli.main(["recipes", "infonce_4th"]) == 0
+    capsys.readouterr()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: infonce_4th\nepochs: 3\njpeg: 50,75\noutput_dir: /data/{'x' * 80}\n")
+    assert cli.main(["recipes", str(mine)]) == 0
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    values, last = dict[str, str](), ""
+    for name, value, _ in filter(None, lines):  # a cell goes on in lines without a name
+        last = name or last
+        values[last] = " ".join([values.get(last, ""), value]).strip()
+    assert values["jpeg"] == "50,75"
+    assert values["output_dir"].replace(" ", "") == f"/data/{'x' * 80}"
+    assert values["contrastive_weight"] == "0.25 0.5 0.75"  # a schedule, epoch by epoch
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

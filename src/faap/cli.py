@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import Field, fields
 from functools import partial
 from itertools import takewhile
@@ -231,10 +231,7 @@ def check(parser: Parser, console: Console) -> int:
 
     dataset = faap.load_dataset(**data_arguments(given))
     result = look(dataset, images=not given["quick"], console=None if given["json"] else console)
-    if given["json"]:
-        print(json.dumps(result, indent=1))
-    else:
-        print_check(result, console)
+    print(json.dumps(result, indent=1)) if given["json"] else print_check(result, console)
     return 1 if result["problems"] else 0
 
 
@@ -257,9 +254,9 @@ def evaluate(parser: Parser, console: Console) -> None:
     from faap.evaluation.arrival import Arrival
     from faap.report.measure import measure, refuse_choice, run_of
 
-    settings, arrival = _trained_with(given), Arrival(given["jpeg"], given["resize"], given["shift"])
     device = distributed.resolve_device(given["device"])
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
+    settings, arrival = _trained_with(given), Arrival(given["jpeg"], given["resize"], given["shift"])
     detector = faap.load_detector(settings["detr_checkpoint"], device)
     dataset = distributed.host_first(lambda: faap.load_dataset(**data_arguments(settings)))
     for said in dataset.usable(given["split"]):
@@ -516,11 +513,15 @@ def recipes(parser: Parser, console: Console) -> None:
     else:
         find(given["name"])  # a wrong name is said before torch is loaded
         recipe = faap.load_recipe(given["name"])
-        shown = recipe.to_dict() | {"schedules": recipe.schedules()}
-        table = Table("field", "value", "what it is", title=recipe.name)
-        rows = [(field.name, str(getattr(recipe, field.name)), field.metadata["help"]) for field in fields(recipe)]
+        values, schedules = recipe.to_dict(), recipe.schedules()
+        shown = values | {"schedules": schedules}
+        table, known = Table("field", "value", "what it is", title=recipe.name), recipe.__dataclass_fields__
+        rows = [(name, str(value), known[name].metadata["help"]) for name, value in values.items()]
+        rows += [(name, " ".join(f"{each:.4g}" for each in way), "epoch by epoch") for name, way in schedules.items()]
     for row in rows:
         table.add_row(*row)
+    for column in table.columns:
+        column.overflow = "fold"  # what is long is a path, and all of it counts
     print(json.dumps(shown, indent=2)) if given["json"] else console.print(table)
 
 
@@ -530,10 +531,6 @@ def _conclude(metrics: dict[str, Any], run: Run, console: Console) -> None:
 
     console.print(summary(metrics))
     _say(console, f"cost:    {cost(metrics | cost_of(run.path))}\nmetrics: {run.metrics}\nreport:  {run.report}")
-
-
-class _Listed(Exception):
-    """The arguments of a command are known, and it is not to run."""
 
 
 def completion(parser: Parser, console: Console) -> None:
@@ -561,11 +558,8 @@ _NAMES_RECIPES = ("train", "compare", "recipes")
 
 
 def _flags_of(name: str) -> list[str]:
-    def listed(parser: Parser) -> dict[str, Any]:
-        raise _Listed
-
-    parser = type("Listing", (Parser,), {"given": listed})([], prog="faap")
-    with suppress(_Listed):
+    parser = Parser(["--help"], prog="faap")
+    with suppress(SystemExit), redirect_stdout(io.StringIO()):
         COMMANDS[name](parser, Console(quiet=True))
     return sorted({*_EVERYWHERE, *(flag for flag in parser._option_string_actions if flag.startswith("--"))})
 

@@ -60,7 +60,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     keep: int = _run(0, "newest epochs whose checkpoints are kept, beside the best; 0: all", low=0)
     log_format: str = _run("text", "of epochs printed; json: and nothing else is", choices=("text", "json"))
     log_with: str = _run("tensorboard", "trackers of accelerate, as in tensorboard,wandb; empty: none")
-    memory: int = _run(2048, "MB of decoded images that are kept, without such processes", low=0, high=10**7)
+    memory: int = _run(2048, "MB of decoded images that are kept while num_workers is 0", low=0, high=10**7)
 
     dataset_root: str = _data("promenade", "data set: folder or file (docs/data.md), or promenade, the embedded one")
     annotations: str = _data("", "COCO JSON in dataset_root, {split} standing for train, val, test; empty: found")
@@ -69,7 +69,7 @@ class Recipe(transport.Settings, adversarial.Settings, alignment.Settings, heads
     group_csv: str = _data("", "CSV in dataset_root from image ids or file names to groups; empty: none")
     skip_bad: bool = _data(False, "go on without the broken records of the data set instead of refusing it")
     scenes: int = _data(0, "training scenes of each group of promenade; 0: 12,000", low=0, high=100_000)
-    detr_checkpoint: str = _data("promenade", "the frozen detector: folder, or promenade, the embedded one")
+    detr_checkpoint: str = _data("promenade", "the frozen detector (docs/detectors.md), or promenade, the embedded one")
 
     anchor_group: str = _groups("female", "the disadvantaged group, which is lifted")
     reference_group: str = _groups("male", "the group it is measured against")
