@@ -3,6 +3,7 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -565,13 +566,23 @@ def test_a_variant_is_shown_by_its_name(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_quiet_prints_errors_alone_and_verbose_where_they_arose(
-    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train", "infonce_4th", *places, *SMALL, f"--output_dir={tmp_path / 'run'}", "--quiet"]
     assert cli.main(words) == 0
     assert capsys.readouterr().out == ""
     assert cli.main(["--quiet", "recipes"]) == 0
     assert capsys.readouterr().out == ""
+
+    def shown(*warned: Any) -> None:
+        print(warnings.formatwarning(*warned[:4]), end="", file=sys.stderr)
+
+    monkeypatch.setattr(warnings, "formatwarning", None)
+    monkeypatch.setattr(warnings, "showwarning", shown)
+    monkeypatch.setitem(cli.COMMANDS, "status", lambda *_: warnings.warn("of a file\x1b[1m", stacklevel=1))
+    for words, said in (["status"], "warning: of a file\\x1b[1m\n"), (["status", "--quiet"], ""):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().err == said
     for more, traced in (["--quiet"], False), (["--verbose"], True):
         assert cli.main(["check", "/nowhere", *more]) == 2
         said = capsys.readouterr().err

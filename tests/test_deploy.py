@@ -24,7 +24,7 @@ import faap
 from faap import cli, deploy
 from faap.data import denormalise, normalise
 from faap.data.images import STD, Preprocessing
-from faap.deploy import Form, apply, apply_files, arrived
+from faap.deploy import Form, NotAllMade, apply, apply_files, arrived
 from faap.errors import FaapError
 from faap.perturbation import Generator, build_generator, save_generator
 
@@ -316,9 +316,19 @@ def test_pictures_that_lie_within_the_folder_of_results_are_made_and_results_are
 def test_pictures_of_a_format_that_is_not_read_are_named(generator: Generator, folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "turned.jpg", folder / "scan.JFIF")
     shutil.copy(folder / "turned.jpg", folder / "old.jpe")
-    for name in ("a.heic", "more/b.mpg", "c.svg", "d.psd", "words.csv"):
+    # few machines' lists of formats have .ARW, and of macOS's own beside each file none is a picture
+    for name in (
+        "a.heic",
+        "more/b.mpg",
+        "c.ARW",
+        "d.psd",
+        "words.csv",
+        ".DS_Store",
+        "._turned.jpg",
+        "more/._plain.png",
+    ):
         (folder / name).write_text("")
-    with pytest.warns(UserWarning, match=r"left out: a.heic, c.svg, d.psd \(4 in all\)\.$") as said:
+    with pytest.warns(UserWarning, match=r"left out: a.heic, c.ARW, d.psd \(4 in all\)\.$") as said:
         made = apply_files(generator, [folder], tmp_path / "out")
     assert len(said) == 1
     assert len(made) == 5
@@ -349,8 +359,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(generator: Generator,
     picture(65_600, 1).save(folder / "long.png")
     (folder / "link.png").symlink_to(folder / "taken away.png")
     os.mkfifo(folder / "pipe.png")
-    with pytest.raises(FaapError, match="6 of 9 cannot be made, the others are in") as error:
+    with pytest.raises(NotAllMade, match="6 of 9 cannot be made, the others are in") as error:
         apply_files(generator, [folder], tmp_path / "out", Form(jpeg=95))
+    assert {row["file"] for row in error.value.made} == {"turned.jpg", "more/plain.jpg", "more/print.jpg"}
+    with pytest.raises(NotAllMade, match=r"^1 of 1 cannot be made: .*broken"):
+        apply_files(generator, [folder / "broken.jpg"], tmp_path / "none")
     names = ("broken.jpg", "false.mp4", "moves.gif: holds 3 pictures", "long.png", "link.png", "pipe.png: is a pipe")
     for name in names:
         assert str(error.value).count(str(folder / name)) == 1 + (name == "link.png")
@@ -735,6 +748,12 @@ def test_the_command_perturbs_draws_and_says_what_arrives(
     assert f"largest change of a pixel is {max(row['linf_pixels'] for row in rows):.0f} of 255" in shown
     assert cli.main(["apply", place, str(folder), f"--out={out}", "--draw"]) == 2
     assert "Give --detr_checkpoint." in capsys.readouterr().err
+    # also where one of many is broken
+    (tmp_path / "broken.png").write_text("")
+    assert cli.main(["apply", place, str(folder), str(tmp_path / "broken.png"), f"--out={out}"]) == 2
+    again = capsys.readouterr()
+    assert " ".join(again.out.split()) == shown
+    assert again.err.startswith(f"error: 1 of 4 cannot be made, the others are in {out}: {tmp_path / 'broken.png'}: ")
     flags = [f"--detr_checkpoint={tiny_detector}", "--draw", "--score=0", f"--out={tmp_path / 'drawn'}", "--jpeg=95"]
     assert cli.main(["apply", place, str(folder / "turned.jpg"), *flags]) == 0
     assert f"1 file in {tmp_path / 'drawn'}." in " ".join(capsys.readouterr().out.split())

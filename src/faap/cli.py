@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import Field, fields
@@ -23,7 +24,7 @@ from faap.files import write_text
 from faap.process import Terminal, outcome
 from faap.recipes import find, recipe_names, variants
 from faap.runs import AUTO, Run, cost_of, writing
-from faap.settings import SECTIONS
+from faap.settings import SECTIONS, visible
 
 if TYPE_CHECKING:
     from faap.config import Recipe
@@ -282,8 +283,7 @@ def apply(parser: Parser, console: Console) -> None:
     parser.add_argument("--score", type=float, default=0.5, metavar="X", help="of what is drawn (default: 0.5)")
     given = parser.given()
     from faap import distributed
-    from faap.deploy import OWN_SIZE, Form, apply_files
-    from faap.report.words import share
+    from faap.deploy import OWN_SIZE, Form, NotAllMade, apply_files
 
     device = distributed.resolve_device(given["device"])
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
@@ -294,7 +294,17 @@ def apply(parser: Parser, console: Console) -> None:
         detector = detector.to(device)
     draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
     form = Form(given["jpeg"], seen, draw, given["score"])
-    made = apply_files(generator, given["inputs"], given["out"], form, console=console)
+    try:
+        _say_applied(apply_files(generator, given["inputs"], given["out"], form, console=console), given, console)
+    except NotAllMade as error:
+        if error.made:
+            _say_applied(error.made, given, console)
+        raise
+
+
+def _say_applied(made: Sequence[Mapping[str, Any]], given: Mapping[str, Any], console: Console) -> None:
+    from faap.report.words import share
+
     for row in made:
         for note in row.get("notes", ()):  # an earlier faap had none
             _say(console, f"{row['source']}: {note}", "yellow")
@@ -582,7 +592,12 @@ def run(name: str, words: Sequence[str], prog: str | None = None) -> int:
     # of several processes only the first prints
     quiet = os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
     console = Terminal(quiet=quiet or "--quiet" in words)
-    return outcome(lambda: command(parser, console), verbose="--verbose" in words)
+    # what is wrong, and not the line of a program in which that was seen
+    warnings.formatwarning = lambda said, *_: f"warning: {visible(str(said))}\n"
+    with warnings.catch_warnings():
+        if console.quiet:
+            warnings.simplefilter("ignore")
+        return outcome(lambda: command(parser, console), verbose="--verbose" in words)
 
 
 def main(words: Sequence[str] | None = None) -> int:

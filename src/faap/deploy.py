@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from mimetypes import guess_type
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -193,6 +193,14 @@ class Form:
         conform(self.score, Between(0, 1), "score")
 
 
+class NotAllMade(FaapError):
+    """Some files could not be made; `made` are the lines of the others."""
+
+    def __init__(self, said: str, made: list[dict[str, Any]]) -> None:
+        super().__init__(said)
+        self.made = made
+
+
 def apply_files(
     generator: Generator,
     inputs: Sequence[str | Path],
@@ -222,7 +230,7 @@ def apply_files(
 
     Raises:
         FaapError: the detector has changed; an input is missing or none, two would have one name, a file of the folder
-            is not what faap left there; or, once all others are made, some could not be.
+            is not what faap left there; or, once all others are made, some could not be (`NotAllMade`).
     """
     out = Path(out)
     how = {"generator": tensors_sha256(generator.state_dict()), "epsilon": generator.epsilon, "jpeg": form.jpeg}
@@ -252,7 +260,8 @@ def apply_files(
                     raise OSError(code, os.strerror(code)) from error
                 failed.append(str(error) if isinstance(error, FaapError) else f"{source}: {error}")
     if failed:
-        raise FaapError(f"{len(failed)} of {len(pairs)} cannot be made, the others are in {out}: {'; '.join(failed)}")
+        others = f", the others are in {out}" if made else ""
+        raise NotAllMade(f"{len(failed)} of {len(pairs)} cannot be made{others}: {'; '.join(failed)}", made)
     return made
 
 
@@ -284,13 +293,15 @@ def _inside(folder: Path, ledger: "_Ledger") -> list[Path]:
     out = ledger.out.resolve()
     results = {(out / file).resolve() for rows in ledger.rows.values() for row in rows for file in row["sha256"]}
     ours = {each.parent.resolve() for each in folder.rglob(LEDGER)} | {out} - {*folder.resolve().parents}
-    # also links that lead nowhere, which are named when they cannot be made
-    files = [each for each in sorted(folder.rglob("*")) if not each.is_dir() and each.resolve() not in results]
-    files = [each for each in files if not ours & {*each.resolve().parents}]
+    # also links that lead nowhere, which are named when they cannot be made; what macOS keeps beside a file is none
+    files = [each for each in sorted(folder.rglob("*")) if not (each.is_dir() or each.name.startswith("._"))]
+    files = [each for each in files if each.resolve() not in results and not ours & {*each.resolve().parents}]
     known = [each for each in files if each.suffix.lower() in PICTURES + VIDEOS]
-    others = [str(each.relative_to(folder)) for each in files if each.suffix.lower() not in PICTURES + VIDEOS]
-    if left := [each for each in others if (guess_type(each)[0] or "").startswith(("image/", "video/"))]:
-        said = f"{', '.join(left[:3])} ({len(left)} in all)"
+    rest = [each for each in files if each.suffix.lower() not in PICTURES + VIDEOS and each.name[0] != "."]
+    # what Python alone, on any machine, knows as something else is none; a camera's own format is known to few
+    kind = MimeTypes().guess_type
+    if left := [each for each in rest if (kind(each.name)[0] or "image/").startswith(("image/", "video/"))]:
+        said = f"{', '.join(str(each.relative_to(folder)) for each in left[:3])} ({len(left)} in all)"
         warnings.warn(f"{folder}: of a format that is not read, and left out: {said}.", stacklevel=4)
     if not known:
         raise FaapError(f"{folder}: there is no picture or video in this folder, but perhaps for results of faap.")
