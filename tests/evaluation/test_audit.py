@@ -1,5 +1,6 @@
 """The audit on pictures with a planted cause, and from a file of results alone."""
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from rich.console import Console
 
 import faap
 from faap.audit import audit, audit_data, read_results
@@ -22,7 +24,7 @@ from faap.data import Record, Split
 from faap.errors import FaapError
 from faap.evaluation import Detections, MetricFrame, detect
 from faap.promenade import compose, detector_dir, scenes
-from faap.report.audit import audit_page, cause_sentence, sentences
+from faap.report.audit import _draw_scores, audit_page, audit_summary, cause_sentence, sentences
 
 SCENES, SEED = 110, 11
 
@@ -445,6 +447,30 @@ def test_results_are_sorted_to_their_images(small, tmp_path):
     assert f"no detection in {len(split.records) - 2} of" in notes[2]
 
 
+def test_results_may_name_images_by_their_files(small, tmp_path):
+    split, found = small
+    path, entries = tmp_path / "r.json", results_of(found)
+    path.write_text(json.dumps(entries))
+    known, _ = read_results(str(path), split)
+    names = {record.image_id: record.path for record in split.records}
+    for called in ("name", "stem"):  # Ultralytics writes the latter
+        named = [each | {"image_id": getattr(names[each["image_id"]], called)} for each in entries]
+        path.write_text(json.dumps([*named, GOOD | {"image_id": "of-another-split"}]))
+        for renumbered in (False, True):
+            read, notes = read_results(path, split, renumbered=renumbered)
+            for one, other in zip(read, known, strict=True):
+                assert one.image_id == other.image_id
+                assert one.boxes.tolist() == other.boxes.tolist()
+            assert "1 of the" in notes[0]
+    path.write_text(json.dumps([*named, entries[0]]))
+    with pytest.raises(FaapError, match="some images have names, and others numbers"):
+        read_results(path, split)
+    path.write_text(json.dumps(named))
+    twice = replace(split, records=(*split.records, replace(split.records[0], image_id=10**6)))
+    with pytest.raises(FaapError, match="is the name of several images; give their ids"):
+        read_results(path, twice)
+
+
 def test_boxes_that_leave_their_images_are_no_corners(small, tmp_path):
     path = tmp_path / "r.json"
     leaving = [[2, 3, 160, 128], [-8, -9, 190, 150], [90, 50, 30, 120], [90, 50, 180, 20]]
@@ -467,7 +493,7 @@ def test_boxes_that_leave_their_images_are_no_corners(small, tmp_path):
         ([GOOD | {"bbox": [1, 2, 3]}], r"r.json\[0\]: bbox"),
         ([GOOD, GOOD | {"bbox": [1, 2, -3, 4]}], r"r.json\[1\]: bbox should be \[x, y, width, height\]"),
         ([GOOD | {"image_id": 1.5}], r"r.json\[0\]: image_id"),
-        ([GOOD | {"image_id": "1"}], r"r.json\[0\]: image_id"),
+        ([GOOD | {"image_id": "1"}], r"r.json\[0\]: image_id: is '1'; it should be .* the name of a file, such as"),
         ([GOOD | {"image_id": 10**30}], r"r.json\[0\]: image_id"),
         ([{k: v for k, v in GOOD.items() if k != "score"}], r"r.json\[0\]: has no entry 'score'"),
         ([GOOD] * 4 + [GOOD | {"bbox": []}] * 5, r"r.json\[4\]: bbox"),
@@ -499,6 +525,27 @@ def test_the_page_stands_alone_and_shows_text_as_text(audited, small):
         assert f"{each['group']}, {each['kind']}" in page
     for text in sentences(audited):
         assert text[:40] in page
+
+
+def test_the_chart_of_scores_holds_every_group(audited):
+    rows = {group: [dict(row) for row in each] for group, each in audited["scores"]["calibration"].items()}
+    for row in rows["male"]:
+        row |= {"right": 900, "wrong": 800}
+    panels = _draw_scores(audited | {"scores": audited["scores"] | {"calibration": rows}}).axes
+    for panel, most in zip(panels, (900, 800), strict=False):
+        low, high = panel.get_ylim()
+        assert low == 0
+        assert high >= most
+
+
+def test_the_terminal_shows_every_number_in_eighty_columns(audited):
+    rows = {name: {"value": -0.3466, "ci95": [-0.4839, -0.1578]} for name in ("AP", "AP50", "AP75", "AR100")}
+    data = audited | {"detector_name": "yolo", "dataset": "data", "gaps": {"dark adult": rows, "medium": rows}}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(audit_summary(data))
+    text = console.file.getvalue()
+    assert "AR100\n" in text
+    assert text.count("−.4839 to −.1578\n") == 2
 
 
 def test_the_command_writes_numbers_and_page(tiny_promenade, tmp_path, capsys):

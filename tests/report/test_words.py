@@ -130,9 +130,9 @@ def test_terminal_summary_fits_eighty_columns(metrics):
     text = console.file.getvalue()
     assert re.search(r"\nfemale AP +\.3446 +\.3489 +\+\.0043 +0\.190\n", text)
     assert re.search(r"\n +\.3351 to \.3541 +\.3347 to \.3631 +−\.0005 to \+\.0090 *\n", text)
-    assert re.search(r"\nAP gap \(male − +\.0978 +\.0902 +−\.0076 +0\.002\n", text)
+    assert re.search(r"\nAP gap \(male − female\) +\.0978 +\.0902 +−\.0076 +0\.002\n", text)
     assert re.search(r"\.0883 to \.1073 +\.0760 to \.1045 +−\.0121 to −\.0029 *\n", text)
-    assert "size ≤ 0.0919   ✓ met" in text
+    assert "size ≤ 0.0919  ✓ met" in text
 
 
 def test_the_terminal_shows_the_generators_beside_it_with_what_they_cost(metrics):

@@ -156,10 +156,7 @@ def audit_data(
     added: dict[str, Any] = {}
     if predictions:
         images = dataset.split(split)
-        if dataset.read(split).renumbered:
-            wrong = "faap numbers these images itself, so no file of results can name them"
-            raise FaapError(f"data set {dataset.root}: {wrong}; give annotations in one COCO JSON.")
-        found, notes = read_results(Path(predictions), images)
+        found, notes = read_results(predictions, images, renumbered=dataset.read(split).renumbered)
         named = {label for each in found for label in each.labels.tolist()}
         if lacking := [name for key, name in images.categories.items() if key not in named]:
             notes.append(f"Left out, since {predictions} has no detection of them: {', '.join(lacking)}.")

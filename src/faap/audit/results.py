@@ -1,7 +1,9 @@
 """COCO results: the detections of any detector, of any framework."""
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +22,16 @@ _MANY = 0.1
 _ENTRY = {"image_id": _ID, "category_id": _ID, "bbox": [float] * 4, "score": Between(0, 1)}
 
 
-def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]:
+def read_results(path: str | Path, split: Split, *, renumbered: bool = False) -> tuple[list[Detections], list[str]]:
     """Read a COCO results file: a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
 
     Detections in images or of categories that the split does not have are left out.
 
     Args:
         path: the JSON file.
-        split: what was detected in; image and category ids are those of its annotations.
+        split: what was detected in; image and category ids are those of its annotations. An image may be named by its
+            file's name, too, with its ending or without.
+        renumbered: whether image ids are faap's own, so that a file cannot know them.
 
     Returns:
         One entry a record, in order, and what to know of the file, a sentence each.
@@ -35,8 +39,10 @@ def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]
     Raises:
         FaapError: it cannot be read, an entry is none, nothing in it is of the split, or its boxes are in other units.
     """
+    path = Path(path)
     with reading(path, "not JSON"):
         entries = json.loads(read_text(path))
+    _put_ids(path, entries, split, renumbered)
     try:
         keys = [(each["image_id"], each["category_id"]) for each in entries]
         values = [(*each["bbox"], each["score"]) for each in entries]
@@ -73,6 +79,27 @@ def read_results(path: Path, split: Split) -> tuple[list[Detections], list[str]]
     if empty := sum(not len(each.scores) for each in found):
         notes.append(f"{path} has no detection in {empty} of {len(split.records)} images.")
     return found, notes
+
+
+def _put_ids(path: Path, entries: Any, split: Split, renumbered: bool) -> None:
+    """Put ids in place of the names of files by which Ultralytics, too, names images; -1 where the split has none."""
+    called: defaultdict[str, set[int]] = defaultdict(set)
+    for record in split.records:
+        for name in (record.path.name, record.path.stem):
+            called[name].add(record.image_id)
+    listed = [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
+    named = [each for each in listed if isinstance(each.get("image_id"), str)]
+    if len(named) < len(listed) and (named or renumbered):
+        wrong = "faap numbers these images itself" if renumbered else "some images have names, and others numbers"
+        raise FaapError(f"{path}: {wrong}; name all by their files, or give annotations in one COCO JSON, and its ids.")
+    if named and not any(each["image_id"] in called for each in named):
+        known = f"an id of the annotations, or the name of a file, such as {split.records[0].path.name!r}"
+        raise FaapError(f"{path}[0]: image_id: is {named[0]['image_id']!r}; it should be {known}.")
+    for each in named:
+        several = called.get(each["image_id"], {-1})
+        if len(several) > 1:
+            raise FaapError(f"{path}: image_id {each['image_id']!r} is the name of several images; give their ids.")
+        [each["image_id"]] = several
 
 
 def _check_units(path: Path, boxes: Floats, sizes: npt.NDArray[np.int64]) -> None:

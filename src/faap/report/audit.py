@@ -248,7 +248,7 @@ def _draw_scores(audit: Mapping[str, Any]) -> Figure:
         edges = [row["from"] for row in rows]
         for panel, name in zip(axes, ("right", "wrong"), strict=False):
             panel.stairs([row[name] for row in rows], [*edges, 1.0], color=colours[group], linewidth=1.6)
-            panel.set(title=f"{name} detections", xlabel="score", yscale="symlog", ylim=(0, None))
+            panel.set(title=f"{name} detections", xlabel="score", yscale="symlog")
             panel.yaxis.set_major_formatter("{x:,g}")
         known = [row for row in rows if row["share"]["ci95"]]
         x, y = [row["score"] for row in known], [row["share"]["value"] for row in known]
@@ -256,6 +256,8 @@ def _draw_scores(audit: Mapping[str, Any]) -> Figure:
         axes[2].vlines(
             x, *np.array([row["share"]["ci95"] for row in known]).reshape(-1, 2).T, color=colours[group], alpha=0.4
         )
+    for panel in axes[:2]:  # all groups are in it, and its upper end is theirs
+        panel.set_ylim(bottom=0)
     axes[2].plot([0, 1], [0, 1], color=charts.QUIET, linewidth=0.8, linestyle=(0, (5, 3)))
     axes[2].set(title="share of right ones", xlabel="score", xlim=(0, 1.02), ylim=(0, 1.04))
     figure.legend(loc="outside upper left", ncols=len(calibration))

@@ -91,9 +91,10 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
 
 def columns(title: str, *headings: str) -> Table:
     """Numbers in columns; where there is no room for all, the names in the first column give way."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title=Text(title), title_justify="left")
+    look: dict[str, Any] = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left"}
+    table = Table(box=SIMPLE_HEAD, title=Text(title), **look)
     name, *rest = headings
-    table.add_column(Text(name), overflow="fold", min_width=9)
+    table.add_column(Text(name), overflow="fold", min_width=8)  # beside four intervals of numbers below zero, in 80
     for heading in rest:
         table.add_column(Text(heading), justify="right" if heading else "left", no_wrap=True)
     return table
