@@ -62,6 +62,16 @@ def test_a_single_process_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, worl
     assert (distributed.world(), distributed.rank()) == (1, 0)
 
 
+def test_a_gpu_that_is_named_is_where_streams_and_recordings_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_current: list[torch.device] = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert distributed.resolve_device(name) == torch.device(name)
+    assert made_current == [torch.device("cuda:1")]
+
+
 @pytest.mark.parametrize(("process", "order"), [("0", ["call", "meet", "meet"]), ("1", ["meet", "call", "meet"])])
 def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []

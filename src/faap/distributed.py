@@ -31,7 +31,10 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FaapError(f"device is {name!r}, but there are {torch.cuda.device_count()} CUDA devices; use auto or cpu.")
-    return _join(device) if os.environ.get("WORLD_SIZE", "1") != "1" else device
+    device = _join(device) if os.environ.get("WORLD_SIZE", "1") != "1" else device
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams, and what is recorded on them, are the current device's
+    return device
 
 
 def _join(device: torch.device) -> torch.device:
@@ -43,7 +46,6 @@ def _join(device: torch.device) -> torch.device:
         if local >= (here := torch.cuda.device_count()):
             raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
         device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
     if not dist.is_initialized():
         try:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -125,11 +127,8 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
-    answer: list[Any] = [_outcome(function) if rank() == 0 else None]
-    if world() > 1:
-        dist.broadcast_object_list(answer)
     result: T
-    result, error = answer[0]
+    [(result, error)] = gather_objects([_outcome(function)] if rank() == 0 else [])
     if error is not None:
         raise error
     return result

@@ -30,6 +30,19 @@ class Replay:
         self.replay = again
 
 
+class Chance:
+    """A GPU's generator of random numbers; a recording that fails leaves it unable to draw."""
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def clone_state(self) -> str:
+        return "a copy"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.done.append(f"draws from {state}")
+
+
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
     done: list[str] = []
@@ -56,6 +69,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> tuple[Recorded, list[str]]:
     monkeypatch.setattr(Recorded, "_record", record)
     monkeypatch.setattr(graph.torch.cuda, "current_stream", lambda: "here")
     monkeypatch.setattr(graph.torch.cuda, "set_stream", lambda stream: done.append(f"back {stream}"))
+    monkeypatch.setattr(graph.torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(graph.torch.cuda, "default_generators", (Chance(done),))
     return Recorded(step, 3), done
 
 
@@ -109,5 +124,5 @@ def test_what_cannot_be_recorded_is_made_plainly_for_good(recorded: Any, monkeyp
 
     monkeypatch.setattr(Recorded, "_record", fails)
     seen = [make(batch(value), Way(), CONSTANT) for value in range(6)]
-    assert done[2 * WARM_UP :] == ["record", "back here", "step", "step", "step"]
+    assert done[2 * WARM_UP :] == ["record", "back here", "draws from a copy", *["step"] * 3]
     assert [float(each["total"]) for each in seen] == [0, 1, 2, 3, 4, 5]

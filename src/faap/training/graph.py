@@ -48,10 +48,10 @@ class Recorded:
             here = torch.cuda.current_stream()
             try:
                 made = self.kinds[kind] = self._record(batch, schedule)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # something in this detector waits
+            except RuntimeError:  # something in this detector waits, or there is no memory for a recording
                 torch.cuda.set_stream(here)  # torch stays on the recording's otherwise
+                chance = torch.cuda.default_generators[torch.cuda.current_device()]
+                chance.graphsafe_set_state(chance.clone_state())  # and would draw for a recording alone, as of dropout
                 self.failed = True
                 self.kinds.clear()
                 return self.step(batch, way, schedule)
