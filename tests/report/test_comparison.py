@@ -147,6 +147,12 @@ def test_one_seed_has_no_spread_and_no_verdict(comparison):
     assert "over 1 seed," in page.words
     assert "chance of the seeds" not in page.words
     assert "±" not in printed(data)
+    (run,) = data["recipes"][0]["runs"]
+    for interval, told in (([-0.02, -0.001], "is more than"), ([-0.02, 0.001], "could be"), (None, "could be")):
+        run |= {"ap_gap": 0.001, "ap_gap_ci95": interval}
+        bounds = " to ".join(shown(bound, "+") for bound in interval) if interval else "–"
+        said = f"This change {told} the chance of the images (95 % interval {bounds}); one seed says nothing of others."
+        assert said in read(data).words
 
 
 def test_the_terminals_table_is_whole_at_80_columns(comparison):
@@ -417,6 +423,8 @@ def test_a_dot_for_each_run_and_a_name_for_each_mean(comparison):
     assert diagonal.get_xy1() == base
     assert diagonal.get_slope() == 1
     assert axes.get_aspect() == 1
+    figure.draw_without_rendering()
+    assert axes.yaxis.label.get_window_extent().x0 > 0  # the axis's name is on the picture
 
 
 def test_the_line_of_no_gap_is_drawn_where_it_is_in_sight(comparison):

@@ -199,14 +199,16 @@ def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
         said += f", against {number(start)} at the baseline ({number(gap['change'], sign=True)}{relative})"
         if sizes[first] >= abs(start):
             said += "; no recipe makes the gap smaller than it was"
-        if gap["std"] is not None:
-            low, high = bounds = t_interval(gap["change"], gap["std"], seeds)
-            certainty = "could be" if low <= 0 <= high else "is more than"
-            said += f". This change {certainty} the chance of the seeds (95 % interval of its mean {interval(bounds)})"
-            if gap.get("images_error") is not None:
-                low, high = bounds = t_interval(gap["change"], gap["std"], seeds, gap["images_error"])
-                certainty = "could be" if low <= 0 <= high else "is more than"
-                said += f", and {certainty} that of seeds and images together ({interval(bounds)})"
+        moved, std, error = gap["change"], gap["std"], gap.get("images_error")
+        alone = next(run["ap_gap_ci95"] for run in best["runs"] if run["ap_gap"] is not None)
+        chances = {"the chance of the images (95 % interval {}); one seed says nothing of others": alone}
+        if std is not None:
+            chances = {"the chance of the seeds (95 % interval of its mean {})": t_interval(moved, std, seeds)}
+            if error is not None:
+                chances["that of seeds and images together ({})"] = t_interval(moved, std, seeds, error)
+        sure = {what: bounds and not bounds[0] <= 0 <= bounds[1] for what, bounds in chances.items()}
+        told = [f"{'is more than' if sure[of] else 'could be'} {of.format(interval(chances[of]))}" for of in chances]
+        said += f". This change {', and '.join(told)}"
     return [f"{said}.", _criteria_sentence(comparison)]
 
 
