@@ -257,10 +257,9 @@ class Run:
             for left in itertools.chain(*mine):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             if resumed and resumed.path.resolve() != self.path.resolve():
-                for epoch in {*resumed.epochs()} & {row["epoch"] for row in rows}:
-                    copy_file(resumed.checkpoint(epoch), self.checkpoint(epoch))
-                if resumed.readings.is_file():
-                    copy_file(resumed.readings, self.readings)
+                kept = [resumed.checkpoint(epoch) for epoch in {*resumed.epochs()} & {row["epoch"] for row in rows}]
+                for each in (*resumed.events.glob("events.*"), *resumed.path.glob(resumed.readings.name), *kept):
+                    copy_file(each, self.path / each.relative_to(resumed.path))
             self.write_log(rows)
             replace(recipe, resume="auto", fresh=False).save(self.config)
 

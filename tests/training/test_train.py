@@ -96,6 +96,8 @@ def test_resumed_run_is_the_uninterrupted_one(finished: faap.TrainResult, recipe
         del row["seconds"]
     assert logs[0] == logs[1]
     assert result.metrics["perturbed"] == finished.metrics["perturbed"]
+    events = EventAccumulator(str(Run(result.run_dir).events)).Reload()
+    assert [each.step for each in events.Scalars("step/total")] == [0, 1, 2, 3, 4, 5]
 
 
 def test_workers_change_nothing(finished: faap.TrainResult, recipe: Recipe) -> None:
@@ -741,6 +743,8 @@ def test_a_training_that_is_to_be_longer_is_not_finished_by_its_old_result(
     assert Run(tmp_path / "run.1").read_metrics() == finished.metrics
     result = train(replace(longer, resume=""), console=QUIET)
     assert len(Run(result.run_dir).read_log()) == 5
+    events = EventAccumulator(str(run.events)).Reload()
+    assert [each.step for each in events.Scalars("validation/gap/AP")] == [1, 3, 5, 7, 9]
     # a result beside a log that is shorter is no end, however it came there
     run.write_log(run.read_log()[:4])
     run.checkpoint(4).unlink()
