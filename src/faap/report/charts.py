@@ -307,7 +307,8 @@ def draw_trade_off(comparison: Mapping[str, Any]) -> list[Drawn]:
     span = 1.16 * np.nanmax(np.abs(every - centre)) or 0.01
     low, high = centre - span, centre + span
     figure = Figure(figsize=(8.2, 6.2), layout="constrained")
-    axes = figure.add_subplot(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    # anchored on the left, or its first layout leaves the name of the upright axis off the picture
+    axes = figure.add_subplot(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", anchor="W")
     axes.set(xlabel=f"{comparison['reference']} AP", ylabel=f"{comparison['anchor']} AP")
     axes.locator_params(nbins=5)
     line: dict[str, Any] = {"slope": 1, "color": QUIET, "linewidth": 1, "zorder": 1}
