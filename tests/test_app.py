@@ -89,7 +89,7 @@ def test_a_photograph_for_a_detector_that_resizes_none_is_made_smaller_and_that_
 def test_without_epsilon_nothing_moves(shelf: Shelf) -> None:
     shown = shelf.look(**LOOK, epsilon=0)
     assert np.array_equal(pixels(download(shelf, shown)), np.asarray(shelf.examples["scene 0, female"]))
-    assert "No score moved." in shown
+    assert "No score of 0.1 or more moved." in shown
     assert "<table>" not in shown
 
 
@@ -188,6 +188,9 @@ def runs(tmp_path: Path) -> Path:
         shutil.copytree(shipped_run(), tmp_path / place, ignore=shutil.ignore_patterns("generator"))
         (tmp_path / place / "report.html").write_text("<script>alert(1)</script>")
     (tmp_path / "evaluated" / "config.yaml").unlink()
+    measured = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
+    measured["perturbation"]["jpeg"] = 75
+    (tmp_path / "evaluated" / "metrics.json").write_text(json.dumps(measured))
     (tmp_path / "broken" / "metrics.json").write_text('{"a": 1')
     older = json.loads((tmp_path / "older" / "metrics.json").read_text())
     del older["changes"]
@@ -208,6 +211,8 @@ def test_runs_are_listed_and_bad_ones_with_what_is_wrong(runs: Path) -> None:
     for value, sign in ((gap["baseline"], ""), (gap["perturbed"], ""), (women["change"], "+"), (women["ci95"][0], "+")):
         assert f"{value:{sign}.4f}".replace("-", "−") in table
     assert table.count("✓ met") == 3
+    assert table.count("<small>test split (700 female, 700 male images)</small>") == 2
+    assert "<small>test split (700 female, 700 male images, as JPEG of quality 75)</small>" in table
     assert "is no run" in Shelf(runs=runs / "nowhere").table()
 
 

@@ -94,3 +94,5 @@ def test_an_image_is_of_what_is_there_and_runs_without_rights(name: str) -> None
         assert f"!{source}" in allowed
     assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", each[1]) for each in words if each[0] == "FROM")
     assert [each[1] for each in words if each[0] == "USER"] == ["1000:1000"]
+    # whoever it runs as, what libraries keep at home is in the volume
+    assert "HOME=/data" in next(each for each in reversed(words) if each[0] == "ENV")

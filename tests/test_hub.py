@@ -181,6 +181,9 @@ def test_nothing_is_replaced_and_no_figures_of_another_go_along(tmp_path: Path) 
     with pytest.raises(FaapError, match=r"config.json: is there, and would be replaced; .*--folder"):
         hub.write_folder("promenade", tmp_path / "mine")
     assert [each.name for each in (tmp_path / "mine").iterdir()] == ["config.json"]
+    for name in ("name", "org/my generator", "https://hub/org/name"):
+        with pytest.raises(FaapError, match=r"is no name of a repository; it should be ORG/NAME\.$"):
+            hub.write_folder("promenade", tmp_path / "out", name)
     run = Run(shutil.copytree(shipped_run(), tmp_path / "run"))
     generator = load_generator(run.path)
     generator.epsilon = 0.05

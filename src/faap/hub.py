@@ -79,8 +79,10 @@ def write_folder(place: str | Path, folder: str | Path, repository: str = "ORGAN
     """Write what `push` sends: `model.safetensors`, `config.json`, and the card of a run, `README.md`.
 
     Raises:
-        FaapError: nothing was measured of this generator, or a file of such a name is there.
+        FaapError: nothing was measured of this generator, a file of such a name is there, or no hub has such names.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
+        raise FaapError(f"{repository!r}: is no name of a repository; it should be ORG/NAME.")
     run = Run.of(place_of(place)) if place_of(place).exists() else None
     if run is None:
         raise FaapError(f"{place}: is no run; what a generator does is part of what is passed on.")

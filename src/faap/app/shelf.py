@@ -34,6 +34,7 @@ from faap.files import read_text, reading
 from faap.perturbation import load_generator
 from faap.promenade import compose
 from faap.promenade.build import SEED
+from faap.report import words
 from faap.report.audit import audit_page
 from faap.report.comparison import comparison_page
 from faap.report.page import SCORE_THRESHOLD, Example, render
@@ -108,7 +109,11 @@ class Shelf:
         shown = Example(record, np.asarray(image), np.asarray(changed), before, after)
         values: dict[str, Any] = {"example": shown, "smaller": smaller, "names": model.labels}
         values |= {"rows": moved(before, after), "factor": 127 // max(1, int(np.abs(shown.change).max()))}
-        values |= {"threshold": SCORE_THRESHOLD, "place": self._offer("perturbed.png", lambda: _png(changed))}
+        values |= {
+            "threshold": SCORE_THRESHOLD,
+            "least": _LEAST,
+            "place": self._offer("perturbed.png", lambda: _png(changed)),
+        }
         return render("app.html", part="look", **values)
 
     def audit(self, data: str, detector: str, tell: Callable[[float, str], None]) -> str:
@@ -142,7 +147,7 @@ class Shelf:
                 anchor, reference = list(metrics["baseline"])[:2]
                 row |= {"gap": metrics["gap"]["AP"], "pair": (anchor, reference)}
                 row["changes"] = [metrics["changes"][group]["AP"] for group in row["pair"]]
-                row["verdict"] = verdict_of(metrics["success"]["ap_gap"])
+                row |= {"verdict": verdict_of(metrics["success"]["ap_gap"]), "measured": words.measured_on(metrics)}
             if run.config.is_file():
                 row["recipe"] = recipes.read(run.config)["name"]
         except FaapError as error:

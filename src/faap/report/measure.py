@@ -68,6 +68,9 @@ def measure(
         "training" {images, seconds} where a run says it}.
     """
     run = run if isinstance(run, Run) else Run(run)
+    if move_aside and trained_in and trained_in.path.resolve() == run.path.resolve():
+        aside = "is the training that is measured, which would be moved aside"
+        raise FaapError(f"{run.path}: {aside}; give another folder with --output_dir.")
     images = measurable(detector, dataset, split)
     loading: Any = {"num_workers": num_workers, "console": console, "arrival": arrival}
     with unchanged(detector):
