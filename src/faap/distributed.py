@@ -127,10 +127,12 @@ def gather_objects(part: Sequence[T]) -> list[T]:
 
 def main_only(function: Callable[[], T]) -> T:
     """Call a function in the first process only and return its result, or raise its error, in all of them."""
-    result: T
-    [(result, error)] = gather_objects([_outcome(function)] if rank() == 0 else [])
-    if error is not None:
+    answer: list[Any] = [*_outcome(function)] if rank() == 0 else [None, None]
+    if world() > 1:
+        dist.broadcast_object_list(answer)
+    for error in filter(None, answer[1:]):
         raise error
+    result: T = answer[0]
     return result
 
 

@@ -143,8 +143,7 @@ def adam_state(theirs: Any, optimizer: torch.optim.Optimizer, place: str) -> dic
     parameters = dict(enumerate((each, group) for group in optimizer.param_groups for each in group["params"]))
     for number, moments in theirs["state"].items():
         like, group = parameters.get(number, (None, {}))
-        mine = {} if like is None else {"step": torch.zeros(()), "exp_avg": like}
-        if like is not None and not group.get("matrices"):
-            mine["exp_avg_sq"] = like
+        kept = ("exp_avg",) if group.get("matrices") else ("exp_avg", "exp_avg_sq")
+        mine = {} if like is None else {"step": torch.zeros(())} | dict.fromkeys(kept, like)
         check_tensors(moments, mine, f"{place}: state: {number}")
     return {"state": theirs["state"], "param_groups": optimizer.state_dict()["param_groups"]}

@@ -48,9 +48,7 @@ class Objective(nn.Module):
         if recipe.terms and recipe.own is None:  # a file's word imports nothing
             raise FaapError(f"the recipe has terms of your own: say --terms {recipe.terms} to import them.")
         self.recipe = recipe
-        self.head: ProjectionHead | None = None
-        if recipe.head != "none":
-            self.head = ProjectionHead(feature_dim, recipe)
+        self.head = None if recipe.head == "none" else ProjectionHead(feature_dim, recipe)
         self.terms = _terms(recipe, feature_dim, feature_dim if self.head is None else recipe.proj_dim)
         self.states = nn.ModuleDict({term.name: term.state for term in self.terms if term.state is not None})
         of_states = [name for state in self.states.values() for name in getattr(state, "LOSSES", ())]
