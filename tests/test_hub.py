@@ -150,6 +150,7 @@ def test_the_card_holds_the_figures_with_their_intervals() -> None:
     gap = metrics["gap"]["AP"]
     low, high = (f"{bound:+.4f}".replace("-", "−") for bound in gap["ci95"])
     assert f"({low} to {high})" in text
+    assert "://" not in card  # there is no page of faap's to lead to
     for word in ("700 female, 700 male", metrics["provenance"]["split_sha256"], "Ethical", "Limits", 'lr_g: "0.005"'):
         assert word in text
 
