@@ -89,9 +89,10 @@ def test_what_annotations_say_of_visibility_goes_with_their_boxes(tmp_path):
     assert first.with_boxes(first.labels == 2).conditions["occluded"].tolist() == [0]
 
 
-def test_groups_may_be_numbers(tmp_path):
-    root = write(tmp_path, with_field(content(4), "images", groups=(1, 0)))
-    assert load_dataset(root, anchor="1", reference="0").split("all").counts() == {"1": 2, "0": 2}
+@pytest.mark.parametrize(("said", "names"), [((1, 0), ("1", "0")), ((True, False), ("true", "false"))])
+def test_groups_may_be_numbers_or_truth_values(tmp_path, said, names):
+    root = write(tmp_path, with_field(content(4), "images", groups=said))
+    assert load_dataset(root, anchor=names[0], reference=names[1]).split("all").counts() == dict.fromkeys(names, 2)
 
 
 def test_one_file_a_split_is_found(tmp_path):

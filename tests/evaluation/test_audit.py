@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -525,6 +526,21 @@ def test_the_page_stands_alone_and_shows_text_as_text(audited, small):
         assert f"{each['group']}, {each['kind']}" in page
     for text in sentences(audited):
         assert text[:40] in page
+
+
+def test_a_group_that_is_a_number_is_called_a_group(small):
+    split, found = small
+    names = {"female": "6", "male": "2"}
+    records = tuple(replace(record, group=names[record.group]) for record in split.records)
+    split = replace(split, records=records, anchor="6", reference="2")
+    result = {"detector_name": "yolo", "dataset": "data", "provenance": {}} | audit(split, found, samples=40)
+    console = Console(file=io.StringIO(), width=300)
+    console.print(audit_summary(result))
+    for text in (console.file.getvalue(), audit_page(result, split)):
+        assert "Group 6 people are found worse" in text
+        assert "of group 6 and" in text
+        assert "gap (group 2 − group 6)" in text
+        assert not re.search(r"(?<![Gg]roup) [62] (people|images|−)", text)
 
 
 def test_the_chart_of_scores_holds_every_group(audited):

@@ -49,6 +49,8 @@ def _word(value: Any) -> str | None:
     if isinstance(value, str | None):
         said = (value or "").strip()
         return "" if said.casefold() in MISSING else said
+    if isinstance(value, bool):
+        return str(value).lower()
     if value != value:  # NaN
         return ""
     return str(int(value)) if fits(value, float) and value == int(value) else None
