@@ -16,9 +16,9 @@ def image_quality(original: Tensor, perturbed: Tensor) -> dict[str, float]:
         perturbed: the same with the perturbation.
 
     Returns:
-        linf_pixels: the largest change of any value, in levels of 255; psnr_db: peak signal-to-noise ratio (infinite
-        for equal images); ssim: structural similarity in [-1, 1] over 11×11 Gaussian windows (σ 1.5) that lie inside
-        the image, mean over pixels and channels (nan if a side is below 11 pixels).
+        The largest change of any value, in levels of 255 (linf_pixels); the peak signal-to-noise ratio, infinite for
+        equal images (psnr_db); structural similarity in [-1, 1] over 11×11 Gaussian windows (σ 1.5) that lie inside
+        the image, mean over pixels and channels, nan if a side is below 11 pixels (ssim).
 
     Source: Wang et al., Image quality assessment: from error visibility to structural similarity, TIP 2004.
     """
