@@ -287,11 +287,9 @@ def apply(parser: Parser, console: Console) -> None:
 
     device = distributed.resolve_device(given["device"])
     generator = faap.load_generator(given["generator"], epsilon=given["epsilon"]).to(device)
-    detector = _detector_behind(given, needed=given["draw"])
+    detector = _detector_behind(given, needed=given["draw"], device=device)
     if detector is None:
         console.print("No detector is known: pictures are perturbed at their own size.", style="yellow")
-    else:
-        detector = detector.to(device)
     draw, seen = detector if given["draw"] else None, detector.preprocessing if detector else OWN_SIZE
     form = Form(given["jpeg"], seen, draw, given["score"])
     try:
@@ -335,7 +333,7 @@ def _detector_here(run: Run, recipe: "Recipe") -> str:
     return name
 
 
-def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | None":
+def _detector_behind(given: dict[str, Any], needed: bool, device: Any = None) -> "FrozenDetector | None":
     """Load the detector that is typed, or else the one in the generator's run, if it is there."""
     from faap.config import run_recipe
 
@@ -344,7 +342,7 @@ def _detector_behind(given: dict[str, Any], needed: bool) -> "FrozenDetector | N
         name = _detector_here(run, run_recipe(run))
     if not name and needed:
         raise FaapError(f"{given['generator']}: does not say which detector it is for. Give --detr_checkpoint.")
-    return faap.load_detector(name) if name else None
+    return faap.load_detector(name, device) if name else None
 
 
 def export(parser: Parser, console: Console) -> None:
@@ -435,8 +433,7 @@ def app(parser: Parser, console: Console) -> None:
     from faap.app import Shelf, serve
     from faap.config import data_arguments
 
-    names = ("generators", "detr_checkpoint", "data")
-    generators, detectors, data = (given[name] or ["promenade"] for name in names)
+    generators, detectors, data = (given[name] or ["promenade"] for name in ("generators", "detr_checkpoint", "data"))
     shelf = Shelf(generators, detectors, data, given["runs"], data_arguments(given), given["device"])
     serve(shelf, given["host"], given["port"], console=console)
 

@@ -88,13 +88,12 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
     """
     if isinstance(image, Image.Image) and all(image.size):
         try:
-            pixels = planes(np.asarray(to_rgb(image)))
+            pixels = np.asarray(to_rgb(image))
         except (OSError, ValueError) as error:
             raise FaapError(f"the image, of Pillow's mode {image.mode}, cannot be read: {error}.") from error
-        return Image.fromarray(_rows(_moved(pixels, perturbation(generator, pixels, preprocessing))))
+        return Image.fromarray(apply(generator, pixels, preprocessing=preprocessing))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and 0 not in image.shape:
-        pixels = planes(image)
-        return _rows(_moved(pixels, perturbation(generator, pixels, preprocessing)))
+        return _rows(apply(generator, planes(image), preprocessing=preprocessing))
     if not (
         isinstance(image, Tensor)
         and (image.dtype == torch.uint8 or image.is_floating_point())
@@ -249,10 +248,8 @@ def apply_files(
                 about = source.stat()
                 row: dict[str, Any] = {"source": str(source.resolve()), "file": str(name)} | how
                 row |= {"bytes": about.st_size, "mtime": about.st_mtime_ns}
-                if (before := ledger.made(row)) is None:
-                    make = _video if source.suffix.lower() in VIDEOS else _picture
-                    before = make(generator, source, out, name, form, partial(ledger.add, row))
-                made.append(before)
+                make = _video if source.suffix.lower() in VIDEOS else _picture
+                made.append(ledger.made(row) or make(generator, source, out, name, form, partial(ledger.add, row)))
             except (OSError, ValueError) as error:
                 # where a video is written, what goes wrong is told of its source
                 code = getattr(error.__cause__ or error, "errno", 0)
@@ -274,8 +271,7 @@ def _pairs(inputs: Sequence[str | Path], ledger: "_Ledger", form: Form) -> list[
             raise FaapError(f"{path}: there is no such file or folder.")
         for each in _inside(path, ledger) if path.is_dir() else [path]:
             inside = each.relative_to(path if path.is_dir() else path.parent)
-            picture = ".png" if form.jpeg is None else ".jpg"
-            name = inside.with_suffix(".mp4" if each.suffix.lower() in VIDEOS else picture)
+            name = inside.with_suffix(".mp4" if each.suffix.lower() in VIDEOS else ".jpg" if form.jpeg else ".png")
             other = found.setdefault(name, each)
             if other.resolve() != each.resolve():
                 raise FaapError(f"{each} and {other} would both become {out / name}; perturb them into two folders.")
@@ -327,15 +323,13 @@ class _Ledger:
 
     def check(self, source: Path, name: Path) -> None:
         """Raise if a result would take the place of what is not the result of the same source, as it was left."""
-        rows = self.rows.get(str(name), [])
+        rows, result = self.rows.get(str(name), []), self.out / name
         for file in (name, Path(_DRAWN, name.with_suffix(".jpg"))):
             known = {row["sha256"].get(str(file)) for row in rows}
             if os.path.lexists(self.out / file) and file_sha256(self.out / file) not in known:
                 raise FaapError(f"{self.out / file}: is not what faap left there; move it, or give another --out.")
-        if rows and (self.out / name).exists() and rows[-1]["source"] != str(source.resolve()):
-            raise FaapError(
-                f"{self.out / name}: is the result of {rows[-1]['source']}; give another folder with --out."
-            )
+        if rows and result.exists() and rows[-1]["source"] != str(source.resolve()):
+            raise FaapError(f"{result}: is the result of {rows[-1]['source']}; give another folder with --out.")
 
     def made(self, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the line of a file if all that it says of is there and was made as is wanted."""
@@ -349,9 +343,8 @@ class _Ledger:
         self, row: Mapping[str, Any], found: Mapping[str, float], written: Mapping[Path, Path], notes: Sequence[str]
     ) -> dict[str, Any]:
         """Record a file, and those with it: their places, and where they lie until they take them; and what is lost."""
-        numbers = {key: value if math.isfinite(value) else None for key, value in found.items()}
-        digests = {str(name): file_sha256(path) for name, path in written.items()}
-        whole = {**row, **numbers, "sha256": digests, "notes": [*notes]}
+        whole = {**row, **{key: value if math.isfinite(value) else None for key, value in found.items()}}
+        whole |= {"sha256": {str(name): file_sha256(path) for name, path in written.items()}, "notes": [*notes]}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(whole) + "\n")
             file.flush()

@@ -56,16 +56,13 @@ def _card(run: Run, metrics: dict[str, Any], repository: str) -> str:
     ]
     data = ModelCardData(library_name="faap", tags=["faap", "fairness"], model_name=name, eval_results=results)
     kept = [key for key in fields_of() if key in settings and key not in fields_of("run", "data")]
-    detector = source["detector"] | {"name": _plain(plain_name(source["detector"]["name"]))}
-    source = source | {"detector": detector}
+    source = source | {"detector": source["detector"] | {"name": _plain(plain_name(source["detector"]["name"]))}}
     values: dict[str, Any] = {"metrics": metrics, "source": source, "dataset": dataset, "name": name}
     values |= {"anchor": anchor, "reference": reference, "repository": repository}
-    values |= {"rows": [(label, words.change(found)) for label, found in rows]}
+    values["rows"] = [(label, words.change(found)) for label, found in rows]
+    values["notes"] = [*map(_plain, words.notes(metrics))]
     values |= {"measured_on": _plain(words.measured_on(metrics)), "cost": words.cost(metrics | cost_of(run.path))}
-    values |= {
-        "sentence": words.gap_sentence(metrics, anchor, reference),
-        "notes": [*map(_plain, words.notes(metrics))],
-    }
+    values["sentence"] = words.gap_sentence(metrics, anchor, reference)
     values["recipe"] = "\n".join(f"{key}: {json.dumps(plain_name(settings[key]))}" for key in kept)
     return f"---\n{data}\n---\n\n{render('card.md', **values)}\n"
 
@@ -113,14 +110,9 @@ def push(place: str | Path, repository: str, *, private: bool = False) -> str:
     api = HfApi(library_name="faap")
     with tempfile.TemporaryDirectory() as folder:
         write_folder(place, folder, repository)
-        try:
+        with reading(repository, "cannot be sent (`hf auth login` says who you are)"):
             address = api.create_repo(repository, private=private, exist_ok=True)
             if others := set(api.list_repo_files(repository)) - {*SENT, ".gitattributes"}:
                 raise FaapError(f"{repository}: holds other files ({min(others)}); give a repository of its own.")
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="A generator of faap")
-        except FaapError:
-            raise
-        except Exception as error:  # of many kinds: the hub's, the network's
-            said = str(error).strip().partition("\n")[0]
-            raise FaapError(f"{repository}: {said} (`hf auth login` says who you are)") from error
     return str(address)

@@ -136,7 +136,7 @@ def test_an_earlier_result_is_moved_aside_when_asked(detector, generator, datase
         measure(detector, generator, dataset, folder, split="tset", move_aside=True)
     assert (folder / "metrics.json").is_file()
     # nor is a training taken away from its own readings and figures
-    with pytest.raises(faap.FaapError, match=r"run: is the training that is measured, .*--output_dir\.$"):
+    with pytest.raises(faap.FaapError, match=r"run: is the training that is measured; .*--output_dir\.$"):
         measure(detector, generator, dataset, folder, move_aside=True, trained_in=Run(tmp_path / "." / "run"))
     assert not (tmp_path / "run.2").exists()
 

@@ -107,13 +107,9 @@ class Shelf:
         after, none = _detections(model, changed), np.zeros(0)
         record = Record(0, Path(upload or example), *image.size, "", np.zeros((0, 4)), none.astype(int), none, none > 0)
         shown = Example(record, np.asarray(image), np.asarray(changed), before, after)
-        values: dict[str, Any] = {"example": shown, "smaller": smaller, "names": model.labels}
+        values: dict[str, Any] = {"example": shown, "smaller": smaller, "names": model.labels, "least": _LEAST}
         values |= {"rows": moved(before, after), "factor": 127 // max(1, int(np.abs(shown.change).max()))}
-        values |= {
-            "threshold": SCORE_THRESHOLD,
-            "least": _LEAST,
-            "place": self._offer("perturbed.png", lambda: _png(changed)),
-        }
+        values |= {"threshold": SCORE_THRESHOLD, "place": self._offer("perturbed.png", lambda: _png(changed))}
         return render("app.html", part="look", **values)
 
     def audit(self, data: str, detector: str, tell: Callable[[float, str], None]) -> str:

@@ -69,8 +69,7 @@ def measure(
     """
     run = run if isinstance(run, Run) else Run(run)
     if move_aside and trained_in and trained_in.path.resolve() == run.path.resolve():
-        aside = "is the training that is measured, which would be moved aside"
-        raise FaapError(f"{run.path}: {aside}; give another folder with --output_dir.")
+        raise FaapError(f"{run.path}: is the training that is measured; give another folder with --output_dir.")
     images = measurable(detector, dataset, split)
     loading: Any = {"num_workers": num_workers, "console": console, "arrival": arrival}
     with unchanged(detector):
@@ -93,8 +92,7 @@ def measure(
             run.write_metrics(metrics)
             if trained_in and is_test(images):
                 trained_in.add_reading(images.name, metrics["provenance"])
-            examples = examples_of(detector, generator, images, before, after, arrival)
-            write_report(run, examples, curves)
+            write_report(run, examples_of(detector, generator, images, before, after, arrival), curves)
     return metrics
 
 
@@ -124,9 +122,8 @@ def read_before(run: Run | None, provenance: Mapping[str, Any]) -> list[str]:
     """Say that other generators of a run were measured on the same test images."""
     others = set(run.read_on(provenance["split_sha256"]) if run else []) - {provenance["generator"]["sha256"]}
     count = f"{len(others)} other generator{'s' * (len(others) > 1)} of this run"
-    return (
-        [f"Measured on the same test images before: {count}. If that led to this one, it is no test."] if others else []
-    )
+    said = f"Measured on the same test images before: {count}. If that led to this one, it is no test."
+    return [said] if others else []
 
 
 def examples_of(
@@ -165,5 +162,4 @@ def examples_of(
 
 def to_uint8(pixels: torch.Tensor) -> Pixels:
     """Turn a (1, 3, H, W) normalised image into (H, W, 3) uint8."""
-    image = denormalise(pixels)[0].permute(1, 2, 0)
-    return image.mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return denormalise(pixels)[0].permute(1, 2, 0).mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
