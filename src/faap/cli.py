@@ -274,7 +274,7 @@ def apply(parser: Parser, console: Console) -> None:
     """Perturb pictures, folders of them, and videos with a trained generator, and say what of that arrives."""
     _shared(parser, "generator", "--epsilon", "--device")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders of them, videos")
-    parser.add_argument("--out", default="faap_outputs/applied", help="gets the results (default: %(default)s)")
+    parser.add_argument("--out", default="faap_outputs/applied", help="folder for the results (default: %(default)s)")
     parser.add_argument("--jpeg", type=_count, metavar="QUALITY", help="write JPEG of this quality, 1 to 100, not PNG")
     what = "the detector that they are for, which says how it resizes images (default: the run's)"
     parser.add_argument("--detr_checkpoint", metavar="TEXT", help=what)
