@@ -153,6 +153,7 @@ def test_the_card_holds_the_figures_with_their_intervals() -> None:
     assert "://" not in card  # there is no page of faap's to lead to
     for word in ("700 female, 700 male", metrics["provenance"]["split_sha256"], "Ethical", "Limits", 'lr_g: "0.005"'):
         assert word in text
+    assert "what is to let\nthat detector find" in card  # whether it does is said by the figures
 
 
 def test_no_path_of_the_machine_and_no_markup_of_a_file_stands_in_the_card(tmp_path: Path) -> None:
