@@ -3,9 +3,11 @@ import json
 import os
 import shutil
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from faap.compare.standing import standing
 from faap.config import Recipe, load_recipe
 from faap.errors import FaapError
 from faap.runs import Run
+from faap.training.checkpoints import read_checkpoint, save_checkpoint
 
 QUIET = Console(quiet=True)
 
@@ -203,6 +206,24 @@ def test_a_run_that_cannot_be_read_is_made_again(name: str, how: str, copied: An
     path.unlink()
     path.mkdir()
     assert not standing(recipe).finished
+
+
+def test_a_run_of_other_data_detector_or_code_is_made_again(
+    finished: Any, copied: Any, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, runner, out = copied(0), here(), Console(file=io.StringIO(), width=300)
+    state = read_checkpoint(Run(recipe.output_dir).best)
+    origin = {key: state[key] for key in ("data_sha256", "detector_file_sha256")}
+    assert standing(recipe, "", origin).finished
+    for key in (*origin, "terms_sha256"):
+        state["terms_sha256"] = "1" * 64
+        save_checkpoint(Run(recipe.output_dir).checkpoint(1), state)
+        assert standing(recipe, "", origin | {key: "0" * 64}).recipe.fresh
+    other = SimpleNamespace(file_sha256="0" * 64)
+    monkeypatch.setattr(sys.modules["faap.compare.compare"], "load_detector", lambda name: other)
+    compare([finished.recipes[0]], tmp_path, console=out, runner=runner)
+    assert [seen.name for seen in runner.seen] == ["infonce_4th"]
+    assert "of other data, detector or code, or one that cannot be read; it is moved aside" in out.file.getvalue()
 
 
 def test_runs_of_different_baselines_are_not_compared(copied: Any) -> None:

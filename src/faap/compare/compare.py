@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from faap.compare.local import LocalRunner
 from faap.compare.standing import Standing, standing
 from faap.config import RECIPES, Recipe, fields_of, load_recipe
 from faap.data import load_dataset
+from faap.detectors import load_detector
 from faap.errors import FaapError
 from faap.files import write_text
 from faap.process import Terminal
 from faap.report import write_comparison
 from faap.runs import Run, writing
+from faap.training.checkpoints import origin_of
 from faap.training.stopping import Stopping
 
 _OURS = ("logs", "compare.json", "compare.html")  # lie beside the recipes' folders
@@ -74,7 +77,7 @@ def compare(
     """Train every recipe with every seed, and gather what came out.
 
     A run lies in `output_dir/RECIPE/seed_N`. One that is finished with the same settings is not repeated, one that was
-    interrupted goes on from its last checkpoint that can be read, one with other settings is moved aside. A run that
+    interrupted goes on from its last checkpoint that can be read, one with other settings, data, detector or code is moved aside. A run that
     fails is reported and the others go on.
 
     Args:
@@ -98,11 +101,13 @@ def compare(
     runs = [_placed(recipe, root, recipe.seed + number) for number in range(seeds) for recipe in recipes]
     _refuse(runs)
     # an error of all runs is one error, and said now
-    test = load_dataset(**runs[0].data()).split("test").fingerprint()
+    dataset, detector = load_dataset(**runs[0].data()), load_detector(runs[0].detr_checkpoint)
+    test, train = (dataset.split(name).fingerprint() for name in ("test", "train"))
+    origin = partial(origin_of, data_sha256=train, detector_file_sha256=detector.file_sha256)
     with writing(root):
         (root / "logs").mkdir(parents=True, exist_ok=True)
     say = partial(console.print, markup=False, highlight=False)
-    states = [Standing(run) if run.fresh else standing(run, test) for run in runs]
+    states = [Standing(run) if run.fresh else standing(run, test, origin(run)) for run in runs]
     for each in states:
         if each.note:
             say(f"{title(each.recipe)}: {each.note}", style="yellow")
@@ -131,10 +136,9 @@ def _refuse(runs: Sequence[Recipe]) -> None:
     if not runs:
         raise FaapError("nothing to compare: it takes a recipe and a seed.")
     first = runs[0]
-    for field in fields_of("data", "groups"):
-        for run in runs:
-            if (value := getattr(run, field)) != (wanted := getattr(first, field)):
-                raise FaapError(f"{run.name} has {field} {value}, {first.name} has {wanted}; they must be the same.")
+    for field, run in product(fields_of("data", "groups"), runs):
+        if (value := getattr(run, field)) != (wanted := getattr(first, field)):
+            raise FaapError(f"{run.name} has {field} {value}, {first.name} has {wanted}; they must be the same.")
 
 
 def _make(

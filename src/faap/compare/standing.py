@@ -1,5 +1,6 @@
 """What of a run is there already, and how it goes on."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from faap.compare.gather import read
 from faap.config import Recipe
 from faap.errors import FaapError
 from faap.runs import Run
+from faap.training.checkpoints import is_from
 
 
 class Standing(NamedTuple):
@@ -23,16 +25,18 @@ class Standing(NamedTuple):
     note: str = ""
 
 
-def standing(run: Recipe, test_sha256: str = "") -> Standing:
+def standing(run: Recipe, test_sha256: str = "", origin: Mapping[str, str] = {}) -> Standing:
     """Look at what lies in a run's folder; nothing there is trusted, and nothing there is an error.
 
     Args:
         run: what is to be there.
         test_sha256: fingerprint of the test images on which it is to be measured; empty: any.
+        origin: of what it is to be, as `origin_of` says it; empty: of anything.
     """
     folder = Run(run.output_dir)
-    if not folder.is_trained_with(run):
-        note = f"{folder.path} holds a run with other settings, or one that cannot be read; it is moved aside."
+    if not (folder.is_trained_with(run) and is_from(folder, origin)):
+        what = "a run with other settings, of other data, detector or code, or one that cannot be read"
+        note = f"{folder.path} holds {what}; it is moved aside."
         return Standing(replace(run, fresh=True), note=note if folder.config.exists() or folder.epochs() else "")
     if not folder.is_complete():
         return Standing(run)

@@ -12,7 +12,7 @@ from torch import Tensor
 from faap.config import Recipe, resumed_recipe
 from faap.conform import conform
 from faap.errors import FaapError
-from faap.files import atomic_write, read_tensors, reading
+from faap.files import atomic_write, file_sha256, read_tensors, reading
 from faap.runs import ROW, Run
 from faap.weights import check_finite, check_fit, content_sha256
 
@@ -112,6 +112,19 @@ def newest_state(run: Run) -> tuple[Path | None, list[str]]:
     if within and (newest is None or within > newest[0]):
         return run.within, notes
     return newest and newest[1], notes
+
+
+def origin_of(recipe: Recipe, data_sha256: str, detector_file_sha256: str) -> dict[str, str]:
+    """Return what a training cannot go on without: data, detector, and the code of a user's own terms."""
+    code = {"terms_sha256": file_sha256(Path(recipe.own.file))} if recipe.own else {}
+    return {"data_sha256": data_sha256, "detector_file_sha256": detector_file_sha256} | code
+
+
+def is_from(run: Run, origin: Mapping[str, str]) -> bool:
+    """Whether a run is of such data, detector and code; so is one that has no state."""
+    state, _ = newest_state(run)
+    then = {**origin, **(read_checkpoint(state) if state else {})}
+    return all(then[key] == value for key, value in origin.items())
 
 
 def reached(state: Mapping[str, Any]) -> tuple[int, int]:

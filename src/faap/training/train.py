@@ -34,7 +34,7 @@ from faap.process import Terminal
 from faap.report.measure import measure, to_uint8
 from faap.report.page import Pixels
 from faap.runs import AUTO, Run, differences, writing
-from faap.training.checkpoints import newest_state, reached, read_checkpoint, state_at
+from faap.training.checkpoints import is_from, newest_state, reached, read_checkpoint, state_at
 from faap.training.monitor import Monitor, NullMonitor, keep_best, trackers_of
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
@@ -205,12 +205,9 @@ def _finished(trainer: Trainer, run: Run, test_sha256: str, console: Console) ->
     except FaapError as error:
         console.print(f"{error} It is measured again.", style="yellow", markup=False)
         return None
-    state, _ = newest_state(run)
-    then = trainer.origin | (read_checkpoint(state) if state else {})
-    if len(log) < recipe.epochs or any(then[key] != value for key, value in trainer.origin.items()):
+    if len(log) < recipe.epochs or not is_from(run, trainer.origin):
         return None  # why, is said where it would go on
-    source = metrics.get("provenance")  # an earlier faap did not say
-    if source and source["split_sha256"] != test_sha256:
+    if metrics.get("provenance", {}).get("split_sha256", test_sha256) != test_sha256:  # an earlier faap did not say
         said = f"{run.path}: was measured on other test images. It is measured again."
         console.print(said, style="yellow", markup=False)
         return None
@@ -281,9 +278,7 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
     said = f"{place}: goes on at epoch {trainer.finished}{step}."
     last = f"{place} is the last of {recipe.epochs} epochs: nothing left to train."
     console.print(said if trainer.finished < recipe.epochs else last, markup=False)
-    run = Run.of(place)
-    rows = state.get("log", run.read_log() if run else [])  # an earlier faap kept them apart
-    return [row for row in rows if row["epoch"] < trainer.finished]
+    return [row for row in state.get("log", ()) if row["epoch"] < trainer.finished]
 
 
 def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:

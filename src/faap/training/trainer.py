@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,10 @@ from faap.data import Batch, FaapImages, GroupBalancedBatches, Split, load, load
 from faap.detectors import FrozenDetector
 from faap.detectors.set_loss import FEW
 from faap.errors import FaapError
-from faap.files import file_sha256
 from faap.perturbation import build_generator
 from faap.perturbation.moves import move_targets
 from faap.perturbation.way import Way
-from faap.training.checkpoints import adam_state, check_state, check_tensors
+from faap.training.checkpoints import adam_state, check_state, check_tensors, origin_of
 from faap.training.graph import Recorded
 from faap.training.monitor import NullMonitor
 from faap.training.muon import Muon
@@ -63,9 +61,7 @@ class Trainer:
             advice = "and a process has a part of it. Use --arch light, or one process."
             raise FaapError(f"arch is 'unet', whose batch norm looks at the whole batch, {advice}")
         self.recipe, self.device, self.detector = recipe, device, detector
-        # what a training cannot go on without: data, detector, and the code of a user's own terms
-        self.origin = {"data_sha256": split.fingerprint(), "detector_file_sha256": detector.file_sha256}
-        self.origin |= {"terms_sha256": file_sha256(Path(recipe.own.file))} if recipe.own else {}
+        self.origin = origin_of(recipe, split.fingerprint(), detector.file_sha256)
         self.schedules = recipe.schedules()
         self.finished, self.steps = 0, torch.zeros((), device=device)
         self.running = _nothing()
