@@ -30,6 +30,7 @@ from faap.evaluation.bootstrap import draw, too_few
 from faap.evaluation.criteria import NOTHING_TO_FIND, is_dead
 from faap.evaluation.evaluate import measurable
 from faap.evaluation.gaps import without_nan
+from faap.evaluation.matching import Weights
 from faap.evaluation.metrics import category_means, comparable_categories, in_order
 from faap.evaluation.statistics import VISIBLE, Floats, percentile_interval
 from faap.files import file_sha256
@@ -80,7 +81,7 @@ def audit(
             seen = pool.map(partial(describe, whom=whom), split.records)
             described = list(progress.track(seen, len(split.records), description="reading the images"))
         sides = sides_of(split, detections, weights)
-        steps = progress.add_task("taking the gap apart", total=None)
+        progress.add_task("taking the gap apart", total=None)
         result: dict[str, Any] = {
             "split": split.name,
             "anchor": split.anchor,
@@ -93,16 +94,15 @@ def audit(
             "samples": samples,
         }
         result |= {"groups": frame.by_group, "gaps": frame.difference, "ratios": frame.ratio, "worst": frame.worst}
-        result |= {"errors": _errors(sides, split)}
+        result["errors"] = _errors(sides, split)
         pair = {group: sides[group] for group in (split.anchor, split.reference)}
         gaps = _gaps(pair.values())
         result["by_category"] = dict(zip(names, gaps, strict=True)) if len(names) > 1 else {}
         places = [in_order(split.positions(group), split.records, detections)[0] for group in pair]
         pictures = [[described[i] for i in each] for each in places]
         result |= _causes(pair, pictures, gaps, score)
-        result |= {"scores": _scores(sides, split, score)}
+        result["scores"] = _scores(sides, split, score)
         result["examples"] = [each for group, side in pair.items() for each in telling(side, group)]
-        progress.remove_task(steps)
     dead = [name for name, row in frame.by_group.items() if is_dead({key: row[key]["value"] for key in row})]
     said = [f"Of {', '.join(dead)} it finds nobody to speak of: right detector? right class names?"] if dead else []
     unknown = [name for name, row in frame.by_group.items() if np.isnan(row["AP"]["value"])]
@@ -203,9 +203,8 @@ def _errors(sides: Mapping[str, Side], split: Split) -> dict[str, Any]:
 
 
 def _count(side: Side, kind: str) -> int:
-    if kind == "missed":
-        return sum(len(each.missed) for each in side.errors)
-    return sum(int((each.kinds == KINDS.index(kind)).sum()) for each in side.errors)
+    number = KINDS.index(kind)
+    return sum(len(each.missed) if kind == "missed" else int((each.kinds == number).sum()) for each in side.errors)
 
 
 def _causes(
@@ -240,7 +239,7 @@ def _causes(
             whose = list(sides)[few.index(True)]
             wrong = f"{name} is annotated for fewer than {FEWEST} boxes of {whose}"
             lacking.append(f"{wrong}: the groups cannot be made alike in it, and are so in all the rest.")
-        means[name] = named([_mean(side, each) for side, each in zip(pair, values, strict=True)])
+        means[name] = named([_mean(each, side.box_copies) for side, each in zip(pair, values, strict=True)])
 
     gap = _mean_gap(gaps)
     copies = [side.box_copies.astype(float) for side in pair]
@@ -252,13 +251,11 @@ def _causes(
         sizes = [effective_size(each * factor)[0] for each, factor in zip(copies, factors, strict=True)]
         return _cause(gap, left) | {"effective_boxes": named(sizes), "compared": named(kept)}, factors
 
-    confounders = {}
-    for number, name in enumerate(names):
-        confounders[name] = compared(number)[0] | {"means": means[name]}
+    confounders = {name: compared(number)[0] | {"means": means[name]} for number, name in enumerate(names)}
     together, factors = compared(*alike)
 
     apart = [side.unexplained(score) for side in pair]
-    rates = [_rate(side, each) for side, each in zip(pair, apart, strict=True)]
+    rates = [_mean(np.array([*map(len, each)]), side.copies) for side, each in zip(pair, apart, strict=True)]
     # the group that has more of them gets as many an image as the other
     with np.errstate(invalid="ignore", divide="ignore"):
         worth = [np.where(mine > other, other / mine, 1.0) for mine, other in (rates, rates[::-1])]
@@ -274,15 +271,8 @@ def _causes(
         if _above_zero(each["explained"]) and (each["share"] or 0) >= _WORTH_NAMING
     ]
     first = sorted(sure, key=lambda name: -causes[name]["explained"][0]) if _above_zero(gap) else []
-    return {
-        "gap": gap,
-        "confounders": confounders,
-        "all_confounders": together,
-        "unlabelled": unlabelled,
-        "detector": detector,
-        "causes": first,
-        "warnings": lacking,
-    }
+    found = {"gap": gap, "confounders": confounders, "all_confounders": together, "unlabelled": unlabelled}
+    return found | {"detector": detector, "causes": first, "warnings": lacking}
 
 
 def _gaps(
@@ -308,16 +298,11 @@ def _above_zero(values: Floats) -> bool:
     return (percentile_interval(values[1:]) or [0])[0] > 0
 
 
-def _mean(side: Side, values: Floats) -> Floats:
+def _mean(values: Floats, copies: Weights) -> Floats:
+    """The mean over boxes, or images, of which a value is known; nan where none is, (R,)."""
     known = np.isfinite(values)
-    copies = side.box_copies[known]
     with np.errstate(invalid="ignore"):
-        return np.asarray((values[known, None] * copies).sum(axis=0) / copies.sum(axis=0))
-
-
-def _rate(side: Side, positions: Sequence[Any]) -> Floats:
-    counts = np.array([len(each) for each in positions])
-    return np.asarray((side.copies * counts[:, None]).sum(axis=0) / side.copies.sum(axis=0))
+        return np.asarray(values[known] @ copies[known] / copies[known].sum(axis=0))
 
 
 def _scores(sides: Mapping[str, Side], split: Split, score: float) -> dict[str, Any]:

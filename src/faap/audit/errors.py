@@ -133,8 +133,7 @@ def error_costs(
                 hits, ignored, truth = (getattr(each, name)[None, rows] for name in ("hits", "ignored", "truth"))
                 matched.append(Matched(each.scores[rows], hits, ignored, truth, each.chosen[rows]))
             positives = weights @ np.array([each.sum() for each in wanted])
-            value = average_precision(matched, weights, np.maximum(positives, 1))[:, 0]
-            found.append(value)
+            found.append(average_precision(matched, weights, np.maximum(positives, 1))[:, 0])
         return np.array(found)
 
     there = [np.array([(~r.crowd & (r.labels == category)).sum() for r in records]) for category in categories]

@@ -46,23 +46,22 @@ def read_results(path: str | Path, split: Split, *, renumbered: bool = False) ->
     try:
         keys = [(each["image_id"], each["category_id"]) for each in entries]
         values = [(*each["bbox"], each["score"]) for each in entries]
-        fine = {type(value) for key in keys for value in key} <= {int} and {len(row) for row in values} <= {5}
-        fine = fine and {type(value) for row in values for value in row} <= {int, float}
-        ids = np.array(keys if fine else [], dtype=np.int64).reshape(-1, 2)
-        numbers = np.array(values if fine else [], dtype=np.float64).reshape(-1, 5)
-        fine = fine and bool(np.isfinite(numbers).all() and (numbers[:, 2:] >= 0).all() and (numbers[:, 4] <= 1).all())
-    except (TypeError, ValueError, KeyError, OverflowError):
-        fine = False
-    if not fine:  # which is it?
-        conform(entries, [_ENTRY], str(path))
+        if {type(value) for key in keys for value in key} - {int} or {len(row) for row in values} - {5}:
+            raise TypeError
+        if {type(value) for row in values for value in row} - {int, float}:
+            raise TypeError
+        ids, numbers = np.array(keys, np.int64).reshape(-1, 2), np.array(values, np.float64).reshape(-1, 5)
+        if not (np.isfinite(numbers).all() and (numbers[:, 2:] >= 0).all() and (numbers[:, 4] <= 1).all()):
+            raise ValueError
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        conform(entries, [_ENTRY], str(path))  # which is it?
         wrong = next((i for i, each in enumerate(entries) if min(each["bbox"][2:]) < 0), 0)
-        raise FaapError(
-            f"{path}[{wrong}]: bbox should be [x, y, width, height] in pixels, none of the last two negative."
-        )
+        right = "bbox should be [x, y, width, height] in pixels, none of the last two negative"
+        raise FaapError(f"{path}[{wrong}]: {right}.") from error
     position = {record.image_id: i for i, record in enumerate(split.records)}
     places = np.array([position.get(image, -1) for image in ids[:, 0].tolist()], dtype=np.int64)
-    known = places >= 0
-    ours = np.flatnonzero(known & np.isin(ids[:, 1], list(split.categories)))
+    known, named = places >= 0, np.isin(ids[:, 1], list(split.categories))
+    ours = np.flatnonzero(known & named)
     if not len(ours):
         there = f"images {split.records[0].image_id}, … and categories {split.categories}"
         raise FaapError(f"{path}: none of its {len(ids)} detections is of the {split.name} split, which has {there}.")
@@ -71,11 +70,11 @@ def read_results(path: str | Path, split: Split, *, renumbered: bool = False) ->
     ends = np.cumsum(np.bincount(places[ours], minlength=len(split.records)))[:-1]
     parts = [np.split(each[ours], ends) for each in (numbers[:, 4], ids[:, 1], numbers[:, :4])]
     found = [Detections(record.image_id, *mine) for record, *mine in zip(split.records, *parts, strict=True)]
-    told = {
-        "are of images that the split does not have, and are left out": int((~known).sum()),
-        "are of categories that the split does not have, and are left out": int(known.sum()) - len(ours),
-    }
-    notes = [f"{count} of the {len(ids)} detections in {path} {what}." for what, count in told.items() if count]
+    lost = {"images": ~known, "categories": known & ~named}
+    said = "that the split does not have, and are left out."
+    notes = [
+        f"{n} of the {len(ids)} detections in {path} are of {what} {said}" for what in lost if (n := lost[what].sum())
+    ]
     if empty := sum(not len(each.scores) for each in found):
         notes.append(f"{path} has no detection in {empty} of {len(split.records)} images.")
     return found, notes
@@ -111,6 +110,5 @@ def _check_units(path: Path, boxes: Floats, sizes: npt.NDArray[np.int64]) -> Non
     odd = (starts + spans > 1.1 * sizes).any(axis=1) & ((spans > starts) & (spans <= sizes + BOX_TOLERANCE)).all(axis=1)
     if odd.mean() > _MANY:
         wrong = f"{odd.sum()} of its boxes, such as {boxes[odd][0].tolist()}, leave their images"
-        raise FaapError(
-            f"{path}: {wrong}; they would fit as [left, top, right, bottom], but should be [x, y, width, height]."
-        )
+        right = "they would fit as [left, top, right, bottom], but should be [x, y, width, height]"
+        raise FaapError(f"{path}: {wrong}; {right}.")

@@ -24,10 +24,10 @@ class Scores:
     """
 
     def __init__(self, side: Side) -> None:
-        counted = [~each.ignored for each in side.errors]
-        scores = np.concatenate([each.scores[mine] for each, mine in zip(side.errors, counted, strict=True)])
-        right = np.concatenate([each.hits[mine] for each, mine in zip(side.errors, counted, strict=True)])
-        image = np.repeat(np.arange(len(counted)), [mine.sum() for mine in counted])
+        counted = np.concatenate([~each.ignored for each in side.errors])
+        scores, right = (np.concatenate([getattr(each, name) for each in side.errors]) for name in ("scores", "hits"))
+        image = np.repeat(np.arange(len(side.errors)), [len(each.scores) for each in side.errors])
+        scores, right, image = scores[counted], right[counted], image[counted]
         order = np.argsort(-scores, kind="stable")
         self.scores, self.right, self.image = scores[order], right[order], image[order]
         self._copies, self._positives = side.copies, side.box_copies.sum(axis=0)

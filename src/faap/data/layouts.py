@@ -253,15 +253,15 @@ def load_dataset(
     if home.is_file() and annotations:
         raise FaapError(f"data set {home} is a file, and annotations names another ({annotations}); give the folder")
     coco = bool(annotations or group_csv)
-    groups, note, field = ("female", "male"), "", group_field or "gender"
+    note, field, attribute = "", group_field or "gender", group_field or FACET_ATTRIBUTE
     sources: Sources
     split_folders = not coco and any((home / f"{word}_split").is_dir() for word in FOLDER_WORDS.values())
-    if not split_folders and not coco and (table := _facet_file(home)):
-        attribute = group_field or FACET_ATTRIBUTE
-        images = _home(folder) / images_dir
+    table = None if split_folders or coco else _facet_file(home)
+    default = ("fem", "masc") if table and attribute == FACET_ATTRIBUTE else ("female", "male")
+    groups = (anchor or default[0], reference or default[1])
+    if table:
         layout, note = "FACET", FACET_LICENCE
-        sources = {"test": partial(_attempt, read_facet, table, images, attribute)}
-        groups = ("fem", "masc") if attribute == FACET_ATTRIBUTE else groups
+        sources = {"test": partial(_attempt, read_facet, table, _home(folder) / images_dir, attribute)}
     elif split_folders:
         places: dict[str, tuple[str, str]] = {}
         for group, word in FOLDER_WORDS.items():
@@ -273,11 +273,9 @@ def load_dataset(
     else:
         pattern = home.name if home.is_file() else annotations or _pattern(folder)
         rows = cache(partial(read_table, folder / group_csv, field)) if group_csv else None
-        wanted = (anchor or groups[0], reference or groups[1])
-        sources = _coco_sources(folder, {"": (pattern, images_dir)}, group_field=field, table=rows, groups=wanted)
+        sources = _coco_sources(folder, {"": (pattern, images_dir)}, group_field=field, table=rows, groups=groups)
         layout = "COCO JSON, divided" if WHOLE in sources else "COCO JSON"
         sources = _divided(folder / pattern, sources[WHOLE]) if WHOLE in sources else sources
-    groups = (anchor or groups[0], reference or groups[1])
     return Dataset(home, layout, sources, groups=groups, note=note, skip_bad=skip_bad)
 
 

@@ -68,10 +68,8 @@ def cause_sentence(audit: Mapping[str, Any], cause: str) -> str:
     elif cause == UNLABELLED:
         found = audit["unlabelled"]
         rates = " and ".join(map(estimate, found["each_image"].values()))
-        rest = (
-            f"goes away once both have as many detections of {audit['score']:g} or more of nothing that is annotated "
-            f"({rates} an image of {anchor} and {reference})"
-        )
+        nothing = f"detections of {audit['score']:g} or more of nothing that is annotated"
+        rest = f"goes away once both have as many {nothing} ({rates} an image of {anchor} and {reference})"
     else:
         found = audit["confounders"][cause]
         means = " and ".join(map(estimate, found["means"].values()))
@@ -110,18 +108,14 @@ def _error_sentence(audit: Mapping[str, Any]) -> list[str]:
         return []
     costs = " and ".join(f"{number(every['costs'][group]['value'])} {group}" for group in (anchor, reference))
     begin = f"It ranks {anchor} {whom(audit)} below mistakes" if wrong else f"It misses more {anchor} {whom(audit)}"
-    said = (
-        f"{begin}: of the AP50 gap of {estimate(audit['errors']['gap'])}, {estimate(every['of_gap'])} would go away "
-        f"without {total}, which cost {costs} AP50."
-    )
+    part_of = f"of the AP50 gap of {estimate(audit['errors']['gap'])}, {estimate(every['of_gap'])}"
+    said = f"{begin}: {part_of} would go away without {total}, which cost {costs} AP50."
     worst = max(KINDS[:-1], key=lambda kind: kinds[kind]["of_gap"]["value"] or 0)  # the last is "missed"
     each, part = kinds[worst], kinds[worst]["of_gap"]["value"] or 0
     if wrong and part > 0:
         much = "Most of it" if part > every["of_gap"]["value"] / 2 else "The largest part"
-        said += (
-            f" {much} is {worst} errors, {estimate(each['of_gap'])}; {anchor} has {each['count'][anchor]:,} of them, "
-            f"{reference} {each['count'][reference]:,}."
-        )
+        counts = f"{anchor} has {each['count'][anchor]:,} of them, {reference} {each['count'][reference]:,}"
+        said += f" {much} is {worst} errors, {estimate(each['of_gap'])}; {counts}."
     return [said]
 
 
@@ -137,9 +131,8 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
 
     gap = found["gaps"][anchor]["AP"]
     changed = (f"{estimate(groups[g]['AP'] | {'value': groups[g]['AP']['change']}, sign=True)} for {g}" for g in groups)
-    said = [
-        f"With the generator (ε {found['epsilon']:g}) the gap is {left(gap)}; AP changes by {' and '.join(changed)}."
-    ]
+    begin = f"With the generator (ε {found['epsilon']:g}) the gap is {left(gap)}"
+    said = [f"{begin}; AP changes by {' and '.join(changed)}."]
     counts = " and ".join(
         f"in {row['worse']:,} of {row['images']:,} images of {group} (more in {row['better']:,})"
         for group, row in found["found"].items()
@@ -149,10 +142,8 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
     bounds = gap["ci95"] or [0, 0]
     if bounds[0] * bounds[1] > 0:  # a change that is none cannot survive
         worst = min(gaps, key=lambda name: gaps[name]["change"] / gap["change"])
-        kept = share(gaps[worst]["change"] / gap["change"])
-        said.append(
-            f"Of the change of the gap {kept} survives where least does ({worst}: a gap of {left(gaps[worst])})."
-        )
+        kept, where = share(gaps[worst]["change"] / gap["change"]), f"{worst}: a gap of {left(gaps[worst])}"
+        said.append(f"Of the change of the gap {kept} survives where least does ({where}).")
     told = found["probe"]["the perturbation"]
     if told is None:
         return said
@@ -192,8 +183,7 @@ def audit_page(audit: Mapping[str, Any], split: Split) -> str:
     """Return the self-contained page of an audit, HTML."""
     audit = _called(audit, [*filter(str.isdecimal, audit["images"])])
     places = {record.image_id: record for record in split.records}
-    shown = [(each, places[each["image_id"]]) for each in audit["examples"]]
-    pictures = [(each, record, np.asarray(read_image(record.path))) for each, record in shown]
+    pictures = [(each, r := places[each["image_id"]], np.asarray(read_image(r.path))) for each in audit["examples"]]
     drawn = {"causes": _draw_causes(audit), "errors": _draw_errors(audit), "scores": _draw_scores(audit)}
     told = perturbation_sentences(audit)
     values: dict[str, Any] = {"estimate": estimate, "sentences": sentences(audit), "causes": causes(audit)}
@@ -224,12 +214,10 @@ def _labelled(size: tuple[float, float], names: Any, label: str) -> tuple[Figure
 def _draw_causes(audit: Mapping[str, Any]) -> Figure:
     rows = {name: each["explained"] for name, each in causes(audit).items()}
     figure, axes = _labelled((7.2, 0.9 + 0.26 * len(rows)), list(rows), "AP of the gap that it explains")
-    if audit["gap"]["value"] is None:
+    if (gap := audit["gap"]["value"]) is None:
         return figure
-    axes.axvline(audit["gap"]["value"], color=charts.QUIET, linewidth=0.9, linestyle=(0, (5, 3)))
-    axes.annotate(
-        "the gap", (audit["gap"]["value"], 1), (0, 3), axes.get_xaxis_transform(), "offset points", ha="center"
-    )
+    axes.axvline(gap, color=charts.QUIET, linewidth=0.9, linestyle=(0, (5, 3)))
+    axes.annotate("the gap", (gap, 1), (0, 3), axes.get_xaxis_transform(), "offset points", ha="center")
     _bars(rows, {name: charts.GAP_COLOUR if name in audit["causes"] else charts.QUIET for name in rows}, axes)
     return figure
 
@@ -264,9 +252,8 @@ def _draw_scores(audit: Mapping[str, Any]) -> Figure:
         known = [row for row in rows if row["share"]["ci95"]]
         x, y = [row["score"] for row in known], [row["share"]["value"] for row in known]
         axes[2].plot(x, y, "o-", color=colours[group], markersize=3.5, linewidth=1.2, label=group)
-        axes[2].vlines(
-            x, *np.array([row["share"]["ci95"] for row in known]).reshape(-1, 2).T, color=colours[group], alpha=0.4
-        )
+        low, high = np.array([row["share"]["ci95"] for row in known]).reshape(-1, 2).T
+        axes[2].vlines(x, low, high, color=colours[group], alpha=0.4)
     for panel in axes[:2]:  # all groups are in it, and its upper end is theirs
         panel.set_ylim(bottom=0)
     axes[2].plot([0, 1], [0, 1], color=charts.QUIET, linewidth=0.8, linestyle=(0, (5, 3)))

@@ -72,8 +72,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
     gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
     headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
     table = columns(words.measured_on(comparison), *headings)
-    table.padding = (0, int(width >= 100))
-    table.collapse_padding = True
+    table.padding = (0, int(width >= 100), 0, 0)
     for column in (table.columns[1], *table.columns[3:6]):
         column.min_width = 11  # a mean with its error; what gives way is the heading
     first, *rest = (short(number(comparison["baseline"][key])) for key in HEADLINE)
@@ -91,8 +90,8 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
 
 def columns(title: str, *headings: str) -> Table:
     """Numbers in columns; where there is no room for all, the names in the first column give way."""
-    look: dict[str, Any] = {"show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left"}
-    table = Table(box=SIMPLE_HEAD, title=Text(title), **look)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(title))
+    table.title_justify = "left"
     name, *rest = headings
     table.add_column(Text(name), overflow="fold", min_width=8)  # beside four intervals of numbers below zero, in 80
     for heading in rest:
