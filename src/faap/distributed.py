@@ -132,8 +132,7 @@ def main_only(function: Callable[[], T]) -> T:
         dist.broadcast_object_list(answer)
     for error in filter(None, answer[1:]):
         raise error
-    result: T = answer[0]
-    return result
+    return answer[0]  # type: ignore[no-any-return]
 
 
 def host_first(function: Callable[[], T]) -> T:

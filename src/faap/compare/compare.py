@@ -77,8 +77,8 @@ def compare(
     """Train every recipe with every seed, and gather what came out.
 
     A run lies in `output_dir/RECIPE/seed_N`. One that is finished with the same settings is not repeated, one that was
-    interrupted goes on from its last checkpoint that can be read, one with other settings, data, detector or code is moved aside. A run that
-    fails is reported and the others go on.
+    interrupted goes on from its last checkpoint that can be read, one with other settings, data, detector or code is
+    moved aside. A run that fails is reported and the others go on.
 
     Args:
         recipes: what to train; their `output_dir` and `resume` are set here, and each one's `seed` is its first.

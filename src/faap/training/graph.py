@@ -38,8 +38,7 @@ class Recorded:
         if constant not in (known[0] for known in self.kinds):
             self.kinds.clear()  # schedules do not come back, and recordings are large
         made = self.kinds.setdefault(kind, 0)
-        other = not way.is_plain or batch.pixel_mask is not None
-        if other or self.failed or batch.targets.labels.shape[1] > self.most:
+        if self.failed or not way.is_plain or batch.pixel_mask is not None or batch.targets.labels.shape[1] > self.most:
             return self.step(batch, way, schedule)
         if isinstance(made, int) and made < WARM_UP:
             self.kinds[kind] += 1
