@@ -61,6 +61,20 @@ def test_train_then_evaluate(places: list[str], tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "again" / "report.html").is_file()
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(
+    places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(sys.modules["faap.report.measure"], "measurable", measured)
+    monkeypatch.setattr("faap.audit.audit_data", measured)
+    (tmp_path / "file").touch()
+    for command in (["evaluate", "promenade", *places], ["audit", *places[1:]]):
+        assert cli.main([*command, "--device", "cpu", "--output_dir", str(tmp_path / "file")]) == 2
+        assert "file: cannot be made or written to" in capsys.readouterr().err
+
+
 def test_choosing_among_a_runs_generators_by_the_test_split_is_refused(
     places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,10 +13,11 @@ from dataclasses import Field, fields
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import faap
 from faap.errors import FaapError, nearest
@@ -136,6 +137,14 @@ def _shared(parser: Parser, *names: str) -> None:
 def _say(console: Console, text: object, style: str = "") -> None:
     """Print what holds paths, which are not broken over lines."""
     console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+def _place(given: Mapping[str, Any]) -> Path:
+    """Return the output folder; one that cannot be made or written to is refused before anything is measured."""
+    with writing(root := Path(given["output_dir"])):
+        root.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=root).close()
+    return root
 
 
 def _recipes_in(words: Sequence[str]) -> list[str]:
@@ -265,7 +274,7 @@ def evaluate(parser: Parser, console: Console) -> None:
     trained_in = run_of(given["generator"])
     if not given["i_know"]:
         refuse_choice(trained_in, dataset.split(given["split"]), generator)
-    run, how = Run(given["output_dir"]), {name: given[name] for name in ("split", "absolute", "num_workers")}
+    run, how = Run(_place(given)), {name: given[name] for name in ("split", "absolute", "num_workers")}
     how |= {"arrival": arrival, "move_aside": True, "trained_in": trained_in, "console": console}
     _conclude(measure(detector, generator, dataset, run, **how), run, console)
 
@@ -406,12 +415,12 @@ def audit(parser: Parser, console: Console) -> None:
     names = ("split", "predictions", "generator", "transfer", "i_know", "score", "samples", "num_workers", "device")
     own = "promenade" if given["dataset_root"] == "promenade" and not given["predictions"] else ""
     chosen = given.get("detr_checkpoint") or own
+    root = _place(given)
     split, result = audit_data(dataset, detector=chosen, console=console, **{name: given[name] for name in names})
     console.print(audit_summary(result))
-    root, page = Path(given["output_dir"]), audit_page(result, split)
+    page, numbers = audit_page(result, split), json.dumps(result, indent=2) + "\n"
     with writing(root):
-        places = write_text(root / "audit.json", json.dumps(result, indent=2) + "\n"), root / "audit.html"
-        write_text(places[1], page)
+        places = write_text(root / "audit.json", numbers), write_text(root / "audit.html", page)
     _say(console, "numbers: {}\nreport:  {}".format(*places))
 
 
@@ -508,6 +517,10 @@ def bench(parser: Parser, console: Console) -> None:
     _say(console, write_text(path, json.dumps(result, indent=1) + "\n"))
 
 
+# a column for what is long, as paths are, and counts to its end
+_folding = partial(Column, overflow="fold")
+
+
 def recipes(parser: Parser, console: Console) -> None:
     """List the recipes, or show one with its schedules."""
     parser.add_argument("name", nargs="?", help="a recipe's name or a YAML file; all of them if left out")
@@ -516,19 +529,17 @@ def recipes(parser: Parser, console: Console) -> None:
     if given["name"] is None:
         shown: dict[str, Any] = {name: faap.load_recipe(name).description for name in recipe_names()}
         caption = f"variants of infonce_4th: {', '.join(variants())}"
-        table, rows = Table("recipe", "what it is", caption=caption), [*shown.items()]
+        table, rows = Table(*map(_folding, ("recipe", "what it is")), caption=caption), [*shown.items()]
     else:
         find(given["name"])  # a wrong name is said before torch is loaded
         recipe = faap.load_recipe(given["name"])
-        values, schedules = recipe.to_dict(), recipe.schedules()
+        values, schedules, known = recipe.to_dict(), recipe.schedules(), recipe.__dataclass_fields__
         shown = values | {"schedules": schedules}
-        table, known = Table("field", "value", "what it is", title=recipe.name), recipe.__dataclass_fields__
+        table = Table(*map(_folding, ("field", "value", "what it is")), title=recipe.name)
         rows = [(name, str(value), known[name].metadata["help"]) for name, value in values.items()]
         rows += [(name, " ".join(f"{each:.4g}" for each in way), "epoch by epoch") for name, way in schedules.items()]
     for row in rows:
         table.add_row(*row)
-    for column in table.columns:
-        column.overflow = "fold"  # what is long is a path, and all of it counts
     print(json.dumps(shown, indent=2)) if given["json"] else console.print(table)
 
 

@@ -81,9 +81,8 @@ def embed(figure: Figure) -> str:
     """Make a figure a picture that a page carries, as a data URI."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # which is missing here, where text is measured, not where it is read
+        # of one that is missing here, where text is measured, and not where it is read
+        warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return data_uri("svg+xml", buffer)
 
