@@ -16,6 +16,7 @@ from faap import cli
 from faap.compare import LocalRunner
 from faap.config import Recipe, load_recipe
 from faap.data import layouts
+from faap.errors import FaapError
 from faap.evaluation import NONE_WORTH_IT, MetricFrame, detect
 from faap.perturbation import build_generator, load_generator, save_generator
 from faap.process import outcome
@@ -208,8 +209,6 @@ def test_compare_trains_reports_and_says_what_failed(
     monkeypatch.setattr(
         LocalRunner, "train", lambda runner, recipe, *_: faap.train(recipe, console=Console(quiet=True))
     )
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("base: infonce_4th\ndetr_checkpoint: /nowhere\n")
     out = tmp_path / "out"
     command = ["compare", "moco_4th", "contrastive_1st", *places[:2], *SMALL, "--jobs", "1", "--output_dir", str(out)]
     assert cli.main([*command, "--detr_checkpoint", places[3]]) == 0
@@ -222,10 +221,17 @@ def test_compare_trains_reports_and_says_what_failed(
         "moco_4th",
         "contrastive_1st",
     }
-    assert cli.main(["compare", str(broken), *places[:2], *SMALL, "--output_dir", str(out)]) == 2
+    assert cli.main([*command, "--detr_checkpoint", "/nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: detector /nowhere does not exist")
+
+    def fails(*_: object) -> None:
+        raise FaapError("its memory does not suffice")
+
+    monkeypatch.setattr(LocalRunner, "train", fails)
+    assert cli.main([*command, "--detr_checkpoint", places[3], "--seed", "1"]) == 2
     caught = capsys.readouterr()
-    assert "broken, seed 0: failed: detector /nowhere does not exist" in " ".join(caught.out.split())
-    assert caught.err.startswith("error: 1 run failed")
+    assert "moco_4th, seed 1: failed: its memory does not suffice" in " ".join(caught.out.split())
+    assert caught.err.startswith("error: 2 runs failed")
 
 
 def test_original_entry_point(places: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
