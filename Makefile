@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export HF_HUB_OFFLINE := 1
-.PHONY: install demo test bench lint app app-test docs sbom release clean
+.PHONY: install demo test oldest bench lint app app-test docs sbom release clean
 
 install: $(STAMP)
 
@@ -18,6 +18,21 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The tests of the package alone, with the oldest versions that pyproject.toml allows (torch brings CUDA: four gigabytes).
+oldest: export OMP_NUM_THREADS := 1
+oldest: build/oldest/.installed
+	build/oldest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/test_docs.py --ignore tests/test_notebooks.py \
+		--ignore tests/test_tools.py
+
+build/oldest/.installed: pyproject.toml
+	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet uv
+	build/oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --python build/oldest/bin/python \
+		-o build/oldest/versions.txt pyproject.toml
+	build/oldest/bin/uv pip install --quiet --python build/oldest/bin/python -r build/oldest/versions.txt
+	build/oldest/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
 
 bench: $(STAMP)
 	$(BIN)/faap bench

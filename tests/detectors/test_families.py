@@ -278,3 +278,11 @@ def test_a_detector_of_one_size_is_trained_against_and_measured(case, saved, tin
         load_detector(saved(case)[1]), build_generator(epsilon=0.0), faap.load_dataset(tiny_promenade), split="val"
     )
     assert metrics["baseline"] == metrics["perturbed"]
+
+
+def test_the_weights_of_an_older_version_are_the_same_detector(case, saved, detector, tmp_path):
+    model, directory = saved(case)
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(directory / name, tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")  # shared weights under all of their names
+    assert load_detector(tmp_path).tensors_sha256() == detector.tensors_sha256()

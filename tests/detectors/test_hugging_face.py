@@ -223,6 +223,40 @@ def test_weights_in_several_files_are_one_detector(directory, tiny, batch, tmp_p
         load_detector(tmp_path)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_weights_may_be_those_of_older_versions(broken, directory, parts):
+    weights = load_file(broken / "model.safetensors")
+    (broken / "model.safetensors").unlink()
+    names = [f"pytorch_model-{part}-of-3.bin" for part in range(3)] if parts > 1 else ["pytorch_model.bin"]
+    for number, name in enumerate(names):
+        torch.save({key: weights[key] for key in list(weights)[number::parts]}, broken / name)
+    if parts > 1:
+        where = {key: names[position % parts] for position, key in enumerate(weights)}
+        (broken / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    loaded = load_detector(broken)
+    assert loaded.tensors_sha256() == load_detector(directory).tensors_sha256()
+    content = b"".join((broken / name).read_bytes() for name in names)
+    assert loaded.file_sha256 == hashlib.sha256(content).hexdigest()
+    torch.save({"module": torch.nn.Linear(1, 1)}, broken / names[-1])
+    with pytest.raises(FaapError, match=rf"{names[-1]}: holds more than tensors and plain values"):
+        load_detector(broken)
+    torch.save({"weights": weights}, broken / names[-1])
+    with pytest.raises(FaapError, match=rf"{names[-1]}: weights: is .* it should be"):
+        load_detector(broken)
+    weights["bbox_predictor.layers.0.bias"][0] = float("nan")
+    torch.save(weights, broken / names[-1])
+    with pytest.raises(FaapError, match=rf"{names[-1]}: bbox_predictor.layers.0.bias is NaN"):
+        load_detector(broken)
+    (broken / names[-1]).unlink()
+    with pytest.raises(FaapError, match=r": no such file; a detector's weights are in safetensors format"):
+        load_detector(broken)
+
+
+def test_safetensors_win_over_what_older_versions_wrote(broken, directory):
+    (broken / "pytorch_model.bin").write_bytes(b"never read")
+    assert load_detector(broken).file_sha256 == load_detector(directory).file_sha256
+
+
 def test_a_family_that_transformers_lacks_is_named(broken, monkeypatch):
     monkeypatch.setitem(FAMILIES, "detr", dataclasses.replace(FAMILIES["detr"], model="DetrOfTomorrow"))
     with pytest.raises(FaapError, match=r"'detr', which transformers .* does not have; .*pip install -U transformers"):
@@ -253,6 +287,23 @@ def test_a_name_with_one_slash_is_a_model_of_the_hub(directory, monkeypatch):
         with pytest.raises(FaapError, match="does not exist; give 'promenade'"):
             load_detector(other)
     assert len(asked) == 1
+
+
+def test_older_weights_are_fetched_where_there_are_no_others(broken, directory, monkeypatch, tmp_path):
+    torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
+    (broken / "model.safetensors").unlink()
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(allow_patterns)
+        for file in broken.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_detector("some/model").tensors_sha256() == load_detector(directory).tensors_sha256()
+    assert [any(pattern.endswith(".bin") for pattern in patterns) for patterns in asked] == [False, True]
 
 
 def test_an_unreachable_hub_is_said(monkeypatch, tmp_path):

@@ -24,11 +24,14 @@ from faap.detectors.prepare import prepare
 from faap.detectors.preprocessing import read_preprocessing
 from faap.detectors.set_loss import SOFTMAX, Criterion
 from faap.errors import FaapError
-from faap.files import file_sha256, read_json, read_safetensors, reading
-from faap.weights import refuse_unfit
+from faap.files import file_sha256, read_json, read_safetensors, read_tensors, reading
+from faap.weights import check_finite, refuse_unfit
 
-_INDEX = "model.safetensors.index.json"
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json", _INDEX, "model-*-of-*.safetensors"]
+# a detector's weights, or those of older versions of `transformers`; beside each its index, if they are in several files
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+FILES = ["config.json", "preprocessor_config.json", _WEIGHTS[0], _WEIGHTS[0] + _INDEX, "model-*-of-*.safetensors"]
+OLDER_FILES = [_WEIGHTS[1], _WEIGHTS[1] + _INDEX, "pytorch_model-*-of-*.bin"]
 
 
 class HuggingFaceDetector(FrozenDetector):
@@ -154,7 +157,7 @@ def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDe
 
     Args:
         directory: holds the three files as `save_pretrained` writes them; the weights may be in several files with a
-            model.safetensors.index.json.
+            model.safetensors.index.json, or in the pytorch_model.bin of its older versions.
         name: what to call the detector in reports; the directory's name by default.
 
     Returns:
@@ -166,7 +169,7 @@ def load_hugging_face(directory: Path, name: str | None = None) -> HuggingFaceDe
     """
     source = directory / "config.json"
     content, files = _read_config(source), _weight_files(directory)
-    weights = {key: value for path in files for key, value in read_safetensors(path).items()}
+    weights = {key: value for path in files for key, value in _read_weights(path).items()}
     images, name = directory / "preprocessor_config.json", name or directory.resolve().name
     return assemble(source, content, weights, files, name, images)
 
@@ -296,17 +299,32 @@ def _sane(value: Any, place: str, key: str) -> Any:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Name the files that hold a detector's weights."""
-    whole, index = directory / "model.safetensors", directory / _INDEX
-    files = [whole]
-    if not whole.is_file() and index.is_file():
-        content = read_json(index)
-        conform(content, {"weight_map": {str: str}}, str(index))
-        files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
+    for whole in (directory / name for name in _WEIGHTS):
+        index = whole.with_name(whole.name + _INDEX)
+        files = [whole]
+        if not whole.is_file() and index.is_file():
+            content = read_json(index)
+            conform(content, {"weight_map": {str: str}}, str(index))
+            files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
+        if whole.is_file() or index.is_file():
+            break
+    else:
+        files = [directory / _WEIGHTS[0]]
     for file in files:
         if not file.is_file():
-            advice = "must be in safetensors format, as save_pretrained of transformers writes them, and not a .bin"
+            advice = "are in safetensors format, as save_pretrained of transformers writes them, or a pytorch_model.bin"
             raise FaapError(f"{file}: no such file; a detector's weights {advice}")
     return files
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights; of a pickled one nothing but tensors."""
+    if path.suffix != ".bin":
+        return read_safetensors(path)
+    weights = read_tensors(path)
+    conform(weights, {str: Tensor}, str(path))
+    check_finite(weights, path)
+    return dict(weights)
 
 
 @contextmanager

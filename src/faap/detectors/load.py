@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from faap.detectors.base import FrozenDetector
-from faap.detectors.hugging_face import FILES, load_hugging_face, try_out
+from faap.detectors.hugging_face import FILES, OLDER_FILES, load_hugging_face, try_out
 from faap.detectors.original import load_original
 from faap.errors import FaapError
 from faap.files import hub_folder
@@ -52,7 +52,10 @@ def _load(name: str) -> FrozenDetector:
     if re.fullmatch(r"[\w.]+:\w+", name):
         return _call(*name.split(":"))
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and place.suffix != ".pth":
-        return load_hugging_face(hub_folder(name, FILES), name=name)
+        folder = hub_folder(name, FILES)
+        if not any(folder.glob("model*.safetensors")):
+            folder = hub_folder(name, [*FILES, *OLDER_FILES])
+        return load_hugging_face(folder, name=name)
     raise FaapError(
         f"detector {name} does not exist; give 'promenade', a directory with {_HOLDS} of a DETR or one of its kin, an "
         "original DETR checkpoint (.pth), the name of a model on the Hugging Face hub (organisation/model), or a "
