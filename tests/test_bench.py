@@ -58,6 +58,16 @@ def test_the_command_measures_what_is_promised_and_says_it(tmp_path: Path, capsy
     assert result["padding_waste"] == pytest.approx(0.030, abs=0.002)
 
 
+@pytest.mark.parametrize(("place", "trouble"), [("", "is a folder; --json names a file"), ("file/out.json", "--json")])
+def test_a_place_that_takes_no_figures_is_refused_before_they_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, trouble: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(bench, "bench", lambda **_: pytest.fail("measured"))
+    assert cli.main(["bench", "--json", str(tmp_path / place)]) == 2
+    assert trouble in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_turn_is_every_job_once_and_the_first_is_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = [0.0], []
 

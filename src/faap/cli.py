@@ -141,10 +141,14 @@ def _say(console: Console, text: object, style: str = "") -> None:
 
 def _place(given: Mapping[str, Any]) -> Path:
     """Return the output folder; one that cannot be made or written to is refused before anything is measured."""
-    with writing(root := Path(given["output_dir"])):
-        root.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=root).close()
-    return root
+    return _writable(Path(given["output_dir"]), "--output_dir")
+
+
+def _writable(folder: Path, flag: str) -> Path:
+    with writing(folder, flag):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    return folder
 
 
 def _recipes_in(words: Sequence[str]) -> list[str]:
@@ -512,6 +516,9 @@ def bench(parser: Parser, console: Console) -> None:
     from faap import bench as benchmark
 
     path = Path(given.pop("json"))
+    if path.is_dir():
+        raise FaapError(f"{path}: is a folder; --json names a file.")
+    _writable(path.parent, "--json")
     result = benchmark.bench(**given, console=console)
     console.print(benchmark.table(result))
     _say(console, write_text(path, json.dumps(result, indent=1) + "\n"))

@@ -51,8 +51,9 @@ def read_table(path: Path, group_field: str) -> tuple[dict[str | int, dict[str, 
                 raise at("bad_field", f"column {key} is empty; it should name an image")
             fields = {group_field: joined([row[part] for part in parts])}
             fields |= {"split": row[written["split"]]} if "split" in written else {}
-            is_id = key.casefold() in _IDS and name.isdecimal() and len(name) < 20  # which 64 bits hold
-            earlier = table.setdefault(int(name) if is_id else file_key(name), fields)
+            number = name.removesuffix(".0")  # as pandas writes a column that has gaps
+            is_id = key.casefold() in _IDS and number.isdecimal() and len(number) < 20  # which 64 bits hold
+            earlier = table.setdefault(int(number) if is_id else file_key(name), fields)
             for what, word in (("group", group_field), ("split", "split")):
                 now, then = fields.get(word, ""), earlier.get(word, "")
                 if plain(now) != plain(then):
