@@ -27,7 +27,7 @@ from faap.errors import FaapError
 from faap.files import file_sha256, read_json, read_safetensors, read_tensors, reading
 from faap.weights import check_finite, refuse_unfit
 
-# a detector's weights, or those of older versions of `transformers`; beside each its index, if they are in several files
+# a detector's weights, or those of older versions of `transformers`; beside each its index where they are in several
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 FILES = ["config.json", "preprocessor_config.json", _WEIGHTS[0], _WEIGHTS[0] + _INDEX, "model-*-of-*.safetensors"]
