@@ -47,7 +47,8 @@ app: build/app/.installed
 	build/app/bin/faap app $(ARGS)
 
 app-test: build/app/.installed
-	build/app/bin/python -m pytest tests/test_app.py tests/test_app_browser.py
+	build/app/bin/python -m pytest tests/test_app.py tests/test_app_browser.py \
+		tests/promenade/test_build.py::test_val_and_test_are_what_they_always_were
 
 build/app/.installed: pyproject.toml constraints.txt constraints-app.txt
 	test -x build/app/bin/python || $(PYTHON) -m venv build/app

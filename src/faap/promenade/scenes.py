@@ -126,10 +126,15 @@ def _draw(canvas: Image.Image, people: People, person: _Person, group: str) -> n
     ImageDraw.Draw(shade).ellipse((person.centre - w, person.feet - h, person.centre + w, person.feet + h), fill=90)
     canvas.paste((20, 20, 20), (0, 0), shade)
     sprite = people.sprite(person.identity, person.view, group)
-    rgba = Image.fromarray(colour(sprite[:, ::-1] if person.mirrored else sprite, person.colours))
+    rgba = Image.fromarray(colour(sprite[:, ::-1] if person.mirrored else sprite, person.colours)).convert("RGBa")
     scale = person.height / people.height
-    size = (max(1, round(rgba.width * scale)), max(1, round(person.height)))
-    small = rgba.resize(size, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
+    size = width, height = max(1, round(rgba.width * scale)), max(1, round(person.height))
+    # Each pass rounds, and which comes first has changed in Pillow: the order here is that of its version 13.
+    upright = rgba.height - height > max(0, 2 * (rgba.width - width))
+    small = rgba
+    for step in ((rgba.width, height) if upright else (width, rgba.height), size):
+        small = small.resize(step, Image.Resampling.BOX if scale < 0.6 else Image.Resampling.BILINEAR)
+    small = small.convert("RGBA")
     corner = (round(person.centre - size[0] / 2), round(person.feet) - size[1])
     canvas.paste(small, corner, small)
     cover = Image.new("L", (WIDTH, HEIGHT))
