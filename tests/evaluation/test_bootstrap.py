@@ -196,6 +196,23 @@ def test_unpaired_groups_are_drawn_apart(split_of):
     assert not np.array_equal(draws[:, :9], draws[:, 9:])
 
 
+def test_images_of_mixtures_of_their_own_vary_as_others_do(split_of):
+    """Of six groups, hardly two images show the same ones: each alone in its stratum, all would be certain."""
+    split, _, _ = split_of(0, images=100)
+    names, rng = ["female", "male", *"abcd"], np.random.default_rng(0)
+    owners = [tuple(rng.choice(names, len(r.boxes))) if i % 4 else (r.group,) for i, r in enumerate(split.records)]
+    often = [("female", "male") if i % 4 == 2 else own for i, own in enumerate(owners)]
+    records = tuple(replace(r, group="", owners=own) for r, own in zip(split.records, often, strict=True))
+    draws = bootstrap.draw(replace(split, records=records), 400, 0)[:, 1:]
+    assert draws.var(axis=1).mean() > 0.9
+    # as many as there are of each group alone, and of a mixture that is no rarity
+    for groups in (("female",), ("male",), ("female", "male")):
+        mine = np.array([record.groups == groups for record in records])
+        assert mine.sum() >= 20
+        assert (draws[mine].sum(axis=0) == mine.sum()).all()
+    assert draws[[len(set(own)) > 2 for own in often]].sum(axis=0).std() > 0
+
+
 @pytest.mark.usefixtures("few_replicates")
 def test_no_change_is_no_change(split_of):
     split, before, _ = split_of(2)

@@ -16,6 +16,8 @@ from faap.evaluation.statistics import Floats
 # images, or scenes, of a group from which on a 95 % interval holds the truth about as often as it says
 # (docs/evaluation.md)
 ENOUGH = 100
+# clusters of the same several groups from which on these are a stratum: drawn among themselves, few hardly vary
+_ALIKE = 20
 # group -> metric -> (1 + samples,) its value in the split itself and in every replicate
 Replicates = dict[str, dict[str, Floats]]
 
@@ -24,7 +26,7 @@ def check_resampling(split: Split) -> list[list[list[int]]]:
     """Return what is drawn in place of what: strata of clusters of images, by position.
 
     A cluster is the images that share `Record.pair` (both twins of a scene come and go together), or a single image
-    without one; a stratum is the clusters of the same composition of groups.
+    without one; a stratum is the clusters of the same groups. Those of rare mixtures (`_ALIKE`) are one together.
 
     Raises:
         FaapError: if the anchor or the reference group has fewer than two clusters, too few for confidence intervals.
@@ -50,20 +52,21 @@ def _strata(split: Split) -> tuple[list[list[list[int]]], Counter[str]]:
     clusters: dict[int | str, list[int]] = defaultdict(list)
     for i, record in enumerate(split.records):
         clusters[i if record.pair is None else record.pair].append(i)
-    strata: dict[frozenset[str], list[list[int]]] = defaultdict(list)
+    alike: dict[frozenset[str], list[list[int]]] = defaultdict(list)
     for members in clusters.values():
-        strata[frozenset(group for i in members for group in split.records[i].groups)].append(members)
-    counts = Counter[str]()
-    for groups, drawn in strata.items():
+        alike[frozenset(group for i in members for group in split.records[i].groups)].append(members)
+    strata, counts = defaultdict[frozenset[str] | None, list[list[int]]](list), Counter[str]()
+    for groups, drawn in alike.items():
         counts.update(dict.fromkeys(groups, len(drawn)))
+        strata[groups if len(groups) < 2 or len(drawn) >= _ALIKE else None] += drawn
     return list(strata.values()), counts
 
 
 def draw(split: Split, samples: int, seed: int) -> npt.NDArray[np.int32]:
     """Draw bootstrap replicates of a split, as copies of each image: (images, 1 + samples), the split itself first.
 
-    Clusters are drawn with replacement among those of their stratum (`check_resampling`), so every replicate has as
-    many of them of each group as the split. Replicate b depends on (seed, b) alone.
+    Clusters are drawn with replacement among those of their stratum (`check_resampling`), as many as there are.
+    Replicate b depends on (seed, b) alone.
     """
     if samples < 0:
         raise FaapError(f"{samples} bootstrap samples; there must be 0 (none) or more")
