@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 import faap
 from faap.audit import audit_data
@@ -111,6 +112,26 @@ def test_a_probe_finds_what_is_there_and_nothing_else(split_of):
     third = tuple(replace(r, group="other") if i % 3 == 0 else r for i, r in enumerate(split.records))
     fewer = Split(split.name, third, split.categories, split.anchor, split.reference)
     assert probe(fewer, noise)["images"] == sum(record.group != "other" for record in third)
+
+
+def test_a_probe_does_not_take_the_images_of_a_scene_for_so_many_of_their_own(split_of):
+    """Six frames of each of twelve scenes a group are right or wrong as a whole."""
+    split, _, _ = split_of(0, images=72)
+    scenes = np.arange(144) // 6
+    records = tuple(replace(r, pair=f"scene {n}") for r, n in zip(split.records, scenes, strict=True))
+    frames, rng, told = replace(split, records=records), np.random.default_rng(0), 0
+    for _ in range(60):
+        found = probe(frames, rng.normal(size=(24, 10))[scenes] + 0.1 * rng.normal(size=(144, 10)))
+        told += found["ci95"][0] > found["chance"]
+    assert told <= 9  # 17, taken for so many
+    # whose scenes are all right is as sure as there are scenes; where each image is its own, Wilson's
+    certain = probe(frames, np.repeat([[3.0], [-3.0]], 72, axis=0))
+    wilson = binomtest(24, 24).proportion_ci(method="wilson")
+    assert certain["ci95"] == pytest.approx([wilson.low, wilson.high])
+    alone = probe(split, rng.normal(size=(144, 10)))
+    wilson = binomtest(round(144 * alone["accuracy"]), 144).proportion_ci(method="wilson")
+    assert alone["ci95"] == pytest.approx([wilson.low, wilson.high])
+    assert probe(replace(frames, records=tuple(replace(r, pair=r.pair[:7]) for r in records)), np.eye(144)) is None
 
 
 def test_the_command_says_it_and_counts_it_as_a_reading(tiny_promenade, generator, tmp_path, capsys):

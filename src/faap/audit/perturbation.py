@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 from faap.audit.errors import KINDS, TOTALS
 from faap.audit.side import costs_of, sides_of
@@ -151,26 +151,31 @@ def probe(split: Split, values: Floats) -> dict[str, Any] | None:
         values: (images, D) what it reads.
 
     Returns:
-        images, accuracy, ci95 (Wilson's), and chance, the share of the larger group; None for too few images.
+        images, accuracy, ci95 (Wilson's, of fewer images where those of a scene are right or wrong together), and chance,
+        the share of the larger group; None for too few scenes.
     """
-    clusters = [cluster for stratum in check_resampling(split) for cluster in stratum]
-    fold = np.zeros(len(values), dtype=int)
-    for number, cluster in enumerate(clusters):
-        fold[cluster] = number % _FOLDS
+    scene = np.zeros(len(values), dtype=int)
+    for number, cluster in enumerate(cluster for stratum in check_resampling(split) for cluster in stratum):
+        scene[cluster] = number
     mine = np.array([record.group in (split.anchor, split.reference) for record in split.records])
-    values, fold = values[mine], fold[mine]
+    values, scene = values[mine], scene[mine]
     target = np.array([1.0 if record.group == split.anchor else -1.0 for record in split.records])[mine]
-    if min((target > 0).sum(), (target < 0).sum()) < 2 * _FOLDS:
+    if min(len(np.unique(scene[target == side])) for side in (1, -1)) < 2 * _FOLDS:
         return None
-    right = 0
+    right = np.zeros(len(target))
     for part in range(_FOLDS):
-        fitted = fold != part
+        fitted = scene % _FOLDS != part
         mean, spread = values[fitted].mean(0), values[fitted].std(0) + 1e-12
         known, level = (values[fitted] - mean) / spread, target[fitted].mean()
         penalty = 0.1 * len(known) * np.eye(known.shape[1])
         slope = np.linalg.solve(known.T @ known + penalty, known.T @ (target[fitted] - level))
         said = (values[~fitted] - mean) / spread @ slope + level
-        right += int((np.sign(said) == target[~fitted]).sum())
-    ci = binomtest(right, len(target)).proportion_ci(method="wilson")
+        right[~fitted] = np.sign(said) == target[~fitted]
+    accuracy, count, off = float(right.mean()), len(np.unique(scene)), right - right.mean()
+    if off.any():
+        count = len(right) / max(1.0, (np.bincount(scene, off) ** 2).sum() / (off**2).sum())
+    z2 = norm.ppf(0.975) ** 2 / count
+    half = float(np.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / 4)))
+    ci95 = [(accuracy + z2 / 2 + side * half) / (1 + z2) for side in (-1, 1)]
     chance = float(max((target > 0).mean(), (target < 0).mean()))
-    return {"images": len(target), "accuracy": right / len(target), "ci95": [ci.low, ci.high], "chance": chance}
+    return {"images": len(target), "accuracy": accuracy, "ci95": ci95, "chance": chance}
