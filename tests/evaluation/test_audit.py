@@ -372,6 +372,8 @@ def test_what_is_wrong_is_what_makes_more_of_the_gap(gaps, total, begin, part, a
         assert begin in text
         assert f"{max(total):.4f} ({max(total) - 0.01:.4f} to {max(total) + 0.01:.4f}) would go away" in text
         assert f"without {TOTALS[total[1] > total[0]]}" in text
+        # each number with its interval
+        assert re.search(r"which cost \S+ \(\S+ to \S+\) female and \S+ \(\S+ to \S+\) male AP50\.", text)
         assert part in text
         assert (" errors, " in text) == bool(part)
 

@@ -114,6 +114,23 @@ def test_a_probe_finds_what_is_there_and_nothing_else(split_of):
     assert probe(fewer, noise)["images"] == sum(record.group != "other" for record in third)
 
 
+def test_what_survives_has_its_interval():
+    def row(change, low, high):
+        return {"change": change, "ci95": [low, high], "perturbed": 0.1 + change, "perturbed_ci95": [0.0, 0.1]}
+
+    def gaps(*numbers):
+        return {"gaps": {"female": {"AP": row(*numbers)}}}
+
+    survival = {"JPEG 95": gaps(-0.06, -0.07, -0.05), "JPEG 75": gaps(-0.03, -0.07, 0.01)}
+    found = gaps(-0.08, -0.09, -0.07) | {"epsilon": 0.1, "found": {}, "survival": survival}
+    found |= {"groups": {"female": {"AP": row(0.08, 0.07, 0.09)}}, "probe": {"the perturbation": None}}
+    audit = {"anchor": "female", "categories": ["person"], "score": 0.5, "perturbation": found}
+    assert perturbation_sentences(audit)[-1] == (
+        "The gap changes by −0.0800 (−0.0900 to −0.0700); where least of that survives (JPEG 75), by "
+        "−0.0300 (−0.0700 to +0.0100), to +0.0700 (0.0000 to +0.1000)."
+    )
+
+
 def test_a_probe_does_not_take_the_images_of_a_scene_for_so_many_of_their_own(split_of):
     """Six frames of each of twelve scenes a group are right or wrong as a whole."""
     split, _, _ = split_of(0, images=72)

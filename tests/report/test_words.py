@@ -108,6 +108,17 @@ def test_noise_is_told_by_the_interval(ci95, told, metrics):
     assert ("the gap is smaller mostly because" in text) == told
 
 
+@pytest.mark.parametrize(
+    ("bounds", "told"), [((-0.02, -0.001), True), ((-0.02, 0.001), False), ((-0.02, 0.0), False), (None, True)]
+)
+def test_that_both_groups_lose_is_told_by_the_intervals_of_both(bounds, told, metrics):
+    data = metrics(anchor_ap=(0.40, 0.39), reference_ap=(0.50, 0.47))
+    for group in ("female", "male"):
+        changes = data["changes"] | {group: data["changes"][group] | {"AP": {"ci95": bounds and list(bounds)}}}
+        text = group_sentence(data | {"changes": changes}, "female", "male")
+        assert ("both groups are found less well" in text) == told
+
+
 def test_terminal_summary(metrics):
     data = metrics("[b]old[/b]", "young")
     data["perturbed"]["young"]["AP50"] = None

@@ -151,8 +151,8 @@ def probe(split: Split, values: Floats) -> dict[str, Any] | None:
         values: (images, D) what it reads.
 
     Returns:
-        images, accuracy, ci95 (Wilson's, of fewer images where those of a scene are right or wrong together), and chance,
-        the share of the larger group; None for too few scenes.
+        images, accuracy, ci95 (Wilson's, of fewer images where those of a scene are right or wrong together), and
+        chance, the share of the larger group; None for too few scenes.
     """
     scene = np.zeros(len(values), dtype=int)
     for number, cluster in enumerate(cluster for stratum in check_resampling(split) for cluster in stratum):

@@ -106,7 +106,7 @@ def _error_sentence(audit: Mapping[str, Any]) -> list[str]:
     every, wrong = kinds[total], total == TOTALS[0]
     if (every["of_gap"]["ci95"] or [0])[0] <= 0:
         return []
-    costs = " and ".join(f"{number(every['costs'][group]['value'])} {group}" for group in (anchor, reference))
+    costs = " and ".join(f"{estimate(every['costs'][group])} {group}" for group in (anchor, reference))
     begin = f"It ranks {anchor} {whom(audit)} below mistakes" if wrong else f"It misses more {anchor} {whom(audit)}"
     part_of = f"of the AP50 gap of {estimate(audit['errors']['gap'])}, {estimate(every['of_gap'])}"
     said = f"{begin}: {part_of} would go away without {total}, which cost {costs} AP50."
@@ -129,8 +129,11 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
     def left(row: Mapping[str, Any]) -> str:
         return estimate({"value": row["perturbed"], "ci95": row["perturbed_ci95"]}, sign=True)
 
+    def by(row: Mapping[str, Any]) -> str:
+        return estimate({**row, "value": row["change"]}, sign=True)
+
     gap = found["gaps"][anchor]["AP"]
-    changed = (f"{estimate(groups[g]['AP'] | {'value': groups[g]['AP']['change']}, sign=True)} for {g}" for g in groups)
+    changed = (f"{by(groups[g]['AP'])} for {g}" for g in groups)
     begin = f"With the generator (ε {found['epsilon']:g}) the gap is {left(gap)}"
     said = [f"{begin}; AP changes by {' and '.join(changed)}."]
     counts = " and ".join(
@@ -142,8 +145,8 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
     bounds = gap["ci95"] or [0, 0]
     if bounds[0] * bounds[1] > 0:  # a change that is none cannot survive
         worst = min(gaps, key=lambda name: gaps[name]["change"] / gap["change"])
-        kept, where = share(gaps[worst]["change"] / gap["change"]), f"{worst}: a gap of {left(gaps[worst])}"
-        said.append(f"Of the change of the gap {kept} survives where least does ({where}).")
+        kept = f"where least of that survives ({worst}), by {by(gaps[worst])}, to {left(gaps[worst])}"
+        said.append(f"The gap changes by {by(gap)}; {kept}.")
     told = found["probe"]["the perturbation"]
     if told is None:
         return said

@@ -107,7 +107,8 @@ def group_sentence(metrics: Mapping[str, Any], anchor: str, reference: str) -> s
     lifted, raised = difference(a, a_after), difference(r, r_after)
     low, high = metrics["gap"]["AP"]["ci95"] or (1, 1)
     if lifted is not None and raised is not None and abs(raised - lifted) >= VISIBLE:
-        if max(lifted, raised) <= -VISIBLE:
+        ends = [row["AP"]["ci95"] or [-1] for row in metrics.get("changes", {}).values()][:2]
+        if max(lifted, raised) <= -VISIBLE and all(end[-1] < 0 for end in ends):
             text += "; both groups are found less well than before"
         elif abs(r_after - a_after) < abs(r - a) and not low <= 0 <= high:
             moves = [(anchor, lifted), (reference, raised)]
