@@ -167,15 +167,14 @@ def probe(split: Split, values: Floats) -> dict[str, Any] | None:
         fitted = scene % _FOLDS != part
         mean, spread = values[fitted].mean(0), values[fitted].std(0) + 1e-12
         known, level = (values[fitted] - mean) / spread, target[fitted].mean()
-        penalty = 0.1 * len(known) * np.eye(known.shape[1])
-        slope = np.linalg.solve(known.T @ known + penalty, known.T @ (target[fitted] - level))
+        ridge = known.T @ known + 0.1 * len(known) * np.eye(known.shape[1])
+        slope = np.linalg.solve(ridge, known.T @ (target[fitted] - level))
         said = (values[~fitted] - mean) / spread @ slope + level
         right[~fitted] = np.sign(said) == target[~fitted]
     accuracy, count, off = float(right.mean()), len(np.unique(scene)), right - right.mean()
     if off.any():
         count = len(right) / max(1.0, (np.bincount(scene, off) ** 2).sum() / (off**2).sum())
     z2 = norm.ppf(0.975) ** 2 / count
-    half = float(np.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / 4)))
-    ci95 = [(accuracy + z2 / 2 + side * half) / (1 + z2) for side in (-1, 1)]
-    chance = float(max((target > 0).mean(), (target < 0).mean()))
-    return {"images": len(target), "accuracy": accuracy, "ci95": ci95, "chance": chance}
+    half = np.sqrt(z2 * (accuracy * (1 - accuracy) + z2 / 4))
+    ci95 = [float(accuracy + z2 / 2 + side * half) / (1 + float(z2)) for side in (-1, 1)]
+    return {"images": len(target), "accuracy": accuracy, "ci95": ci95, "chance": (1 + abs(float(target.mean()))) / 2}

@@ -142,8 +142,7 @@ def perturbation_sentences(audit: Mapping[str, Any]) -> list[str]:
     )
     said.append(f"Fewer {whom(audit)} are found at a score of {audit['score']:g} than before {counts}.")
     gaps = {name: each["gaps"][anchor]["AP"] for name, each in found["survival"].items()}
-    bounds = gap["ci95"] or [0, 0]
-    if bounds[0] * bounds[1] > 0:  # a change that is none cannot survive
+    if np.prod(gap["ci95"] or [0]) > 0:  # a change that is none cannot survive
         worst = min(gaps, key=lambda name: gaps[name]["change"] / gap["change"])
         kept = f"where least of that survives ({worst}), by {by(gaps[worst])}, to {left(gaps[worst])}"
         said.append(f"The gap changes by {by(gap)}; {kept}.")
