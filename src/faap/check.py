@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from faap.data import Dataset, Problem, Record, Split, read_image
+from faap.data.fields import called
 from faap.data.layouts import WHOLE, clash
 from faap.data.problems import noting, place
 from faap.evaluation.metrics import comparable_categories
@@ -75,16 +76,17 @@ def _empty(dataset: Dataset, split: Split) -> Iterator[Problem]:
 
 def _unequal(split: Split) -> Iterator[str]:
     """Say what is there for some groups only, or too little of."""
+    where = f"split {split.name}"
     found = {group: split.objects(group) for group in (split.anchor, split.reference)}
     for group, other in (tuple(found), tuple(found)[::-1]):
         if found[other] and (alone := ", ".join(sorted(set(found[group]) - set(found[other])))):
-            yield f"split {split.name}: only {group} has {alone}; gaps are of the categories that both groups have"
+            yield f"{where}: only {called(group)} has {alone}; gaps are of the categories that both groups have"
     for name, lacking in comparable_categories(split)[1].items() if all(found.values()) else ():
         if not {*found} & {*lacking}:
-            yield f"split {split.name}: {', '.join(lacking)} has no {name}; gaps are of the categories that all have"
+            yield f"{where}: {', '.join(map(called, lacking))} has no {name}; gaps are of the categories that all have"
     for group in found:
         if len(split.positions(group)) == 1:
-            yield f"split {split.name}: {group} has one image; of how far its numbers can be off, one says nothing"
+            yield f"{where}: {called(group)} has one image; of how far its numbers can be off, one says nothing"
 
 
 def print_check(result: dict[str, Any], console: Console) -> None:

@@ -41,6 +41,7 @@ def model_card(run: Run, repository: str = "ORGANISATION/NAME") -> str:
 
 
 def _card(run: Run, metrics: dict[str, Any], repository: str) -> str:
+    metrics = words.named(metrics, metrics["images"])
     source = metrics["provenance"]
     settings = recipes.read(run.config) if run.config.is_file() else {}
     anchor, reference = (_plain(group) for group in list(metrics["baseline"])[:2])

@@ -197,3 +197,11 @@ def test_of_earlier_files_the_truth_value_is_read():
     assert [verdict_of({"met": met}) for met in (True, False)] == [MET, NOT_MET]
     assert verdict_of({"met": False, "verdict": UNKNOWN}) == UNKNOWN
     assert verdict_of({"met": False, "verdict": "?!"}) == NOT_MET
+
+
+def test_groups_that_are_numbers_are_called_groups():
+    before = {"6": {"AP": 0.5, "AR100": 0.6}, "1": {"AP": 0.4, "AR100": 0.5}}
+    gaps = warnings_about(before, before)
+    assert all("gap (group 1 − group 6)" in said and "group 1 is the one that is found worse" in said for said in gaps)
+    dead = before | {"6": {"AP": 0.0, "AR100": 0.0}}
+    assert "nobody of group 6 to speak of (group 6 AP 0.0000)" in warnings_about(dead, dead)[0]

@@ -514,3 +514,13 @@ def test_a_detector_that_finds_nobody_makes_no_recipe_a_success(comparison):
         assert "meet all four" not in text
         assert "smallest AP gap" not in text
         assert data["warnings"][0] in text
+
+
+def test_groups_that_are_numbers_are_called_groups(comparison, tmp_path):
+    data = comparison(("equal",), seeds=1, anchor="6", reference="1")
+    table, text = printed(data, 300), " ".join(read_whole(data, tmp_path).text)
+    assert "700 group 6, 700 group 1 images" in table
+    assert "smallest AP gap (group 1 − group 6)" in table
+    assert "the gap between group 6 (the anchor group, to be lifted) and group 1" in text
+    assert not re.search(r"(?<!group )\b[16] (images|AP|−|\()", table + text)
+    assert "group 6 AP" in figures(data)["trade_off"].axes[0].get_ylabel()

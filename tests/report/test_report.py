@@ -12,10 +12,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from faap.errors import FaapError
-from faap.report import charts, words, write_report
+from faap.report import charts, summary, words, write_report
 from faap.report.charts import ANCHOR_COLOUR, REFERENCE_COLOUR
+from faap.training.monitor import _line
 
 CONFIG = {
     "name": "infonce_4th",
@@ -187,6 +189,26 @@ def test_group_names_come_from_the_data_and_are_escaped(tmp_path, metrics, log, 
     page = read(path)
     assert f"AP gap ({reference} − {anchor})" in page.words
     assert "female" not in page.words
+
+
+def bare(text):
+    """Where a group that is a number stands as if something were counted."""
+    return re.findall(r".{20}(?<!group )\b[16] (?:images|AP|[−(]|to group).{9}|− [16]\b|\d [16]\b[ ,]", text)
+
+
+def test_groups_that_are_numbers_are_called_groups(tmp_path, metrics, log, write_run, example):
+    data, rows = metrics("6", "1"), log(2, "6", "1")
+    data["categories_left_out"] = {"dog": ["6"]}
+    text = read(write_report(write_run(tmp_path, data, rows), [example("6")])).words
+    assert "The AP of group 6 images rose" in text
+    assert "dog (group 6 has none)" in text
+    assert "000017.jpg · group 6" in text
+    console = Console(file=io.StringIO(), width=300)
+    console.print(summary(data), _line(rows[0], 2))
+    shown = console.file.getvalue().partition("epoch 0 of 0 to 1")
+    assert "600 group 6, 600 group 1 images" in shown[0]
+    assert "group 6 0.3" in shown[2]
+    assert bare(text) + bare(shown[0]) == []
 
 
 @pytest.mark.filterwarnings("error")

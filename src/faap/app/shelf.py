@@ -140,6 +140,7 @@ class Shelf:
         try:
             metrics = run.read_metrics()
             with reading(run.metrics, "was written by another faap"):
+                metrics = words.named(metrics, metrics["images"])
                 anchor, reference = list(metrics["baseline"])[:2]
                 row |= {"gap": metrics["gap"]["AP"], "pair": (anchor, reference)}
                 row["changes"] = [metrics["changes"][group]["AP"] for group in row["pair"]]

@@ -29,6 +29,11 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def called(group: str) -> str:
+    """Call a group that is a number so, as words need it: "6 people are found worse" would count them."""
+    return f"group {group}" if group.isdecimal() else group
+
+
 def file_key(name: str) -> str:
     """Return a file's name as tables and annotations may both write it: slashes, no `./`, one Unicode form."""
     return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from faap.data import Split
+from faap.data.fields import called
 from faap.errors import FaapError
 from faap.evaluation.detections import Detections
 from faap.evaluation.matching import Weights, weighted_metrics
@@ -42,7 +43,7 @@ def check_resampling(split: Split) -> list[list[list[int]]]:
 def too_few(split: Split) -> list[str]:
     """Say which groups have so few images, or scenes, that their intervals are narrower than they should be."""
     _, counts = _strata(split)
-    few = [f"{counts[group]} of {group}" for group in split.counts() if counts[group] < ENOUGH]
+    few = [f"{counts[group]} of {called(group)}" for group in split.counts() if counts[group] < ENOUGH]
     said = f"with fewer than {ENOUGH} a 95 % interval holds the truth less often than that, and a p-value is too small"
     return [f"Of few images or scenes ({', '.join(few)}) the error is not well known: {said}."] if few else []
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from faap.data.fields import called
 from faap.evaluation.gaps import GAPS, HEADLINE, Metrics, gap, headline
 from faap.evaluation.statistics import VISIBLE, percentile_interval
 
@@ -98,13 +99,14 @@ def warnings_about(baseline: Metrics, perturbed: Metrics, *, absolute: bool = Fa
     ):
         if dead:
             whom = "" if len(dead) == len(metrics) else f" of group {', '.join(dead)}"
-            numbers = ", ".join(f"{group} AP {metrics[group]['AP']:.4f}" for group in dead)
+            numbers = ", ".join(f"{called(group)} AP {metrics[group]['AP']:.4f}" for group in dead)
             said.append(f"{which} the generator the detector finds nobody{whom} to speak of ({numbers}): {cause}")
+    theirs = called(reference)
     for name, metric in GAPS.items():
         size = gap(baseline, metric, anchor, reference)
         if size <= 0 and not absolute and not {anchor, reference} <= set(blind):
-            other = f"{reference} is the one that is found worse (exchange --anchor_group and --reference_group)"
+            other = f"{theirs} is the one that is found worse (exchange --anchor_group and --reference_group)"
             none = other if size <= -VISIBLE else "nothing is there to shrink"
-            begin = f"Without the generator the {name} gap ({reference} − {anchor}) is {size:z.4f}"
+            begin = f"Without the generator the {name} gap ({theirs} − {called(anchor)}) is {size:z.4f}"
             said.append(f"{begin}: {none}, and whether it shrank as it should cannot be told.")
     return said

@@ -1,6 +1,6 @@
 """An audit in words, in the terminal, and as a page."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from faap.data import Split, read_image
 from faap.report import charts
 from faap.report.page import render
 from faap.report.terminal import columns, short, stacked
-from faap.report.words import SHOWN, interval, number, share
+from faap.report.words import SHOWN, interval, named, number, share
 
 # the causes that are told in words
 _TOLD = 3
@@ -32,15 +32,6 @@ def whom(audit: Mapping[str, Any]) -> str:
 
 def _begin(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _called(value: Any, numbers: Collection[str]) -> Any:
-    """Call groups that are numbers so, throughout a result: "6 people are found worse" would count them."""
-    if isinstance(value, Mapping):
-        return {_called(key, numbers): _called(each, numbers) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_called(each, numbers) for each in value]
-    return f"group {value}" if value in numbers else value
 
 
 def gap_sentence(audit: Mapping[str, Any]) -> str:
@@ -163,7 +154,7 @@ def causes(audit: Mapping[str, Any]) -> dict[str, Any]:
 
 def audit_summary(audit: Mapping[str, Any]) -> Group:
     """Lay an audit out for the terminal."""
-    audit = _called(audit, [*filter(str.isdecimal, audit["images"])])
+    audit = named(audit, audit["images"])
     images = ", ".join(f"{count} {group}" for group, count in audit["images"].items())
     title = f"{audit['detector_name']} on {audit['dataset']}, {audit['split']} split ({images} images)"
     groups = columns(f"{title}, each number with its 95 % interval", "", *SHOWN)
@@ -183,7 +174,7 @@ def audit_summary(audit: Mapping[str, Any]) -> Group:
 
 def audit_page(audit: Mapping[str, Any], split: Split) -> str:
     """Return the self-contained page of an audit, HTML."""
-    audit = _called(audit, [*filter(str.isdecimal, audit["images"])])
+    audit = named(audit, audit["images"])
     places = {record.image_id: record for record in split.records}
     pictures = [(each, r := places[each["image_id"]], np.asarray(read_image(r.path))) for each in audit["examples"]]
     drawn = {"causes": _draw_causes(audit), "errors": _draw_errors(audit), "scores": _draw_scores(audit)}

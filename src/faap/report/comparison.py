@@ -7,6 +7,7 @@ from typing import Any
 from faap.files import write_text
 from faap.report.charts import Drawn, draw_trade_off, draw_training
 from faap.report.page import render
+from faap.report.words import named
 
 
 def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
@@ -24,6 +25,7 @@ def write_comparison(comparison: Mapping[str, Any], path: Path) -> Path:
 
 def comparison_page(comparison: Mapping[str, Any]) -> str:
     """Return the page of `write_comparison`."""
+    comparison = named(comparison, comparison["images"])
     return render("comparison.html", comparison=comparison, drawn=_draw(comparison))
 
 
@@ -42,5 +44,6 @@ def comparison_figures(comparison: Mapping[str, Any]) -> list[Drawn]:
 
 def _draw(comparison: Mapping[str, Any]) -> dict[str, list[Drawn]]:
     """Draw every figure, by subject and in the page's order."""
+    comparison = named(comparison, comparison["images"])
     drawn = draw_training(comparison)
     return {"validation": drawn.pop("validation"), "trade_off": draw_trade_off(comparison), **drawn}

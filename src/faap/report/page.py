@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves
     both = dict.fromkeys(groups[:2], dict)
     conform(log, [{"validation": {"baseline": both, "perturbed": both}}], str(run.log))
     chosen = run.chosen(log) if log else None
+    named = partial(words.named, groups=groups)
+    metrics, log, curves, groups = map(named, (metrics, log, curves, groups))
     drawn = {} if chosen is None else charts.draw_log(log, chosen, *groups[:2])
     config = recipes.read(run.config) if run.config.exists() else {}
     shown = examples[:MAX_EXAMPLES]
@@ -94,7 +97,7 @@ def write_report(run: Run | str | Path, examples: Sequence[Example] = (), curves
     factor = 127 // max([1, *(int(np.abs(example.change).max()) for example in shown)])
     about: dict[str, Any] = {"metrics": metrics | cost_of(run.path), "log": log, "chosen": chosen, "config": config}
     about |= {"drawn": drawn, "curves": charts.draw_curves(*curves) if curves else []}
-    about |= {"examples": shown, "factor": factor, "threshold": SCORE_THRESHOLD}
+    about |= {"examples": shown, "named": named, "factor": factor, "threshold": SCORE_THRESHOLD}
     return write_text(run.report, render("report.html", **about))
 
 

@@ -28,6 +28,7 @@ def summary(metrics: Mapping[str, Any]) -> Group:
     Returns:
         Something `rich.print` shows.
     """
+    metrics = words.named(metrics, metrics["images"])
     anchor, reference = list(metrics["baseline"])[:2]
     criteria = columns("success criteria", "", "before", "after", "target", "")
     for name, *numbers, _, verdict in words.criteria_rows(metrics, anchor, reference):
@@ -68,7 +69,7 @@ def comparison_table(comparison: Mapping[str, Any], width: int = 120) -> Group:
     Returns:
         Something `rich.print` shows.
     """
-
+    comparison = words.named(comparison, comparison["images"])
     gap, *names = words.columns(comparison["anchor"], comparison["reference"]).values()
     headings = ["", gap, "change", *names, "criteria", "seconds"][: 8 if width >= 100 else 7]
     table = columns(words.measured_on(comparison), *headings)

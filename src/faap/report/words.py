@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from statistics import fmean
 from typing import Any
 
+from faap.data.fields import called
 from faap.evaluation import HEADLINE, headline, t_interval, verdict_of
 from faap.evaluation.criteria import MET, NOT_MET, UNKNOWN, is_dead
 from faap.evaluation.gaps import difference
@@ -17,6 +18,15 @@ _ARRIVAL = {"jpeg": "as JPEG of quality {}", "resize": "resized by {} and back",
 # of COCO's numbers, those that are shown of groups and gaps alike
 SHOWN = ("AP", "AP50", "AP75", "AR100")
 MARKS = {MET: "✓", NOT_MET: "✗", UNKNOWN: "?"}
+
+
+def named(found: Any, groups: Collection[str]) -> Any:
+    """Call the groups that are numbers so (`called`), throughout a result."""
+    if isinstance(found, Mapping):
+        return {named(key, groups): named(each, groups) for key, each in found.items()}
+    if isinstance(found, list | tuple):
+        return [named(each, groups) for each in found]
+    return called(found) if isinstance(found, str) and found in groups else found
 
 
 def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from faap.config import Recipe
+from faap.data.fields import called
 from faap.errors import FaapError, nearest
 from faap.evaluation import best_epoch
 from faap.files import write_text
@@ -257,7 +258,7 @@ def keep_best(run: Run) -> dict[str, Any]:
 
 def _line(row: Mapping[str, Any], epochs: int) -> str:
     before, after, gaps = (row["validation"][name] for name in ("baseline", "perturbed", "gap"))
-    aps = {escape(group): (number(after[group]["AP"]), number(before[group]["AP"])) for group in before}
+    aps = {escape(called(group)): (number(after[group]["AP"]), number(before[group]["AP"])) for group in before}
     groups = ", ".join(f"{group} {ap} (baseline {earlier})" for group, (ap, earlier) in aps.items())
     terms = "  ".join(f"{name} {number(value)}" for name, value in row["train"].items())
     settings = "  ".join(f"{name} {value:.4g}" for name, value in row["schedule"].items())

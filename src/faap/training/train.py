@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 from faap import distributed
 from faap.config import Recipe
 from faap.data import FaapImages, Split, collate, load_dataset
+from faap.data.fields import called
 from faap.detectors import load_detector
 from faap.detectors.base import unchanged
 from faap.errors import FaapError
@@ -284,10 +285,10 @@ def _resume(trainer: Trainer, place: Path, console: Console) -> list[dict[str, A
 def _opening(trainer: Trainer, training: Split, validation: Split, baseline: dict[str, Any], run: Run) -> str:
     recipe, detector = trainer.recipe, trainer.detector
     parameters = sum(p.numel() for p in trainer.generator.parameters())
-    counts = ", ".join(f"{count} {group}" for group, count in training.counts().items())
+    counts = ", ".join(f"{count} {called(group)}" for group, count in training.counts().items())
     if mixed := sum(not record.group for record in training.records):
         counts += f"; {mixed} with people of several groups are not trained on"
-    aps = ", ".join(f"{group} {values['AP']:.4f}" for group, values in baseline.items())
+    aps = ", ".join(f"{called(group)} {values['AP']:.4f}" for group, values in baseline.items())
     count, threads = distributed.world(), torch.get_num_threads()
     return (
         f"{recipe.name}: {recipe.epochs} epochs of {len(trainer.batches)} steps of {recipe.batch_size} images "
