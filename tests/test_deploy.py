@@ -78,6 +78,21 @@ def test_every_kind_of_image_is_perturbed_alike_and_stays_what_it_is(generator: 
     assert np.array_equal(apply(generator, clear), apply(generator, Image.new("RGB", (32, 32), "white")))
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, None])
+def test_a_generator_of_another_precision_or_without_weights_is_applied(kind: torch.dtype | None) -> None:
+    class Fixed(Generator):
+        arch, WIDTHS = "fixed", (8, 8, 8)
+
+        def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.full((1, 3, 1, 1), 9.0)
+
+    array = np.full((20, 24, 3), 128, np.uint8)
+    generator = build_generator().eval().to(kind) if kind else Fixed(0.1)
+    moved = apply(generator, array).astype(int) - array
+    assert np.abs(moved).max() <= 6 + (kind == torch.bfloat16)
+    assert moved.any() or kind
+
+
 @pytest.mark.parametrize("wrong", [{"jpeg": 0}, {"jpeg": 101}, {"score": math.nan}, {"score": 2.0}], ids=str)
 def test_what_no_file_can_be_written_with_is_said(wrong: dict[str, Any]) -> None:
     with pytest.raises(FaapError, match=next(iter(wrong))):

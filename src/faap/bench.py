@@ -37,6 +37,7 @@ from faap.export import export, load_exported
 from faap.perturbation import build_generator
 from faap.promenade import build_promenade
 from faap.training.trainer import Trainer, seeded
+from faap.weights import a_weight
 
 SIZE = (320, 416)
 # images and replicates of the bootstrap
@@ -164,7 +165,7 @@ def pictures(folder: Path) -> Dataset:
 
 def training_step(recipe: Recipe, detector: FrozenDetector, scenes: Dataset) -> tuple[Job, list[Batch]]:
     """Return a job that makes the steps of an epoch, and the batches that it makes them with."""
-    device = next(detector.parameters()).device
+    device = a_weight(detector).device
     trainer = Trainer(recipe, device, detector, scenes.split("train"))
     schedule = {name: values[-1] for name, values in recipe.schedules().items()}
     how: Any = {"batch_size": recipe.batch_size, "num_workers": 0, "device": device}

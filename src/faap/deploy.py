@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from faap.conform import Between, conform
 from faap.data import denormalise, normalise
-from faap.data.images import Preprocessing, evaluation_transform, planes, read_image, to_rgb
+from faap.data.images import Preprocessing, evaluation_transform, is_coloured, odd, planes, read_image, to_rgb
 from faap.data.orientation import open_image
 from faap.data.problems import opening, place
 from faap.detectors import FrozenDetector
@@ -35,7 +35,7 @@ from faap.evaluation.detections import perturb_as_deployed
 from faap.files import atomic_write, file_sha256, read_text, refuse_odd
 from faap.perturbation import Generator
 from faap.runs import writing
-from faap.weights import tensors_sha256
+from faap.weights import a_weight, tensors_sha256
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
 PICTURES = (".avif", ".bmp", ".gif", ".jp2", *_JPEG, ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp")
@@ -94,17 +94,9 @@ def apply(generator: Generator, image: Picture, *, preprocessing: Preprocessing 
         return Image.fromarray(apply(generator, pixels, preprocessing=preprocessing))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,) and 0 not in image.shape:
         return _rows(apply(generator, planes(image), preprocessing=preprocessing))
-    if not (
-        isinstance(image, Tensor)
-        and (image.dtype == torch.uint8 or image.is_floating_point())
-        and image.ndim in (3, 4)
-        and image.shape[-3] == 3
-        and image.numel()
-    ):
-        shape = tuple(getattr(image, "shape", getattr(image, "size", ())))
-        kind = f"{type(image).__name__} {getattr(image, 'dtype', '')} {shape}"
+    if not (isinstance(image, Tensor) and is_coloured(image, torch.uint8) and image.ndim < 5 and image.numel()):
         wanted = "a Pillow image, an array (H, W, 3) of uint8, or a tensor ([B, ]3, H, W) of uint8 or floats in [0, 1]"
-        raise FaapError(f"the image is {kind}; it should be {wanted}.")
+        raise odd(image, wanted)
     if image.is_floating_point() and not bool(((image >= 0) & (image <= 1)).all()):
         raise FaapError("the image has values outside of [0, 1]; of normalised ones see generator.perturb.")
     return _moved(image, perturbation(generator, image, preprocessing))
@@ -115,7 +107,7 @@ def perturbation(generator: Generator, pixels: Tensor, preprocessing: Preprocess
     """Return what a generator adds to images ([B, ]3, H, W), uint8 or in [0, 1], at the size (h, w) a detector sees."""
     if pixels.ndim == 4:
         return torch.stack([perturbation(generator, each, preprocessing) for each in pixels])
-    seen = _seen(_unit(pixels), preprocessing).to(next(generator.parameters()).device)
+    seen = _seen(_unit(pixels), preprocessing).to(a_weight(generator))
     return (denormalise(perturb_as_deployed(generator, normalise(seen)[None]))[0] - seen).to(pixels.device)
 
 
@@ -400,7 +392,7 @@ def _kept_with(source: Path, jpeg: bool) -> dict[str, Any]:
 def found_in(detector: FrozenDetector, image: Image.Image) -> RawDetections:
     """Return what a detector finds in a picture, RGB, that comes to it as a file does."""
     seen = _seen(_unit(planes(np.asarray(image))), detector.preprocessing)
-    out = detector(*detector.adapt(normalise(seen.to(next(detector.parameters()).device))[None], None))
+    out = detector(*detector.adapt(normalise(seen.to(a_weight(detector).device))[None], None))
     return detector.detections(out, torch.tensor([image.size[::-1]]))[0]
 
 

@@ -5,9 +5,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from faap.errors import FaapError
+
+
+def a_weight(module: nn.Module) -> Tensor:
+    """Return one of a module's weights, which is where the others are; of one that has none, an empty one."""
+    return next(module.parameters(), torch.empty(0))
 
 
 def check_finite(weights: Mapping[str, Tensor], place: object) -> None:

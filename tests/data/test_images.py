@@ -23,6 +23,7 @@ from faap.data import (
 )
 from faap.data.images import TRAINING_EDGES
 from faap.errors import FaapError
+from faap.perturbation import quantise
 
 KEEP = Preprocessing(shortest_edge=None, longest_edge=None)
 
@@ -317,3 +318,10 @@ def test_only_raster_images_are_opened(tmp_path, monkeypatch):
         Image.new("RGB", (30, 20)).save(tmp_path / name, "EPS")
         with pytest.raises(FaapError, match="cannot be read as an image"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("change", [normalise, denormalise, quantise])
+def test_what_is_no_image_of_floats_is_neither_normalised_nor_back(change):
+    for wrong in (torch.ones(3, 4, 4, dtype=torch.uint8), torch.ones(1, 4, 4), torch.ones(4, 4), np.ones((3, 4, 4))):
+        with pytest.raises(FaapError, match=r"the image is .*; it should be a tensor \(..., 3, H, W\) of floats"):
+            change(wrong)

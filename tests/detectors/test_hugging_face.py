@@ -479,3 +479,14 @@ def test_whatever_a_file_holds_it_loads_or_is_refused_in_words(name, broken):
     told = [text for text in outcomes if text is not None]
     assert 0 < len(told) < 40
     assert all(str(broken) in text for text in told)
+
+
+def test_a_detector_is_in_float32_whatever_torchs_default(directory):
+    images = torch.rand(1, 3, 64, 64)
+    wanted = load_detector(directory)(images).logits
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = load_detector(directory)(images).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)

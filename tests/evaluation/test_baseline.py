@@ -105,6 +105,9 @@ def test_what_could_change_the_detections_makes_it_run_again(
     frozen.model.model.backbone.model.embedder.pooler.stride = 1  # type: ignore[union-attr]
     detect_baseline(frozen, split)
     assert len(runs) == 9
+    with torch.autocast("cpu", torch.bfloat16):
+        detect_baseline(frozen, split)
+    assert len(runs) == 10
 
 
 @pytest.mark.parametrize(

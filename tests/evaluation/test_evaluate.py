@@ -17,7 +17,7 @@ from faap.evaluation import METRICS, MetricFrame, detect, evaluate, group_metric
 from faap.evaluation.bootstrap import replicate
 from faap.evaluation.criteria import MET, UNKNOWN, success_criteria
 from faap.evaluation.gaps import without_nan
-from faap.perturbation import build_generator
+from faap.perturbation import Generator, build_generator
 from faap.report.measure import measure
 
 SIZES = [(64, 48), (80, 48), (64, 64)]  # width, height
@@ -151,6 +151,31 @@ def test_the_generator_is_in_evaluation_mode_and_gets_its_own_back(dataset):
         detect(Quarters(), dataset.split("test"), broken)
     assert broken.modes == [False]
     assert broken.training
+
+
+def test_the_callers_random_numbers_stay_as_they_were(dataset):
+    detector, before = Quarters(), torch.get_rng_state()
+    detect(detector, dataset.split("test"), Shift(0.02))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_nothing_are_refused(dataset, size):
+    with pytest.raises(FaapError, match=f"batch_size is {size}; it must be 1 or more"):
+        evaluate(Quarters(), Shift(0.02), dataset, batch_size=size)
+
+
+def test_what_has_no_weights_is_measured(dataset, tmp_path):
+    class Fixed(Generator):
+        arch, WIDTHS = "fixed", (8, 8, 8)
+
+        def forward(self, pixel_values, pixel_mask=None):
+            return torch.ones(1, 3, 1, 1)
+
+    detector = Quarters()
+    detector.model = nn.Identity()
+    metrics = measure(detector, Fixed(), dataset, tmp_path / "out")
+    assert metrics["perturbation"]["linf_normalised"] == pytest.approx(0.1 * math.tanh(1), abs=1e-6)
 
 
 @pytest.mark.usefixtures("few_replicates")

@@ -1,5 +1,7 @@
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
+import faap
 from faap.data.images import MEAN, STD
 from faap.errors import FaapError
 from faap.perturbation import Generator, build_generator
@@ -413,3 +416,55 @@ def test_wrong_arguments_are_refused(arguments: dict[str, object], said: str) ->
         with pytest.raises(FaapError, match=said):
             generator.epsilon = arguments["epsilon"]  # type: ignore[assignment]
         assert generator.epsilon == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.zeros(3, 8, 8), r"the image is Tensor torch.float32 \(3, 8, 8\); it should be a tensor \(B, 3, H, W\)"),
+        (torch.zeros(2, 8, 8, 3), r"\(2, 8, 8, 3\)"),
+        (torch.zeros(2, 4, 8, 8), r"\(2, 4, 8, 8\)"),
+        (torch.zeros(2, 3, 0, 8), r"\(2, 3, 0, 8\)"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8 .*; of pictures as they are see faap.apply"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "torch.int64"),
+        (np.zeros((2, 3, 8, 8), np.float32), "ndarray float32"),
+        ([0.5], "the image is list"),
+    ],
+)
+def test_what_is_no_batch_of_normalised_images_is_refused(given: Any, said: str) -> None:
+    class Own(Generator):
+        arch, WIDTHS = "own", (8, 8, 8)
+
+        def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.zeros(1)
+
+    for generator in (build_generator(), build_generator("unet"), Own()):
+        with pytest.raises(FaapError, match=said):
+            generator.perturb(given)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8), (2, 1, 8, 8), (2, 8, 4), (7,)])
+def test_a_mask_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    for mask in (torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool), np.ones((2, 8, 8), bool)):
+        with pytest.raises(FaapError, match=r"the mask is .*; it should be a tensor \(2, 8, 8\), True where the image"):
+            build_generator("unet").perturb(torch.zeros(2, 3, 8, 8), mask)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("arch", ["light", "unet"])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_generator_in_half_precision_takes_a_mask(arch: str, kind: torch.dtype) -> None:
+    generator, x, mask = strong(arch).eval(), images(2, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
+    mask[0, 20:] = False
+    wanted = generator.perturb(x, mask)
+    out = generator.to(kind).perturb(x.to(kind), mask)
+    assert out.dtype == kind
+    assert (out - wanted).abs().max() < 0.3 * generator.epsilon
+
+
+def test_a_saved_generator_is_read_in_float32_whatever_torchs_default() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        generator = faap.load_generator("promenade")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in generator.parameters()} == {torch.float32}

@@ -48,7 +48,7 @@ def test_annotation_file_is_coco(tmp_path: Path) -> None:
 def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = build_promenade(tmp_path, FEW)
     monkeypatch.setattr(build, "compose", lambda *_: pytest.fail("composed again"))
-    assert build_promenade(tmp_path, FEW) == root
+    assert build_promenade(str(tmp_path), FEW) == root
 
 
 def test_other_sizes_are_another_folder(tmp_path: Path) -> None:

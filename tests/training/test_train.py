@@ -822,3 +822,15 @@ def test_a_place_may_be_written_in_several_ways(
     near = replace(recipe, dataset_root=tiny_promenade.name)
     assert differences(recipe.to_dict(), near, "run") == []
     assert differences(recipe.to_dict(), replace(recipe, dataset_root="other"), "run")
+
+
+def test_gradients_that_the_caller_has_switched_off_are_on_in_a_training(recipe: Recipe) -> None:
+    few = replace(recipe, epochs=1, images_per_epoch=4)
+    with torch.no_grad(), torch.inference_mode():
+        assert faap.train(few).epoch == 0
+        assert torch.is_inference_mode_enabled()
+
+
+def test_autocast_around_a_training_is_refused(recipe: Recipe) -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(FaapError, match="autocast; call it outside"):
+        faap.train(recipe)

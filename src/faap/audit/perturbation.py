@@ -21,6 +21,7 @@ from faap.evaluation.matching import count_found
 from faap.evaluation.metrics import by_group
 from faap.evaluation.statistics import Floats, change
 from faap.perturbation import Generator, quantise
+from faap.weights import a_weight
 
 ARRIVALS = {
     "JPEG 95": Arrival(jpeg=95),
@@ -118,7 +119,7 @@ def who_is_found(
 def _traces(detector: FrozenDetector, generator: Generator, split: Split) -> tuple[dict[str, Floats], dict[str, float]]:
     """Return what a probe reads, (images, …) each, and the mean L2 in levels of 255 and the share at the bound."""
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
-    device, parts, sizes = next(generator.parameters()).device, dict[str, list[Floats]](), []
+    device, parts, sizes = a_weight(generator).device, dict[str, list[Floats]](), []
     for start in range(0, len(images), 16):
         batch = collate([images[i] for i in range(start, min(start + 16, len(images)))]).to(device)
         pixels, mask = batch.pixel_values, batch.pixel_mask

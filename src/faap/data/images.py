@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from faap.data.orientation import open_image, orientation_of
 from faap.data.problems import opening, place
+from faap.errors import FaapError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -253,6 +255,25 @@ def _relative(boxes: Boxes, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy((centred / np.tile(size, 2)).astype(np.float32))
 
 
+def is_coloured(image: Any, *kinds: torch.dtype) -> bool:
+    """Whether it is a tensor (..., 3, H, W) of floats or of these kinds."""
+    right = isinstance(image, Tensor) and (image.is_floating_point() or image.dtype in kinds)
+    return right and image.ndim > 2 and image.shape[-3] == 3
+
+
+def odd(found: Any, wanted: str, what: str = "image") -> FaapError:
+    """Return the error of an image, or a mask, that is not what is wanted."""
+    shape = tuple(getattr(found, "shape", getattr(found, "size", ())))
+    kind = f"{type(found).__name__} {getattr(found, 'dtype', '')} {shape}"
+    return FaapError(f"the {what} is {kind}; it should be {wanted}.")
+
+
 def channels(values: Sequence[float], like: Tensor) -> Tensor:
-    """Return a value for each channel as (C, 1, 1), made where `like` is: no device has to be waited for."""
+    """Return a value for each channel as (C, 1, 1), made where `like` is: no device has to be waited for.
+
+    Raises:
+        FaapError: if `like` is no image of floats (..., 3, H, W).
+    """
+    if not is_coloured(like):
+        raise odd(like, "a tensor (..., 3, H, W) of floats")
     return torch.cat([like.new_full((1, 1, 1), value) for value in values])

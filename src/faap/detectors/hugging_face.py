@@ -25,7 +25,7 @@ from faap.detectors.preprocessing import read_preprocessing
 from faap.detectors.set_loss import SOFTMAX, Criterion
 from faap.errors import FaapError
 from faap.files import file_sha256, read_json, read_safetensors, read_tensors, reading
-from faap.weights import check_finite, refuse_unfit
+from faap.weights import a_weight, check_finite, refuse_unfit
 
 # a detector's weights, or those of older versions of `transformers`; beside each its index where they are in several
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -234,7 +234,7 @@ def try_out(detector: FrozenDetector, source: object) -> None:
     own = detector.preprocessing
     wanted = own.pad_size or own.size or (own.shortest_edge or _TRIAL_EDGE,) * 2
     height, width = (max(1, min(side, _LARGEST_TRIAL) // own.multiple) * own.multiple for side in wanted)
-    out = detector(torch.zeros(1, 3, height, width, device=next(detector.parameters(), torch.empty(0)).device))
+    out = detector(torch.zeros(1, 3, height, width, dtype=torch.float32, device=a_weight(detector).device))
     if not isinstance(out, DetectorOutput):
         raise FaapError(f"{source}: gives a {type(out).__name__}; it should be a faap.detectors.DetectorOutput.")
     shapes = [tuple(values.shape) for values in (out.logits, out.boxes, out.features)]

@@ -17,6 +17,7 @@ from faap.detectors import FrozenDetector
 from faap.evaluation.arrival import AS_MADE
 from faap.evaluation.detections import Detections, detect
 from faap.files import atomic_write, cache_dir
+from faap.weights import a_weight
 
 _COLUMNS = ("scores", "labels", "boxes")
 
@@ -57,7 +58,7 @@ def _look_up(detector: FrozenDetector, split: Split, *how: object) -> tuple[Path
 
 def _key(detector: FrozenDetector, split: Split, how: Sequence[object]) -> str:
     """Hash all that detections depend on: detector, annotations, images, device, and code, installed or under work."""
-    device = next(detector.parameters()).device
+    device = a_weight(detector).device
     settings: Any = getattr(detector.model, "config", None)
     package = Path(__file__).parents[1]
     sources = [path for room in ("data", "detectors", "evaluation") for path in (package / room).glob("*.py")]
@@ -69,6 +70,7 @@ def _key(detector: FrozenDetector, split: Split, how: Sequence[object]) -> str:
         [(file.st_size, file.st_mtime_ns) for file in (record.path.stat() for record in split.records)],
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         detector._compiled_call_impl is not None,
+        torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
         (torch.__version__, transformers.__version__, PIL.__version__),
         [source.read_bytes() for source in sorted(sources)],
     )

@@ -15,9 +15,11 @@ from faap import distributed
 from faap.data import Batch, FaapImages, Split, denormalise, load, loading
 from faap.detectors import FrozenDetector
 from faap.detectors.base import RawDetections
+from faap.errors import FaapError
 from faap.evaluation.arrival import AS_MADE, Arrival
 from faap.evaluation.quality import image_quality
 from faap.perturbation import Generator, quantise
+from faap.weights import a_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ def detect(
         One entry a record, in the split's order; detections of classes the data set lacks are left out.
 
     Raises:
-        FaapError: if an image cannot be read, or detector and data set share no category.
+        FaapError: if batch_size is below 1, an image cannot be read, or detector and data set share no category.
     """
-    device = next(detector.parameters()).device
+    if batch_size < 1:
+        raise FaapError(f"batch_size is {batch_size}; it must be 1 or more.")
+    device = a_weight(detector).device
     label_map = detector.label_map(split.categories)
     category_of = {label: category for category, label in label_map.items()}
     images = FaapImages(split, detector.preprocessing, label_map) if images is None else images
@@ -84,7 +88,7 @@ def detect(
     loaded = load(images, batches, batch_size=batch_size, num_workers=num_workers, device=device)
     result, said = list[Detections](), "detecting" if generator is None else "perturbing and detecting"
     shown = console is not None and console.is_terminal
-    with loading(), Progress(console=console, transient=True, disable=not shown) as progress:
+    with torch.random.fork_rng([]), loading(), Progress(console=console, transient=True, disable=not shown) as progress:
         for batch in progress.track((each.to(device) for each in loaded), len(batches), description=said):
             pixels, distances = batch.pixel_values, [dict[str, float]() for _ in batch.sizes]
             if generator is not None:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from faap.conform import Between, conform
+from faap.data.images import is_coloured, odd
 from faap.perturbation.budget import add_within_budget
 from faap.weights import tensors_sha256
 
@@ -89,8 +90,21 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name="faap", tags=["faa
 
         No value moves further than ε, nor out of what a pixel in [0, 1] can be; padding is left as it was.
 
+        Args:
+            pixel_values: (B, 3, H, W) ImageNet-normalised, of the generator's dtype, any H, W ≥ 1.
+            pixel_mask: (B, H, W), True where the image is; None: everywhere.
+
+        Raises:
+            FaapError: if the images or the mask are of another shape, or the images are not of floats.
+
         Source: docs/recipes.md, "Notation".
         """
+        if not (is_coloured(pixel_values) and pixel_values.ndim == 4 and all(pixel_values.shape[2:])):
+            advice = "a tensor (B, 3, H, W) of floats, ImageNet-normalised; of pictures as they are see faap.apply"
+            raise odd(pixel_values, advice)
+        size = (len(pixel_values), *pixel_values.shape[2:])
+        if pixel_mask is not None and not (isinstance(pixel_mask, Tensor) and pixel_mask.shape == size):
+            raise odd(pixel_mask, f"a tensor {size}, True where the image is", "mask")
         mask = needed(pixel_mask)
         raw = self(pixel_values, mask).expand_as(pixel_values)  # one for all images is one for each
         return add_within_budget(pixel_values, raw, self.epsilon, mask)

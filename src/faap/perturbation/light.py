@@ -29,14 +29,14 @@ class _Norm(nn.GroupNorm):
         if valid is None:
             # in place where no gradient needs what went in: a new tensor's pages cost more than the arithmetic
             return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
-        x = x if x.dtype == torch.float64 else x.float()  # half precision has no room for the sums
-        mask, count = valid
+        kind, (mask, count) = x.dtype, valid
+        x = x if kind == torch.float64 else x.float()  # half precision has no room for the sums
         size = count * (x.shape[1] // GROUPS)  # (B, 1)
         mean = self._group_sums(x * mask) / size  # (B, G)
         centred = (x - self._spread(mean)) * mask
         variance = self._group_sums(centred.square()) / size
         scale = self._spread((variance + self.eps).rsqrt()) * self.weight[:, None, None]
-        return F.silu(torch.addcmul(self.bias[:, None, None] * mask, centred, scale))
+        return F.silu(torch.addcmul(self.bias[:, None, None] * mask, centred, scale)).to(kind)
 
     @staticmethod
     def _group_sums(x: Tensor) -> Tensor:

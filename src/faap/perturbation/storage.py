@@ -131,7 +131,7 @@ def _restore(
         raise FaapError(f"{source}: has an entry {unknown[0]!r}, which no generator of this version knows.")
     try:
         with torch.device("meta"):
-            generator = build_generator(**{key: value for key, value in config.items() if value is not None})
+            generator = build_generator(**{k: v for k, v in config.items() if v is not None}).float()
     except FaapError as error:
         raise FaapError(f"{source}: {error}") from error
     check_fit(state, generator.state_dict(), path)

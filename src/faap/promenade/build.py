@@ -50,7 +50,7 @@ def detector_dir(arm: str = "biased") -> Path:
     return directory
 
 
-def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | None = None) -> Path:
+def build_promenade(directory: str | Path | None = None, scenes: Mapping[str, int] | None = None) -> Path:
     """Return the folder of the benchmark, writing it first, with all cores, if it is not there yet.
 
     The folder is complete or absent: it is written beside its place and moved there in one step. Whoever is interrupted
@@ -68,7 +68,7 @@ def build_promenade(directory: Path | None = None, scenes: Mapping[str, int] | N
         FaapError: if it cannot be written.
     """
     scenes = {**SCENES, **(scenes or {})}
-    home = cache_dir() if directory is None else directory
+    home = cache_dir() if directory is None else Path(directory)
     target = home / f"promenade-{_fingerprint(scenes)}"
     if target.is_dir():
         return target

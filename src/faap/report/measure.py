@@ -24,7 +24,7 @@ from faap.perturbation import Generator, load_generator, quantise
 from faap.perturbation.storage import place_of
 from faap.report.page import SCORE_THRESHOLD, Example, Pixels, write_report
 from faap.runs import Run, cost_of, writing
-from faap.weights import tensors_sha256
+from faap.weights import a_weight, tensors_sha256
 
 
 def measure(
@@ -81,7 +81,7 @@ def measure(
         curves = curves_of(images, before, after) if distributed.rank() == 0 else ()
     metrics["warnings"] += [*warnings, *(read_before(trained_in, metrics["provenance"]) if is_test(images) else [])]
     for name in beside:
-        other = load_generator(name).to(next(generator.parameters()).device)
+        other = load_generator(name).to(a_weight(generator).device)
         found["perturbed"] = detect(detector, images, other, with_distance=True, **loading)
         theirs = evaluate(detector, other, dataset, split, absolute=absolute, **found)
         metrics.setdefault("beside", {})[name] = theirs | cost_of(place_of(name))
@@ -151,7 +151,7 @@ def examples_of(
     images = FaapImages(split, detector.preprocessing, detector.label_map(split.categories))
     examples, unshifted = [], replace(arrival, shift=None)  # as boxes are of the image where it was
     for i in dict.fromkeys(chosen):
-        batch = collate([images[i]]).to(next(generator.parameters()).device)
+        batch = collate([images[i]]).to(a_weight(generator).device)
         pixels = batch.pixel_values
         with torch.no_grad():
             perturbed = quantise(perturb_as_deployed(generator, pixels))

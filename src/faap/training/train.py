@@ -39,6 +39,7 @@ from faap.training.checkpoints import is_from, newest_state, reached, read_check
 from faap.training.monitor import Monitor, NullMonitor, keep_best, trackers_of
 from faap.training.stopping import Stop, Stopping
 from faap.training.trainer import Trainer, seeded
+from faap.weights import a_weight
 
 # torch's random numbers are one training's at a time; others in the process wait
 _ALONE = RLock()
@@ -86,10 +87,13 @@ def train(recipe: Recipe, *, beside: Sequence[str] = (), console: Console | None
     if asked not in ("no", recipe.precision):
         said = f"accelerate was started with mixed precision {asked}, and the recipe's is {recipe.precision}"
         raise FaapError(f"{said}: say it with --precision (no or bf16) and leave accelerate's at no.")
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        raise FaapError("train was called under torch.autocast; call it outside, and give the recipe a precision.")
     trackers_of(recipe)  # before what takes long
     stopping = Stopping()
     try:
-        with _ALONE, seeded(recipe.seed), ExitStack() as until, stopping.listening():
+        # whoever calls may have switched gradients off
+        with _ALONE, torch.inference_mode(False), seeded(recipe.seed), ExitStack() as until, stopping.listening():
             return _train(recipe, beside, console or Terminal(), stopping, until)
     except TorchDynamoException as error:
         if not recipe.compile:
@@ -189,7 +193,7 @@ def _pictures(generator: Generator, images: FaapImages, split: Split) -> dict[st
     """What a generator makes of the first image of each group, (H, W, 3)."""
     found = {}
     for group in (split.anchor, split.reference):
-        batch = collate([images[split.positions(group)[0]]]).to(next(generator.parameters()).device)
+        batch = collate([images[split.positions(group)[0]]]).to(a_weight(generator).device)
         with torch.no_grad():
             found[group] = to_uint8(perturb_as_deployed(generator, batch.pixel_values))
     return found
