@@ -64,7 +64,7 @@ def test_what_is_moved_aside_is_the_run_and_nothing_else(tmp_path: Path) -> None
     with below.locked():
         assert run.move_aside() == tmp_path / "run.1"
         assert below.epochs() == [0, 1]
-    assert {each.name for each in run.path.iterdir()} - {".lock"} == {"below", "mine.txt"}
+    assert {each.name for each in run.path.iterdir()} == {"below", "mine.txt"}
     assert {each.name for each in (tmp_path / "run.1").iterdir()} == {"checkpoints", "config.yaml", "train_log.jsonl"}
 
 
@@ -169,7 +169,10 @@ def test_a_lock_leaves_no_folder_behind_in_which_nothing_came_to_be(tmp_path: Pa
     assert not (tmp_path / "new").exists()
     with Run(tmp_path / "new").locked():
         (tmp_path / "new" / "mine").touch()
-    assert (tmp_path / "new" / "mine").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
+    with pytest.raises(FaapError), Run(tmp_path / "new").locked():  # nor does a refusal leave anything
+        raise FaapError("not yours")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
 
 
 def test_a_run_that_goes_on_elsewhere_takes_its_finished_epochs_along(tmp_path: Path) -> None:

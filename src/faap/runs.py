@@ -195,11 +195,11 @@ class Run:
         try:
             yield
         finally:
+            with suppress(OSError):  # while it is ours; on Windows it goes by itself
+                self.lock.unlink()
             lock.release()
-            with suppress(OSError):
-                if [*self.path.iterdir()] == [self.lock]:  # nothing came of it
-                    self.lock.unlink()
-                    self.path.rmdir()
+            with suppress(OSError):  # unless something came of it
+                self.path.rmdir()
 
     def _owner(self) -> str:
         with suppress(FaapError, KeyError):

@@ -489,8 +489,19 @@ def test_a_folder_at_work_is_refused(recipe: Recipe) -> None:
 
 def test_only_the_newest_epochs_are_kept_beside_the_best(finished: TrainResult, recipe: Recipe) -> None:
     result = train(replace(recipe, keep=1), console=QUIET)
-    assert Run(result.run_dir).epochs() == sorted({finished.epoch, 2})
+    run = Run(result.run_dir)
+    assert run.epochs() == sorted({finished.epoch, 2})
     assert_as_uninterrupted(finished, result)
+    # what the command names to go on from stays, so that it can be repeated
+    named = run.checkpoint(next(epoch for epoch in (0, 1) if epoch != finished.epoch))
+    for epoch in (0, 1):
+        shutil.copy(Run(finished.run_dir).checkpoint(epoch), run.checkpoint(epoch))
+    for each in (run.checkpoint(2), run.metrics):
+        each.unlink()
+    for _ in range(2):
+        train(replace(recipe, keep=1, resume=str(named)), console=QUIET)
+        assert named.exists()
+        assert 2 in run.epochs()
 
 
 def test_an_epochs_lines_are_words_of_eighty_columns(recipe: Recipe) -> None:

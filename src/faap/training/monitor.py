@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,9 @@ class Monitor(NullMonitor):
             best = keep_best(self.run)["epoch"]
             self.run.within.unlink(missing_ok=True)
             for epoch in self.run.epochs()[: -self.recipe.keep] if self.recipe.keep else ():
-                if epoch != best:
-                    self.run.checkpoint(epoch).unlink()
+                path = self.run.checkpoint(epoch)  # the same command reads again what it goes on from
+                if epoch != best and path.resolve() != Path(self.recipe.resume).resolve():
+                    path.unlink()
         self.saved = time.monotonic()
         self.tell()
         parts = {"train": row["train"], "schedule": row["schedule"], "validation/gap": row["validation"]["gap"]}
