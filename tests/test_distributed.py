@@ -85,3 +85,22 @@ def test_one_process_of_a_host_goes_first(process: str, order: list[str], monkey
     with pytest.raises(FaapError, match="of another"):
         distributed.host_first(lambda: seen.append("call"))
     assert seen == (["call"] if process == "0" else [])  # what failed there is not tried here
+
+
+@pytest.mark.parametrize(
+    ("changes", "index"),
+    [({}, None), ({"SLURM_GPUS_PER_TASK": "1"}, 0), ({"SLURM_GPUS_PER_TASK": "1", "LOCAL_WORLD_SIZE": "2"}, None)],
+)
+def test_a_task_of_slurm_that_sees_its_own_gpu_alone_takes_it(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], index: int | None
+) -> None:
+    none: dict[str, str | None] = {"SLURM_GPUS_PER_TASK": None, "LOCAL_WORLD_SIZE": None}
+    started(monkeypatch, **none | changes)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    if index is None:
+        with pytest.raises(FaapError, match="process 1 of this host has no GPU of its own: there are 1"):
+            distributed.resolve_device("cuda")
+    else:
+        assert distributed.resolve_device("cuda") == torch.device("cuda", index)

@@ -44,7 +44,10 @@ def _join(device: torch.device) -> torch.device:
         if device.index is not None:
             raise FaapError(f"device is '{device}', and there are {count} processes: use cuda, and each has its own.")
         if local >= (here := torch.cuda.device_count()):
-            raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
+            # each of Slurm's tasks may see its own GPUs alone; torchrun counts among those of its task
+            if "SLURM_GPUS_PER_TASK" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:
+                raise FaapError(f"process {local} of this host has no GPU of its own: there are {here}; start no more.")
+            local = 0
         device = torch.device("cuda", local)
     if not dist.is_initialized():
         try:
