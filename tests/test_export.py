@@ -152,6 +152,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_an_export_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator, path = moving("light"), tmp_path / "mine.onnx"
     path.write_text("mine")
+    (tmp_path / "zero.onnx").symlink_to("/dev/zero")  # which has no end
+    with pytest.raises(FaapError, match="is a pipe or a device"):
+        export.export(generator, tmp_path / "zero.onnx")
     for place in (path, tmp_path):
         with pytest.raises(FaapError, match=r"is there, and no export of faap; .*--output"):
             export.export(generator, place)

@@ -16,7 +16,7 @@ import pytest
 from faap.data import load_dataset
 from faap.data.problems import read_bytes as coco_bytes
 from faap.errors import FaapError
-from faap.files import read_json, read_safetensors, read_tensors, read_text, write_text
+from faap.files import file_sha256, read_json, read_safetensors, read_tensors, read_text, write_text
 from faap.recipes import read
 
 
@@ -77,13 +77,24 @@ def in_seconds(seconds: int, act: Callable[[], object]) -> object:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-@pytest.mark.parametrize("read", [read_text, read_json, read_tensors, read_safetensors, coco_bytes])
+@pytest.mark.parametrize("read", [read_text, read_json, read_tensors, read_safetensors, coco_bytes, file_sha256])
 def test_what_never_ends_is_not_read(kind: str, read: Callable[[Path], object], tmp_path: Path) -> None:
     place = tmp_path / "odd"
     os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
     said = in_seconds(20, lambda: read(place))
     assert str(said).startswith(f"{place}: ")
     assert "pipe or a device" in str(said) or "it is no file" in str(said)
+
+
+def test_a_device_is_no_place_for_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for _ in range(2):  # in its place a file would be for all programs
+        with pytest.raises(FaapError, match="pipe: is a pipe or a device"):
+            write_text(tmp_path / "pipe", "words")
+    (tmp_path / "null").symlink_to(os.devnull)
+    with pytest.raises(FaapError, match="null: is a pipe or a device"):
+        write_text(tmp_path / "null", "words")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
 
 
 def test_a_text_has_an_end_that_is_known_before_it_is_read(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from rich.table import Column, Table
 
 import faap
 from faap.errors import FaapError, nearest
-from faap.files import write_text
+from faap.files import refuse_device, write_text
 from faap.process import Terminal, outcome
 from faap.recipes import find, recipe_names, variants
 from faap.runs import AUTO, Run, cost_of, writing
@@ -518,6 +518,7 @@ def bench(parser: Parser, console: Console) -> None:
     path = Path(given.pop("json"))
     if path.is_dir():
         raise FaapError(f"{path}: is a folder; --json names a file.")
+    refuse_device(path)
     _writable(path.parent, "--json")
     result = benchmark.bench(**given, console=console)
     console.print(benchmark.table(result))

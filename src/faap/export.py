@@ -21,7 +21,7 @@ import faap
 from faap.data.images import MEAN, STD
 from faap.detectors import FrozenDetector
 from faap.errors import FaapError
-from faap.files import atomic_write, reading
+from faap.files import atomic_write, reading, refuse_device
 from faap.perturbation import Generator
 from faap.perturbation.budget import add_within_budget
 from faap.perturbation.light import STRIDE
@@ -102,6 +102,7 @@ def export(
     whole, path = _Whole(generator, detector).eval(), Path(path)
     if path.suffix in {*ENDINGS.values()} - {ENDINGS[to]}:
         raise FaapError(f"{path}: would be of the format {to}, whose files end in {ENDINGS[to]}; give that, or --to.")
+    refuse_device(path)
     if path.is_dir() or (path.exists() and _MARK not in path.read_bytes()):
         raise FaapError(f"{path}: is there, and no export of faap; give another file with --output.")
     about = _about(generator, detector, run)

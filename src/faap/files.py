@@ -31,6 +31,7 @@ def cache_dir() -> Path:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes its place when the block ends well."""
+    refuse_device(path)  # which a file would take the place of, for all programs
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -63,6 +64,7 @@ def file_sha256(*paths: Path) -> str:
     """Return the hex SHA-256 of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
+        refuse_device(path)
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
@@ -94,12 +96,17 @@ def lfs_pointer(path: Path) -> str:
     return ""
 
 
+def refuse_device(path: Path) -> None:
+    """Raise a FaapError if what lies there is neither a file nor a folder."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FaapError(f"{path}: is a pipe or a device; only ordinary files are read and written.")
+
+
 def refuse_odd(path: Path, most: float = math.inf) -> None:
     """Raise a FaapError if a file is a pointer of Git LFS, none that ends, or of more bytes; pass if there is none."""
     if said := lfs_pointer(path):
         raise FaapError(f"{path}: {said}")
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise FaapError(f"{path}: is a pipe or a device; only ordinary files are read.")
+    refuse_device(path)
     if path.is_file() and (size := path.stat().st_size) > most:
         raise FaapError(f"{path}: has {size:,} bytes, more than the {most:,} that are read of such a file.")
 
