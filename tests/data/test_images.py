@@ -1,5 +1,7 @@
 """Every kind of file becomes the right RGB image, and boxes go where their objects go."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,13 @@ def test_cmyk_keeps_its_colour(tmp_path):
     with Image.open(path) as image:
         assert image.mode == "CMYK"
     assert centre(read_image(path)) == pytest.approx(colour, abs=4)
+
+
+@pytest.mark.parametrize("value", [-1, 65536, 2**31 - 1])
+def test_32_bits_that_may_mean_anything_are_an_error(value: int, tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.full((6, 8), value, np.int32)), tmp_path / "a.tif")
+    with pytest.raises(FaapError, match="32-bit numbers of unknown range; save it with 8 or 16 bits"):
+        read_image(path)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (255, 1), (257 * 200, 200), (65535, 255)])

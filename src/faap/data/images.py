@@ -106,7 +106,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit values at 255 instead of scaling them.
         wide = np.asarray(image, dtype=np.float64) / 257
-        image = Image.fromarray(wide.round().clip(0, 255).astype(np.uint8))
+        if wide.min() < 0 or wide.max() > 255:
+            raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
+        image = Image.fromarray(wide.round().astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
