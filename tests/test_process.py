@@ -2,12 +2,17 @@
 
 import errno
 import io
+import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
 from faap.errors import FaapError
+from faap.files import atomic_write
 from faap.process import Terminal, outcome
 from faap.settings import visible
 from faap.training.stopping import Stop
@@ -60,3 +65,22 @@ def test_what_the_system_says_is_said_in_words(capsys: pytest.CaptureFixture[str
     ):
         assert outcome(lambda error=error: fail(error)) == 2
         assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_who_is_told_to_end_clears_away_what_is_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> None:
+        with atomic_write(tmp_path / "half") as temporary:
+            temporary.write_text("ha")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or a test that fails would end them all
+    try:
+        assert outcome(told) == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "interrupted\n"
+    assert [*tmp_path.iterdir()] == []

@@ -3,9 +3,10 @@
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.segment import Segment
@@ -26,8 +27,30 @@ class Terminal(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: what it has begun it clears away."""
+
+    signum = signal.SIGTERM
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def end_with_stdin() -> None:
+    """End this process, which another has started, when its standard input ends: then the other has ended, too."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def outcome(command: Callable[[], int | None], *, verbose: bool = False) -> int:
     """Run a command; print what the user can mend as one error, with a traceback if asked; return the exit status."""
+    first = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if first else None
     try:
         status = command() or 0
         if "torch" in sys.modules:
@@ -50,6 +73,9 @@ def outcome(command: Callable[[], int | None], *, verbose: bool = False) -> int:
             traceback.print_exc()
         print(f"error: {visible(said)}", file=sys.stderr)
         return 2
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _said(error: FaapError | OSError | RuntimeError) -> str | None:

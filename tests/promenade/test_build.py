@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -87,6 +88,18 @@ def test_several_processes_write_what_one_does(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1), raising=False)
     assert files_of(several) == files_of(build_promenade(tmp_path / "one", many))
+
+
+def test_a_process_that_writes_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None:
+    many = json.dumps({"train": 100_000, "val": 1, "test": 1})
+    command = [sys.executable, "-P", "-m", "faap.promenade", str(tmp_path), many, "1", "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            assert process.wait(timeout=60) == 1
+        finally:
+            process.kill()
 
 
 def test_a_process_that_fails_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

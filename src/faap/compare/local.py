@@ -16,6 +16,7 @@ from rich.console import Console
 
 from faap.config import Recipe, recipe_class
 from faap.errors import FaapError
+from faap.process import end_with_stdin
 from faap.training import train
 
 
@@ -125,10 +126,5 @@ def rebuilt(message: Mapping[str, Any]) -> Recipe:
 def child() -> None:
     """Train the recipe that the first line of standard input holds; give up when standard input ends."""
     recipe = rebuilt(json.loads(sys.stdin.readline()))
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_stdin()
     train(recipe)

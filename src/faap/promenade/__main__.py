@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+from faap.process import end_with_stdin
 from faap.promenade.build import write_parts
 
 if __name__ == "__main__":
+    end_with_stdin()
     folder, scenes, *which = sys.argv[1:]
     write_parts(Path(folder), json.loads(scenes), *map(int, which))

@@ -110,7 +110,8 @@ def _write(root: Path, scenes: Mapping[str, int]) -> None:
         write_parts(root, scenes)
         return
     command = [sys.executable, "-P", "-m", "faap.promenade", str(root), json.dumps(dict(scenes)), str(workers)]
-    running = [subprocess.Popen([*command, str(number)]) for number in range(workers)]
+    # their input stays open: the end of it tells them that nobody waits for them any more
+    running = [subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE) for number in range(workers)]
     try:
         with Progress(transient=True) as progress:
             bar = progress.add_task("Building Promenade", total=parts)
