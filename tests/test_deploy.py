@@ -315,6 +315,18 @@ def test_a_perturbation_of_nothing_has_no_share_that_arrives(folder: Path, tmp_p
         assert row["linf_pixels"] > 0
 
 
+@pytest.mark.parametrize("change", [{"source": None}, {"kept": "x"}, {"psnr_db": []}, {"notes": 3}])
+def test_a_line_that_is_not_ours_says_nothing(
+    change: dict[str, Any], generator: Generator, folder: Path, tmp_path: Path
+) -> None:
+    (row,), out = apply_files(generator, [folder / "turned.jpg"], tmp_path), tmp_path / "applied.jsonl"
+    out.write_text("[" * 100_000 + "\n" + json.dumps(row) + "\n")
+    assert apply_files(generator, [folder / "turned.jpg"], tmp_path) == [row]
+    out.write_text(json.dumps(row | change) + "\n")
+    with pytest.raises(FaapError, match=r"applied.jsonl: is there, and not faap's"):
+        apply_files(generator, [folder / "turned.jpg"], tmp_path)
+
+
 def test_pictures_that_lie_within_the_folder_of_results_are_made_and_results_are_not(
     generator: Generator, folder: Path, tiny_detector: Path
 ) -> None:

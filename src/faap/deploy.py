@@ -42,6 +42,8 @@ PICTURES = (".avif", ".bmp", ".gif", ".jp2", *_JPEG, ".png", ".ppm", ".tga", ".t
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # what a folder of results says of each file in it
 LEDGER = "applied.jsonl"
+_LINE = {"source": str, "file": str, "sha256": {str: str}, "linf_pixels": float, "notes?": [str]}
+_LINE |= dict.fromkeys(("kept", "psnr_db"), (float, None))
 # where images keep their size
 OWN_SIZE = Preprocessing(shortest_edge=None, longest_edge=None)
 # of a video, the frames that are looked at again as they were written
@@ -304,9 +306,9 @@ class _Ledger:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         text = read_text(self.path) if self.path.exists() else ""
         for line in text.splitlines():
-            with suppress(ValueError, TypeError, KeyError):  # one that was cut short says nothing
-                row = json.loads(line)
-                self.rows.setdefault(row["file"], []).append(row | {"sha256": dict(row["sha256"])})
+            with suppress(ValueError, RecursionError):  # one that was cut short, or is not ours, says nothing
+                conform(row := json.loads(line), _LINE, "")
+                self.rows.setdefault(row["file"], []).append(row)
         if text.strip() and not self.rows:
             raise FaapError(f"{self.path}: is there, and not faap's; give another folder with --out.")
         if text and not text.endswith("\n"):
