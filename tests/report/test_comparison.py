@@ -200,9 +200,12 @@ def test_the_best_recipe_and_its_change_are_said_first(comparison, spread, told)
     assert words.index(said) < words.index(verdict) < words.index("Recipes on the test split")
     assert f"(−0.0050, −6.6 %). {verdict}" in words
     assert "no recipe makes the gap smaller" not in words
+    assert f"{verdict} As the best of 3 by these very numbers it is favoured by chance" in words
     flat = " ".join(printed(data).split())
     assert said in flat
     assert verdict in flat
+    del data["recipes"][1:]
+    assert "favoured by chance" not in read(data).words
 
 
 def test_it_is_said_when_no_recipe_helps(comparison):

@@ -220,7 +220,9 @@ def comparison_sentences(comparison: Mapping[str, Any]) -> list[str]:
         sure = {what: bounds and not bounds[0] <= 0 <= bounds[1] for what, bounds in chances.items()}
         told = [f"{'is more than' if sure[of] else 'could be'} {of.format(interval(chances[of]))}" for of in chances]
         said += f". This change {', and '.join(told)}"
-    return [f"{said}.", _criteria_sentence(comparison)]
+    several = len(sizes) > 1 and start is not None
+    chosen = f" As the best of {len(sizes)} by these very numbers it is favoured by chance, of which no interval knows."
+    return [f"{said}.{chosen * several}", _criteria_sentence(comparison)]
 
 
 def _criteria_sentence(comparison: Mapping[str, Any]) -> str:
