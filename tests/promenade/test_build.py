@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,22 @@ def test_val_and_test_are_what_they_always_were() -> None:
         scene = compose(build.SEED, split, index, group)
         digest.update(scene.image.tobytes() + scene.boxes.tobytes())
     assert digest.hexdigest() == "81548510507751fb9b2dafce0acf4af545f1116e0ded706f3f542a6deb9a10ff"
+
+
+def test_people_are_resized_in_one_direction_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which comes first, and so how each rounds, is Pillow's to choose and has changed."""
+    resize, sizes = Image.Image.resize, list[tuple[tuple[int, int], tuple[int, int]]]()
+
+    def recorded(image: Image.Image, size: tuple[int, int], *how: Any) -> Image.Image:
+        if image.mode in ("RGBA", "RGBa"):
+            sizes.append((image.size, size))
+        return resize(image, size, *how)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    for index in range(5):
+        compose(build.SEED, "test", index, "female")
+    assert any(before[1] != after[1] for before, after in sizes)
+    assert all(before[0] == after[0] or before[1] == after[1] for before, after in sizes)
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -299,17 +299,13 @@ def _sane(value: Any, place: str, key: str) -> Any:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Name the files that hold a detector's weights."""
-    for whole in (directory / name for name in _WEIGHTS):
-        index = whole.with_name(whole.name + _INDEX)
-        files = [whole]
-        if not whole.is_file() and index.is_file():
-            content = read_json(index)
-            conform(content, {"weight_map": {str: str}}, str(index))
-            files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
-        if whole.is_file() or index.is_file():
-            break
-    else:
-        files = [directory / _WEIGHTS[0]]
+    there = [name for name in _WEIGHTS if (directory / name).is_file() or (directory / (name + _INDEX)).is_file()]
+    whole = directory / (there or _WEIGHTS)[0]
+    index, files = whole.with_name(whole.name + _INDEX), [whole]
+    if not whole.is_file() and index.is_file():
+        content = read_json(index)
+        conform(content, {"weight_map": {str: str}}, str(index))
+        files = [directory / Path(part).name for part in sorted(set(content["weight_map"].values()))] or files
     for file in files:
         if not file.is_file():
             advice = "are in safetensors format, as save_pretrained of transformers writes them, or a pytorch_model.bin"
